@@ -1,0 +1,179 @@
+"""ApiFunction: API Gateway has routed and authorised; route key to one call, errors to problem documents."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from token_keeper.errors import KeeperError
+from token_keeper.health import account_health, failure_shown
+from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, rfc3339
+from token_keeper.reader import NoValidValueError, Reader, Reading, UnknownAccountError, UnknownCredentialError
+from token_keeper.refresher import ANSWER_TIMEOUT, Refresher
+from token_keeper.table import Table
+
+logger = logging.getLogger("api")
+logger.setLevel(logging.INFO)
+
+PAGE = 50
+"""Accounts on a page of health, and the most that `limit` may ask for."""
+
+TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
+
+type Answer = dict[str, Any]
+type Handler = Callable[[Mapping[str, Any], Any], Answer]
+
+
+class InvalidRequestError(KeeperError):
+    """The request cannot be understood; the text says what is wrong and repeats nothing of it."""
+
+    code = "invalid_request"
+
+
+_STATUS = {
+    InvalidRequestError: 400,
+    UnknownAccountError: 404,
+    UnknownCredentialError: 404,
+    NoValidValueError: 503,
+}
+
+
+class Api:
+    """The HTTP API (CONTRACT section 4)."""
+
+    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._reader = reader
+        self._clock = clock
+        self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+            "GET /v1/accounts": self._accounts,
+            "GET /v1/accounts/{account}": self._account,
+            "GET /v1/accounts/{account}/access-token": self._access_token,
+            "GET /v1/accounts/{account}/tickets/{type}": self._ticket,
+        }
+
+    def answer(self, event: Mapping[str, Any]) -> Answer:
+        """Answer an API Gateway request (payload format 2.0)."""
+        try:
+            return _answer(200, self._routes[event["routeKey"]](event))
+        except KeeperError as error:
+            return _problem(error)
+
+    def _accounts(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        query = event.get("queryStringParameters") or {}
+        limit, after = query.get("limit", str(PAGE)), query.get("next")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= PAGE):
+            raise InvalidRequestError(f"limit must be a number from 1 to {PAGE}")
+        if after is not None and not ACCOUNT_NAME.fullmatch(after):
+            raise InvalidRequestError("next must be what the page before gave as next")
+        entries, following = self._table.page(int(limit), after)
+        credentials = self._table.credentials(entries)
+        now = int(self._clock())
+        page = {"accounts": [account_health(entry, credentials, now) for entry in entries]}
+        return page | ({"next": following} if following else {})
+
+    def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        account = _account_name(event)
+        entry = self._table.entry(account)
+        if entry is None:
+            raise UnknownAccountError(f"no account named {account} is kept")
+        return account_health(entry, self._table.credentials([entry]), int(self._clock()))
+
+    def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        return self._hand_out(event, ACCESS_TOKEN, "access_token")
+
+    def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        ticket_type = event["pathParameters"]["type"]
+        if ticket_type not in TICKET_TYPES:
+            raise UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
+        return self._hand_out(event, ticket_type, "ticket")
+
+    def _hand_out(self, event: Mapping[str, Any], credential: str, value_field: str) -> dict[str, Any]:
+        reading = self._reader.read(_account_name(event), credential)
+        logger.info("handed out", extra=_handed_out(event, reading))
+        return {
+            "account": reading.credential.account,
+            "credential": credential,
+            value_field: reading.value,
+            "expires_in": reading.expires_in,
+            "expires_at": rfc3339(reading.expires_at),
+            "cache_for": reading.cache_for,
+            "fingerprint": reading.credential.fingerprint,
+            "stale": reading.stale,
+        }
+
+
+def connect(
+    environment: Mapping[str, str],
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    session: boto3.Session | None = None,
+) -> Handler:
+    """Make the handler for a deployed stack's environment (CONTRACT: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`)."""
+    session = session or boto3.Session()
+    endpoint_url = environment.get("AWS_ENDPOINT_URL") or None
+    # A reader would rather say "stale" or 503 than keep its caller waiting.
+    quick = Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "max_attempts": 2})
+    once = Config(connect_timeout=1, read_timeout=ANSWER_TIMEOUT, retries={"mode": "standard", "max_attempts": 1})
+    table = Table(session.client("dynamodb", config=quick, endpoint_url=endpoint_url), environment["TABLE_NAME"])
+    refresher = Refresher(
+        session.client("lambda", config=once, endpoint_url=endpoint_url), environment["REFRESH_FUNCTION_NAME"]
+    )
+    api = Api(table, Reader(table, refresher, clock, sleep), clock)
+    return lambda event, context: api.answer(event)
+
+
+def _account_name(event: Mapping[str, Any]) -> str:
+    account: str = event["pathParameters"]["account"]
+    if not ACCOUNT_NAME.fullmatch(account):
+        raise UnknownAccountError("an account's name is 1 to 64 lower-case letters, digits and -")
+    return account
+
+
+def _handed_out(event: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    caller = event.get("requestContext", {}).get("authorizer", {}).get("iam", {}).get("userArn")
+    return {
+        "caller": caller,
+        "account": reading.credential.account,
+        "credential": reading.credential.name,
+        "fingerprint": reading.credential.fingerprint,
+        "stale": reading.stale,
+    }
+
+
+def _problem(error: KeeperError) -> Answer:
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
+    problem: dict[str, Any] = {"title": error.code.replace("_", " "), "status": status, "code": error.code}
+    problem["detail"] = str(error)
+    headers = {}
+    if isinstance(error, NoValidValueError):
+        problem["cause"] = error.cause and failure_shown(error.cause)
+        headers = {"Retry-After": str(error.retry_after)}
+    return _answer(status, problem, headers, content_type="application/problem+json")
+
+
+def _answer(
+    status: int,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str] | None = None,
+    content_type: str = "application/json",
+) -> Answer:
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})},
+        "body": json.dumps(body, ensure_ascii=False, separators=(",", ":")),
+    }
+
+
+_handler = cache(lambda: connect(os.environ))
+
+
+def handler(event: dict[str, Any], context: Any) -> Answer:
+    """AWS Lambda's entry."""
+    return _handler()(event, context)

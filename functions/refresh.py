@@ -1,0 +1,118 @@
+"""RefreshFunction: which event woke us, one call into the keeper, one log line for each outcome."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import boto3
+from aws_lambda_powertools import Logger
+from botocore.config import Config
+
+from token_keeper.accounts import Accounts
+from token_keeper.health import failure_shown
+from token_keeper.keeper import WORKERS, Keeper
+from token_keeper.model import Failed, Outcome, Renewed, Skipped, rfc3339
+from token_keeper.table import Table
+from token_keeper.wechat import WeChat
+
+logger = Logger(service="refresh")
+
+# At DEBUG these write whole requests and answers: AppSecrets in URLs, decrypted parameters.
+for chatty in ("botocore", "boto3", "urllib3"):
+    logging.getLogger(chatty).setLevel(logging.INFO)
+
+type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
+
+
+class UnknownEventError(ValueError):
+    """RefreshFunction was woken by something that is none of its events."""
+
+
+def connect(
+    environment: Mapping[str, str],
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    session: boto3.Session | None = None,
+) -> Handler:
+    """Make the handler for a deployed stack's environment (CONTRACT: `TABLE_NAME`, `ACCOUNTS_PATH`, the WeChat URLs)."""
+    session = session or boto3.Session()
+    config = Config(
+        connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
+    )
+    endpoint_url = environment.get("AWS_ENDPOINT_URL") or None
+    accounts = Accounts(session.client("ssm", config=config, endpoint_url=endpoint_url), environment["ACCOUNTS_PATH"])
+    table = Table(session.client("dynamodb", config=config, endpoint_url=endpoint_url), environment["TABLE_NAME"])
+    wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
+    keeper = Keeper(table, accounts, wechat, clock, sleep)
+
+    def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
+        def seconds_left() -> float:
+            return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+
+        woken_by, outcomes = _wake(keeper, accounts, event, seconds_left)
+        for outcome in outcomes:
+            _log(woken_by, outcome)
+        return summary(woken_by, outcomes)
+
+    return handle
+
+
+def _wake(
+    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], seconds_left: Callable[[], float]
+) -> tuple[str, list[Outcome]]:
+    match event:
+        case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
+            return "tick", keeper.tick(seconds_left)
+        case {"wake": "guard"}:
+            return "guard", keeper.guard(seconds_left)
+        case {"source": "aws.ssm", "detail": {"name": str(parameter)}}:
+            account = accounts.name_of(parameter)
+            return "parameter", keeper.account_changed(account, seconds_left) if account else []
+        case {"renew": {"account": str(account), "credential": str(credential), **options}}:
+            return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
+        case _:
+            raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
+
+
+def summary(woken_by: str, outcomes: list[Outcome]) -> dict[str, Any]:
+    """What a wake-up did, for whoever invoked it: fingerprints and times, never a value."""
+    told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
+    for outcome in outcomes:
+        list_name, fields = _told(outcome)
+        told[list_name].append(fields)
+    return told
+
+
+def _told(outcome: Outcome) -> tuple[str, dict[str, Any]]:
+    which = {"account": outcome.account, "credential": outcome.credential}
+    match outcome:
+        case Renewed():
+            return "renewed", {
+                **which,
+                "fingerprint": outcome.fingerprint,
+                "expires_at": rfc3339(outcome.expires_at),
+                "promised_until": rfc3339(outcome.promised_until),
+                "renews_at": rfc3339(outcome.renews_at),
+            }
+        case Skipped():
+            return "skipped", {**which, "reason": outcome.reason}
+        case Failed():
+            next_attempt = {"next_attempt_at": rfc3339(outcome.next_attempt_at)}
+            return "failed", {**which, **failure_shown(outcome.failure), **next_attempt}
+
+
+def _log(woken_by: str, outcome: Outcome) -> None:
+    list_name, fields = _told(outcome)
+    write = logger.error if isinstance(outcome, Failed) else logger.info
+    write(list_name, extra={"woken_by": woken_by, **fields})
+
+
+_handler = cache(lambda: connect(os.environ))
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """AWS Lambda's entry. Takes the events of CONTRACT section 3; raises `UnknownEventError` for any other."""
+    return _handler()(event, context)

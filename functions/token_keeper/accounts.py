@@ -1,0 +1,137 @@
+"""Adapter: the accounts' records in Parameter Store, one SecureString `<path>/<account>` each. The only reader of secrets."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import batched
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from token_keeper.errors import InvalidRecordError, KeeperError, ParametersUnavailableError
+from token_keeper.model import ACCOUNT_NAME, CORP_TICKETS, PUBLIC_TICKETS, Account, Kind
+
+if TYPE_CHECKING:
+    from mypy_boto3_ssm import SSMClient
+
+GET_PARAMETERS_BATCH = 10
+"""The most names that Parameter Store's GetParameters takes, and the most that GetParametersByPath returns."""
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SECRET = re.compile(r"[!-~]{1,256}")
+_ENDPOINTS = (Kind.TOKEN, Kind.STABLE_TOKEN)
+
+
+def parse_record(name: str, value: str) -> Account:
+    """Make an account of its parameter's value (CONTRACT: `appid` or `corpid`, `secret`, `endpoint`, `tickets`).
+
+    Raises `InvalidRecordError` that says what is wrong and never repeats anything but field names.
+    """
+    try:
+        record = json.loads(value)
+    except (ValueError, RecursionError):
+        record = None  # the exception holds the value; it must not become the context of ours
+    if not isinstance(record, dict):
+        raise InvalidRecordError("the value is not a JSON object")
+    identity, allowed = ("corpid", {"corpid", "secret", "tickets"}) if "corpid" in record else ("appid", _APPID_FIELDS)
+    for required in (identity, "secret"):
+        if required not in record:
+            raise InvalidRecordError(f"the field {required} is missing")
+    if unknown := sorted(set(record) - allowed):
+        # A field name can be a secret that was pasted in the wrong place, so it is counted and not shown.
+        raise InvalidRecordError(f"{len(unknown)} unknown field(s); known are {', '.join(sorted(allowed))}")
+    if not _matches(_ID, record[identity]):
+        raise InvalidRecordError(f"{identity} must be 1 to 64 letters, digits, - or _")
+    if not _matches(_SECRET, record["secret"]):
+        raise InvalidRecordError("secret must be 1 to 256 printable characters without blanks")
+    endpoint = record.get("endpoint", Kind.TOKEN)
+    if endpoint not in _ENDPOINTS:
+        raise InvalidRecordError(f"endpoint must be one of {', '.join(_ENDPOINTS)}")
+    known_tickets = CORP_TICKETS if identity == "corpid" else PUBLIC_TICKETS
+    tickets = record.get("tickets", [])
+    if not isinstance(tickets, list) or any(ticket not in known_tickets for ticket in tickets):
+        raise InvalidRecordError(f"tickets must be a list of {', '.join(known_tickets)}")
+    kind = Kind.CORP_TOKEN if identity == "corpid" else Kind(endpoint)
+    return Account(name, record[identity], record["secret"], kind, tuple(dict.fromkeys(tickets)))
+
+
+_APPID_FIELDS = {"appid", "secret", "endpoint", "tickets"}
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+@dataclass(frozen=True)
+class Record:
+    """An account's record as it was found: `content` is None where there is no parameter of that name."""
+
+    version: str | None
+    content: Account | KeeperError | None
+
+
+class Accounts:
+    """The records below `path`."""
+
+    def __init__(self, ssm: "SSMClient", path: str) -> None:
+        self._ssm = ssm
+        self._path = path.rstrip("/")
+
+    def name_of(self, parameter: str) -> str | None:
+        """The account whose parameter has this name; None where it is no account's."""
+        prefix, _, name = parameter.rpartition("/")
+        return name if prefix == self._path and ACCOUNT_NAME.fullmatch(name) else None
+
+    def versions(self) -> dict[str, str]:
+        """Every account's name with a version that changes whenever its record does. Decrypts nothing.
+
+        Raises `ParametersUnavailableError`.
+        """
+        versions = {}
+        with _translated_errors():
+            pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._path, WithDecryption=False)
+            for parameter in (parameter for page in pages for parameter in page["Parameters"]):
+                if (name := self.name_of(parameter["Name"])) is not None:
+                    versions[name] = _version(parameter)
+        return versions
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
+        """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
+        for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
+            try:
+                with _translated_errors():
+                    answer = self._ssm.get_parameters(
+                        Names=[f"{self._path}/{name}" for name in batch], WithDecryption=True
+                    )
+            except ParametersUnavailableError as error:
+                yield from ((name, Record(None, error)) for name in batch)
+                continue
+            found = {parameter["Name"]: parameter for parameter in answer["Parameters"]}
+            for name in batch:
+                yield name, _record(name, found.get(f"{self._path}/{name}"))
+
+
+def _record(name: str, parameter: Any) -> Record:
+    if parameter is None:
+        return Record(None, None)
+    try:
+        return Record(_version(parameter), parse_record(name, parameter["Value"]))
+    except InvalidRecordError as error:
+        return Record(_version(parameter), error)
+
+
+def _version(parameter: Any) -> str:
+    # The version number alone starts anew when a parameter is deleted and created again.
+    return f"{parameter['Version']}@{parameter['LastModifiedDate'].timestamp():.3f}"
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        raise ParametersUnavailableError(f"Parameter Store: {error.response['Error']['Code']}") from error
+    except BotoCoreError as error:
+        raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from error

@@ -1,0 +1,53 @@
+"""The health of accounts and their credentials, as the API shows it: states, times and remedies, never a value."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from token_keeper.model import Credential, Failure, Kind, rfc3339
+from token_keeper.renewal import State, state
+from token_keeper.table import Entry
+
+
+def account_health(entry: Entry, credentials: Mapping[tuple[str, str], Credential], now: int) -> dict[str, Any]:
+    """One account's health at `now` (epoch seconds), with the credentials the directory names."""
+    identity = {"corpid": entry.app_id} if entry.kind is Kind.CORP_TOKEN else _public_identity(entry)
+    health = [_credential_health(name, credentials.get((entry.account, name)), now) for name in entry.credentials]
+    return {"account": entry.account, **identity, "credentials": health}
+
+
+def failure_shown(failure: Failure) -> dict[str, Any]:
+    """A failure without its time, as health and problem documents show it."""
+    return {
+        "class": str(failure.failure_class),
+        "errcode": failure.errcode,
+        "errmsg": failure.errmsg,
+        "remedy": failure.remedy,
+    }
+
+
+def _public_identity(entry: Entry) -> dict[str, str | None]:
+    return {"appid": entry.app_id or None, "endpoint": str(entry.kind)}
+
+
+def _credential_health(name: str, credential: Credential | None, now: int) -> dict[str, Any]:
+    if credential is None:
+        return {"credential": name, "state": str(State.NEVER_FETCHED), **_NOTHING_KNOWN}
+    error = credential.last_error
+    has_value = credential.value is not None
+    return {
+        "credential": name,
+        "state": str(state(credential, now)),
+        "fingerprint": credential.fingerprint,
+        "fetched_at": rfc3339(credential.fetched_at) if has_value else None,
+        "expires_at": rfc3339(credential.expires_at) if has_value else None,
+        "renews_at": rfc3339(credential.due_at),
+        "failures": credential.failures,
+        "last_error": error and {**failure_shown(error), "at": rfc3339(error.at)},
+    }
+
+
+_NOTHING_KNOWN: dict[str, Any] = {
+    **dict.fromkeys(("fingerprint", "fetched_at", "expires_at", "renews_at"), None),
+    "failures": 0,
+    "last_error": None,
+}

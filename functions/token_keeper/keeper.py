@@ -1,0 +1,314 @@
+"""The keeper: the one place where a credential changes. Lease, fetch, publish; and which accounts are kept at all.
+
+take the lease ──► fetch from WeChat ──► publish                    (epoch still ours: the new value is served)
+     │                    └─ refused ──► record the failure         (the old value stays; tried again later)
+     └ the process dies anywhere ──────► due again when the lease ends
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+
+from token_keeper import renewal
+from token_keeper.accounts import Accounts, Record
+from token_keeper.errors import (
+    InvalidRecordError,
+    KeeperError,
+    ParametersUnavailableError,
+    RecordChangedError,
+    StoreUnavailableError,
+)
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failed,
+    Failure,
+    FailureClass,
+    Grant,
+    Kind,
+    Outcome,
+    Renewed,
+    Skipped,
+)
+from token_keeper.table import Entry, Table
+from token_keeper.wechat import WeChat, WeChatError
+
+WORKERS = 16
+"""Renewals at a time. They wait for WeChat nearly all their time; a broken account occupies one for a minute at most."""
+
+PAUSES_WITHOUT_ANSWER = (0, 10)
+"""Seconds before each further attempt under the same lease, when a call got no whole answer. It may have minted a token,
+so the live one may have 300 s left: the sooner the answer is known, the better. After these, as any failure."""
+
+LONGEST_ATTEMPT = 15
+"""Seconds of run time that must be left to begin an attempt: connecting, the answer, and publishing it."""
+
+
+class Keeper:
+    """Keeps every credential of every account.
+
+    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        accounts: Accounts,
+        wechat: WeChat,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._table = table
+        self._accounts = accounts
+        self._wechat = wechat
+        self._clock = clock
+        self._sleep = sleep
+
+    def tick(self, seconds_left: Callable[[], float]) -> list[Outcome]:
+        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store."""
+        now = self._now()
+        listed = self._table.due(None)
+        about = [due for due in listed if due.due_at <= renewal.due_for_tick(due.kind, now)]
+        outcomes = self._work_off(about, seconds_left)
+        changed = self._changed({(due.account, due.credential) for due in listed})
+        return outcomes + self._sync(changed, seconds_left)
+
+    def guard(self, seconds_left: Callable[[], float]) -> list[Outcome]:
+        """The guard schedule: renew what is due."""
+        return self._work_off(self._table.due(self._now()), seconds_left)
+
+    def account_changed(self, account: str, seconds_left: Callable[[], float]) -> list[Outcome]:
+        """An account's parameter was created, changed or deleted, some time ago: act on what it holds now.
+
+        Raises `ParametersUnavailableError` or `StoreUnavailableError`: the event is then to be delivered again.
+        """
+        (_, record), *_ = self._accounts.read([account])
+        if isinstance(record.content, ParametersUnavailableError):
+            raise record.content
+        return self._take_over(account, record, seconds_left)
+
+    def renew(
+        self, account: str, credential: str, seconds_left: Callable[[], float], *, rotate: bool = False
+    ) -> list[Outcome]:
+        """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit wish)."""
+        found = self._table.credential(account, credential)
+        if found is None:
+            outcomes = self.account_changed(account, seconds_left)
+            return outcomes or [Skipped(account, credential, "there is no such account or credential")]
+        if found.due_at > self._now() and not rotate:
+            return [Skipped(account, credential, "not due")]
+        return self._work_off([_due(found)], seconds_left, rotate=rotate)
+
+    # --- renewing
+
+    def _work_off(
+        self, dues: Iterable[Due], seconds_left: Callable[[], float], *, rotate: bool = False
+    ) -> list[Outcome]:
+        """Renew the accounts side by side, those that work before those that fail; in each, the token before tickets."""
+        by_account: dict[str, list[Due]] = {}
+        for due in sorted(dues, key=lambda due: (due.failures > 0, due.credential != ACCESS_TOKEN, due.due_at)):
+            by_account.setdefault(due.account, []).append(due)
+        if not by_account:
+            return []
+
+        def renew_account(account: str, record: Record) -> list[Outcome]:
+            return [self._renew(due, record, seconds_left, rotate) for due in by_account[account]]
+
+        with ThreadPoolExecutor(min(WORKERS, len(by_account))) as workers:
+            renewals = [workers.submit(renew_account, *found) for found in self._accounts.read(by_account)]
+        return list(chain.from_iterable(each.result() for each in renewals))
+
+    def _renew(self, due: Due, record: Record, seconds_left: Callable[[], float], rotate: bool) -> Outcome:
+        if seconds_left() < LONGEST_ATTEMPT:
+            return Skipped(due.account, due.credential, "out of time; the next wake-up goes on")
+        now = self._now()
+        try:
+            leased = self._table.take_lease(
+                due.account,
+                due.credential,
+                now=now,
+                until=now + renewal.LEASE,
+                seen_due_at=due.due_at,
+                rotate=rotate,
+            )
+            if leased is None:
+                return Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")
+            try:
+                grant = self._fetch(leased, record, seconds_left, rotate)
+            except KeeperError as error:
+                return self._failed(leased, error, began_at=now)
+            return self._publish(leased, grant)
+        except StoreUnavailableError as error:
+            return _not_begun(due.account, due.credential, error, self._now())
+
+    def _fetch(self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool) -> Grant:
+        account = record.content
+        if account is None:
+            raise InvalidRecordError("the account's parameter does not exist any more")
+        if isinstance(account, KeeperError):
+            raise account
+        if account.app_id != leased.app_id or account.credentials.get(leased.name) is not leased.kind:
+            raise RecordChangedError("the account's record has changed; the change is being taken over")
+        for pause in PAUSES_WITHOUT_ANSWER:
+            try:
+                return self._ask(account, leased, rotate)
+            except WeChatError as error:
+                in_time = seconds_left() > pause + LONGEST_ATTEMPT
+                if error.outcome_known or not renewal.RULES[leased.kind].mints_anew or not in_time:
+                    raise
+            self._sleep(pause)
+        return self._ask(account, leased, rotate)
+
+    def _ask(self, account: Account, leased: Credential, rotate: bool) -> Grant:
+        if leased.name == ACCESS_TOKEN:
+            return self._wechat.fetch_token(account, force=rotate and leased.kind is Kind.STABLE_TOKEN)
+        token = self._table.credential(account.name, ACCESS_TOKEN)
+        if token is None or token.value is None or self._now() >= renewal.usable_until(token):
+            raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
+        return self._wechat.fetch_ticket(account, leased.name, token.value)
+
+    def _publish(self, leased: Credential, grant: Grant) -> Outcome:
+        expires_at = renewal.expiry(leased, grant)
+        due_at = renewal.next_due(leased, grant)
+        published = self._table.publish(leased, grant, expires_at=expires_at, due_at=due_at)
+        if published is None or published.fingerprint is None:
+            return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
+        return Renewed(
+            account=leased.account,
+            credential=leased.name,
+            fingerprint=published.fingerprint,
+            expires_at=expires_at,
+            promised_until=renewal.promised_until(published, grant.asked_at),
+            renews_at=due_at,
+        )
+
+    def _failed(self, leased: Credential, error: KeeperError, *, began_at: int) -> Outcome:
+        failure = _failure(error, self._now())
+        due_at = failure.at + renewal.retry_after(failure, leased.failures + 1)
+        unknown = isinstance(error, WeChatError) and not error.outcome_known
+        at_risk = unknown or leased.at_risk_since != began_at
+        if not self._table.record_failure(leased, failure, due_at=due_at, at_risk=at_risk):
+            return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
+        return Failed(leased.account, leased.name, failure, due_at)
+
+    # --- which accounts are kept
+
+    def _changed(self, listed: Collection[tuple[str, str]]) -> set[str]:
+        """The accounts whose record is not the one that is enrolled, or that lost an item."""
+        # The directory is read first: an account that is enrolled in between is then not taken for a deleted one.
+        entries = {entry.account: entry for entry in self._table.entries()}
+        versions = self._accounts.versions()
+        lost = {
+            entry.account
+            for entry in entries.values()
+            if any((entry.account, name) not in listed for name in entry.credentials)
+        }
+        known = {name: entry.version for name, entry in entries.items()}
+        return lost | {name for name in known.keys() | versions.keys() if known.get(name) != versions.get(name)}
+
+    def _sync(self, names: Collection[str], seconds_left: Callable[[], float]) -> list[Outcome]:
+        """Bring each named account in line with its parameter as it is now, and renew what that makes due."""
+        outcomes: list[Outcome] = []
+        for name, record in self._accounts.read(names):
+            try:
+                outcomes += self._take_over(name, record, seconds_left)
+            except KeeperError as error:
+                outcomes.append(_not_begun(name, ACCESS_TOKEN, error, self._now()))
+        return outcomes
+
+    def _take_over(self, name: str, record: Record, seconds_left: Callable[[], float]) -> list[Outcome]:
+        try:
+            if record.content is None:
+                self._drop(name)
+                return []
+            if isinstance(record.content, KeeperError):
+                raise record.content
+            due = self._enrol(record.content, record.version)
+        except InvalidRecordError as error:
+            return [self._refuse(name, error)]
+        return self._work_off(due, seconds_left)
+
+    def _enrol(self, account: Account, version: str | None) -> list[Due]:
+        holder = self._table.claim(account)
+        if holder != account.name:
+            raise InvalidRecordError(f"{account.app_id} is already kept with this endpoint, as account {holder}")
+        now = self._now()
+        old = self._table.entry(account.name)
+        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
+        # Without a version until all is done: whatever dies halfway is begun again by the next tick.
+        self._table.put_entry(entry)
+        if old is not None:
+            self._table.release_claims(
+                account.name, old.app_id, but=account.claim if old.app_id == account.app_id else None
+            )
+            for name in set(old.credentials) - account.credentials.keys():
+                self._table.drop_credential(account.name, name)
+        for name, kind in account.credentials.items():
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=now)
+        kept = self._table.credentials([entry]).values()
+        due = [_due(credential) for credential in kept if self._due_on_change(credential, account, now)]
+        self._table.put_entry(replace(entry, version=version))
+        return due
+
+    def _due_on_change(self, credential: Credential, account: Account, now: int) -> bool:
+        """Whether a created or changed record calls for a renewal now. A live value is never rotated early for it."""
+        kind = account.credentials[credential.name]
+        if credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
+            if kind not in (Kind.TOKEN, Kind.STABLE_TOKEN):
+                return False
+            self._table.note(account.name, credential.name, self._secret_failure(account))
+            return False
+        if credential.kind is not kind or credential.due_at > now:
+            self._table.make_due(account.name, credential.name, kind, now=now)
+        return True
+
+    def _secret_failure(self, account: Account) -> Failure | None:
+        try:
+            self._wechat.check_secret(account)
+        except WeChatError as error:
+            return _failure(error, self._now())
+        return None
+
+    def _refuse(self, name: str, error: InvalidRecordError) -> Outcome:
+        """Leave an account whose record cannot be used as it is, and say so in its health."""
+        failure = _failure(error, self._now())
+        tried_again_at = failure.at + renewal.retry_after(failure, 1)
+        entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.put_entry(replace(entry, version=None))
+        self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=tried_again_at)
+        self._table.note(name, ACCESS_TOKEN, failure)
+        return Failed(name, ACCESS_TOKEN, failure, tried_again_at)
+
+    def _drop(self, name: str) -> None:
+        entry = self._table.entry(name)
+        if entry is None:
+            return
+        for credential in entry.credentials:
+            self._table.drop_credential(name, credential)
+        self._table.release_claims(name, entry.app_id)
+        self._table.drop_entry(name)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _due(credential: Credential) -> Due:
+    return Due(credential.account, credential.name, credential.kind, credential.due_at, credential.failures)
+
+
+def _not_begun(account: str, credential: str, error: KeeperError, now: int) -> Failed:
+    failure = _failure(error, now)
+    return Failed(account, credential, failure, now + renewal.retry_after(failure, 1))
+
+
+def _failure(error: KeeperError, at: int) -> Failure:
+    if isinstance(error, WeChatError):
+        return Failure(error.failure_class, error.errcode, error.errmsg, error.remedy, at)
+    if isinstance(error, InvalidRecordError):
+        remedy = "Correct the account's parameter (`token-keeper accounts remove` and `add`); it is tried at once."
+        return Failure(FailureClass.CONFIGURATION, None, str(error), remedy, at)
+    return Failure(FailureClass.TRANSIENT, None, str(error), "Nothing to do: it is tried again by itself.", at)

@@ -1,0 +1,163 @@
+"""What the keeper talks about: accounts, credentials, and what became of a renewal. No I/O.
+
+Times are UTC wall clock in whole epoch seconds, durations whole seconds, unless a name says otherwise.
+"""
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+ACCESS_TOKEN = "access_token"
+"""The name of every account's token credential; a ticket credential bears its ticket type."""
+
+ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+PUBLIC_TICKETS = ("jsapi", "wx_card")
+CORP_TICKETS = ("jsapi", "agent_config")
+
+
+class Kind(StrEnum):
+    """What a credential is at WeChat; it decides the rules of its renewal (see `renewal.RULES`)."""
+
+    TOKEN = "token"
+    STABLE_TOKEN = "stable_token"
+    CORP_TOKEN = "corp_token"
+    TICKET = "ticket"
+    CORP_TICKET = "corp_ticket"
+
+
+class FailureClass(StrEnum):
+    """What a failure calls for."""
+
+    TRANSIENT = "transient"
+    QUOTA = "quota"
+    CREDENTIAL = "credential"
+    CONFIGURATION = "configuration"
+    CONFIRMATION = "confirmation"
+    DEFECT = "defect"
+    UNKNOWN = "unknown"
+
+
+def fingerprint(value: str) -> str:
+    """Name a secret value without showing it: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(value.encode()).hexdigest()[:16]
+
+
+def rfc3339(epoch_seconds: int) -> str:
+    """Write a time as the API does: RFC 3339, UTC, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch_seconds))
+
+
+@dataclass(frozen=True)
+class Account:
+    """One account's record. `app_id` is the appid, or the corpid of a WeCom app."""
+
+    name: str
+    app_id: str
+    secret: str = field(repr=False)
+    kind: Kind
+    tickets: tuple[str, ...] = ()
+
+    @property
+    def credentials(self) -> dict[str, Kind]:
+        """The credentials to keep, by name."""
+        ticket = Kind.CORP_TICKET if self.kind is Kind.CORP_TOKEN else Kind.TICKET
+        return {ACCESS_TOKEN: self.kind, **dict.fromkeys(self.tickets, ticket)}
+
+    @property
+    def claim(self) -> str:
+        """What must not be kept twice: WeChat mints per appid and endpoint, WeCom per corp and app secret."""
+        return f"{self.kind}#{fingerprint(self.secret)}" if self.kind is Kind.CORP_TOKEN else str(self.kind)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a renewal failed, in a form that can be stored and shown: it never holds a value."""
+
+    failure_class: FailureClass
+    errcode: int | None
+    errmsg: str
+    remedy: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A value as WeChat gave it. `asked_at` is the moment before the request went out: life counts from there."""
+
+    value: str = field(repr=False)
+    expires_in: int
+    asked_at: int
+
+
+@dataclass(frozen=True)
+class Credential:
+    """One credential as the table holds it.
+
+    `due_at`: when it is to be renewed, tried again, or taken from a renewal that died.
+    `at_risk_since`: when the first renewal went out that has not ended well; since then the value may have a successor.
+    `epoch`: raised by every lease; only its holder may publish.
+    """
+
+    account: str
+    name: str
+    kind: Kind
+    app_id: str
+    epoch: int
+    due_at: int
+    lease_until: int = 0
+    value: str | None = field(default=None, repr=False)
+    fingerprint: str | None = None
+    previous_fingerprint: str | None = None
+    fetched_at: int = 0
+    expires_at: int = 0
+    at_risk_since: int | None = None
+    failures: int = 0
+    last_error: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Due:
+    """An entry of the index that tells what is due. It may lag: the lease decides."""
+
+    account: str
+    credential: str
+    kind: Kind
+    due_at: int
+    failures: int
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A renewal that was published. `promised_until` is what a reader is promised now."""
+
+    account: str
+    credential: str
+    fingerprint: str
+    expires_at: int
+    promised_until: int
+    renews_at: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A renewal that was not needed or not ours to make."""
+
+    account: str
+    credential: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A renewal that failed; the live value, if any, is untouched."""
+
+    account: str
+    credential: str
+    failure: Failure
+    next_attempt_at: int
+
+
+type Outcome = Renewed | Skipped | Failed

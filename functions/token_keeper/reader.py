@@ -1,0 +1,167 @@
+"""The reader: hands out what the table holds, with an honest promise; asks for a renewal where there is nothing usable."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from token_keeper import renewal
+from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
+from token_keeper.model import Credential, Failure, FailureClass
+from token_keeper.refresher import Refresher
+from token_keeper.table import Table
+
+REMEMBERED_FOR = 15
+"""Seconds a warm reader hands out a value without asking the table again."""
+
+REMEMBERED_AT_MOST = 1000
+"""Credentials in one reader's memory: about a megabyte."""
+
+PATIENCE = 5
+"""Seconds a reader waits for a renewal that somebody else is making."""
+
+POLL_INTERVAL = 0.25
+"""Seconds."""
+
+LONGEST_RETRY_AFTER = 60
+"""Seconds: a person may put things right at any time, so nobody is sent away for longer."""
+
+
+class UnknownAccountError(KeeperError):
+    """No account of that name is kept."""
+
+    code = "unknown_account"
+
+
+class UnknownCredentialError(KeeperError):
+    """The account is kept, but has no such credential."""
+
+    code = "unknown_credential"
+
+
+class NoValidValueError(KeeperError):
+    """There is no usable value right now. `cause`: why, where known; `retry_after`: seconds."""
+
+    code = "no_valid_value"
+    retryable = True
+
+    def __init__(self, cause: Failure | None, retry_after: int) -> None:
+        super().__init__("there is no usable value right now")
+        self.cause = cause
+        self.retry_after = min(max(retry_after, 1), LONGEST_RETRY_AFTER)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A usable value. `expires_in`: whole seconds it is promised to work; `stale`: from memory, as the table is down."""
+
+    credential: Credential
+    value: str
+    expires_in: int
+    expires_at: int
+    stale: bool = False
+
+    @property
+    def cache_for(self) -> int:
+        """Seconds a client may keep the value before it asks again."""
+        return min(renewal.CACHE_FOR, self.expires_in)
+
+
+class Reader:
+    """Reads credentials. Each instance remembers what it read for `REMEMBERED_FOR` seconds.
+
+    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        refresher: Refresher,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._table = table
+        self._refresher = refresher
+        self._clock = clock
+        self._sleep = sleep
+        self._remembered: dict[tuple[str, str], tuple[Credential, int]] = {}
+
+    def read(self, account: str, name: str) -> Reading:
+        """The credential's value and promise.
+
+        Raises `UnknownAccountError`, `UnknownCredentialError`, `NoValidValueError`.
+        """
+        now = self._now()
+        remembered = self._remembered.get((account, name))
+        if remembered is not None:
+            credential, read_at = remembered
+            if 0 <= now - read_at <= REMEMBERED_FOR and (reading := _reading(credential, read_at, now)):
+                return reading
+        try:
+            return self._read_table(account, name)[1] or self._read_after_renewal(account, name)
+        except StoreUnavailableError as error:
+            if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
+                return reading
+            raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+
+    def _read_table(self, account: str, name: str) -> tuple[Credential | None, Reading | None]:
+        read_at = self._now()
+        credential = self._table.credential(account, name)
+        reading = _reading(credential, read_at, self._now()) if credential else None
+        if credential and reading:
+            self._remember(credential, read_at)
+        return credential, reading
+
+    def _read_after_renewal(self, account: str, name: str) -> Reading:
+        asked_at = self._now()
+        credential = self._table.credential(account, name)
+        if credential is None:
+            self._check_kept(account, name)
+        if credential is None or credential.due_at <= asked_at:
+            try:
+                self._refresher.renew(account, name)
+            except RefresherUnavailableError as error:
+                raise NoValidValueError(_passing(error, asked_at), retry_after=1) from error
+        while True:
+            credential, reading = self._read_table(account, name)
+            if reading is not None:
+                return reading
+            now = self._now()
+            if credential is None:
+                raise NoValidValueError(None, retry_after=1)
+            if now >= credential.lease_until or now - asked_at >= PATIENCE:
+                raise NoValidValueError(credential.last_error, credential.due_at - now)
+            self._sleep(POLL_INTERVAL)
+
+    def _check_kept(self, account: str, name: str) -> None:
+        # The directory decides: housekeeping may have taken the credential itself.
+        entry = self._table.entry(account)
+        if entry is None:
+            raise UnknownAccountError(f"no account named {account} is kept")
+        if name not in entry.credentials:
+            raise UnknownCredentialError(f"the account {account} has no {name}")
+
+    def _remember(self, credential: Credential, read_at: int) -> None:
+        if len(self._remembered) >= REMEMBERED_AT_MOST:
+            self._remembered.pop(next(iter(self._remembered)))
+        self._remembered[credential.account, credential.name] = (credential, read_at)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _passing(error: KeeperError, at: int) -> Failure:
+    return Failure(FailureClass.TRANSIENT, None, str(error), "Nothing to do: please ask again.", at)
+
+
+def _reading(credential: Credential, read_at: int, now: int) -> Reading | None:
+    expires_in = renewal.promise(credential, read_at, now)
+    if expires_in is None or credential.value is None:
+        return None
+    return Reading(credential, credential.value, expires_in, now + expires_in)
+
+
+def _stale_reading(credential: Credential, read_at: int, now: int) -> Reading | None:
+    expires_in = renewal.promised_until(credential, read_at) - now
+    if expires_in < 1 or credential.value is None:
+        return None
+    return Reading(credential, credential.value, expires_in, now + expires_in, stale=True)

@@ -1,0 +1,34 @@
+"""Adapter: the reader's way to ask RefreshFunction for a value."""
+
+import json
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from token_keeper.errors import RefresherUnavailableError
+
+if TYPE_CHECKING:
+    from mypy_boto3_lambda import LambdaClient
+
+ANSWER_TIMEOUT = 8
+"""Seconds a reader waits for RefreshFunction, cold start included; API Gateway itself gives up after 30."""
+
+
+class Refresher:
+    """RefreshFunction, by its name. The client must not retry: the table's lease makes a second call pointless."""
+
+    def __init__(self, client: "LambdaClient", function_name: str) -> None:
+        self._client = client
+        self._function_name = function_name
+
+    def renew(self, account: str, credential: str) -> None:
+        """Have the credential renewed if it is due, and wait for that. Raises `RefresherUnavailableError`."""
+        event = {"renew": {"account": account, "credential": credential}}
+        try:
+            answer = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
+        except ClientError as error:
+            raise RefresherUnavailableError(f"RefreshFunction: {error.response['Error']['Code']}") from error
+        except BotoCoreError as error:
+            raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from error
+        if "FunctionError" in answer:
+            raise RefresherUnavailableError("RefreshFunction failed")

@@ -1,0 +1,381 @@
+"""Adapter: the table. One item per credential, one per account in a directory, one per claim on an appid.
+
+| pk | sk | holds |
+|---|---|---|
+| `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
+| `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
+| `claim#<appid>` | endpoint | the one account that keeps this appid with this endpoint |
+
+The index `due` lists every credential by `due_at`. The attribute `ttl` is housekeeping: whatever nobody has touched for
+`HOUSEKEEPING` seconds disappears. No rule relies on it.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from token_keeper.errors import StoreUnavailableError
+from token_keeper.model import Account, Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+HOUSEKEEPING = 7 * 86400
+"""Seconds an item outlives the last thing that is planned for it."""
+
+_BATCH_GET_LIMIT = 100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An account in the directory. `version` is None while its record is not (wholly) enrolled."""
+
+    account: str
+    app_id: str
+    kind: Kind
+    credentials: tuple[str, ...]
+    version: str | None
+
+
+class Table:
+    """The keeper's and the readers' view of the table. Every method raises `StoreUnavailableError` where DynamoDB fails."""
+
+    def __init__(self, dynamodb: "DynamoDBClient", name: str) -> None:
+        self._dynamodb = dynamodb
+        self._name = name
+
+    # --- reading
+
+    def credential(self, account: str, name: str) -> Credential | None:
+        """One credential, read consistently: a promise is made of it."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_key(account, name), ConsistentRead=True)
+        return _credential(_plain(answer["Item"])) if "Item" in answer else None
+
+    def entry(self, account: str) -> Entry | None:
+        """The account's directory entry."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_directory_key(account), ConsistentRead=True)
+        return _entry(_plain(answer["Item"])) if "Item" in answer else None
+
+    def entries(self) -> Iterator[Entry]:
+        """The whole directory, by name."""
+        page, after = self.page(None, None)
+        yield from page
+        while after is not None:
+            page, after = self.page(None, after)
+            yield from page
+
+    def page(self, limit: int | None, after: str | None) -> tuple[list[Entry], str | None]:
+        """Up to `limit` directory entries after the named account, and the name to go on after (None: that was all)."""
+        query: dict[str, Any] = {
+            "TableName": self._name,
+            "KeyConditionExpression": "pk = :accounts",
+            "ExpressionAttributeValues": _wire({":accounts": "accounts"}),
+            "ConsistentRead": True,
+        }
+        if limit is not None:
+            query["Limit"] = limit
+        if after is not None:
+            query["ExclusiveStartKey"] = _directory_key(after)
+        with _translated_errors():
+            answer = self._dynamodb.query(**query)
+        last = answer.get("LastEvaluatedKey")
+        return [_entry(_plain(item)) for item in answer["Items"]], _plain(last)["sk"] if last else None
+
+    def credentials(self, entries: Iterable[Entry]) -> dict[tuple[str, str], Credential]:
+        """The credentials of the given accounts, by (account, name)."""
+        keys = [_key(entry.account, name) for entry in entries for name in entry.credentials]
+        found = {}
+        while keys:
+            with _translated_errors():
+                answer: Any = self._dynamodb.batch_get_item(
+                    RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": True}}
+                )
+            keys = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + keys[_BATCH_GET_LIMIT:]
+            for item in answer["Responses"].get(self._name, []):
+                credential = _credential(_plain(item))
+                found[credential.account, credential.name] = credential
+        return found
+
+    def due(self, until: int | None) -> list[Due]:
+        """What the index lists as due at `until` or before; everything it lists, where that is None."""
+        query: dict[str, Any] = {
+            "TableName": self._name,
+            "IndexName": "due",
+            "KeyConditionExpression": "due = :due" if until is None else "due = :due AND due_at <= :until",
+            "ExpressionAttributeValues": _wire({":due": "due"} if until is None else {":due": "due", ":until": until}),
+        }
+        with _translated_errors():
+            pages = self._dynamodb.get_paginator("query").paginate(**query)
+            return [_due(_plain(item)) for page in pages for item in page["Items"]]
+
+    # --- a renewal: lease, then publish or record the failure
+
+    def take_lease(
+        self, account: str, name: str, *, now: int, until: int, seen_due_at: int, rotate: bool = False
+    ) -> Credential | None:
+        """Take the right to renew; None if somebody holds it, or nothing is due (any more).
+
+        Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
+        lease ends, and at risk from now on (unless it already was).
+
+            |  nobody renews  |        leased        |  the lease was never given back
+            |-----------------|----------------------|------------------------------------> (time)
+                            now = at_risk_since    until = due_at: the next guard takes it
+        """
+        nobody_renews = "lease_until <= :now"
+        due = "due_at <= :now"
+        # The main tick looks ahead; what it saw must still be so, or another instance was faster.
+        as_it_was_seen = "due_at = :seen_due_at"
+        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
+        item = self._update(
+            _key(account, name),
+            "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl "
+            "ADD epoch :one",
+            nobody_renews if rotate else f"{nobody_renews} AND ({due} OR {as_it_was_seen})",
+            values if rotate else {**values, ":seen_due_at": seen_due_at},
+        )
+        return _credential(item) if item else None
+
+    def publish(self, leased: Credential, grant: Grant, *, expires_at: int, due_at: int) -> Credential | None:
+        """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile."""
+        values: dict[str, str | int] = {
+            ":value": grant.value,
+            ":fingerprint": fingerprint(grant.value),
+            ":fetched_at": grant.asked_at,
+            ":expires_at": expires_at,
+            ":due_at": due_at,
+            ":zero": 0,
+            ":ttl": expires_at + HOUSEKEEPING,
+        }
+        previous = leased.fingerprint if grant.value != leased.value else leased.previous_fingerprint
+        update = (
+            "SET #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at, expires_at = :expires_at, "
+            "due_at = :due_at, lease_until = :zero, failures = :zero, #ttl = :ttl"
+        )
+        if previous is not None:
+            update += ", previous_fingerprint = :previous"
+            values[":previous"] = previous
+        item = self._update_leased(leased, f"{update} REMOVE at_risk_since, last_error", values)
+        return _credential(item) if item else None
+
+    def record_failure(self, leased: Credential, failure: Failure, *, due_at: int, at_risk: bool) -> bool:
+        """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
+
+        `at_risk`: whether a renewal without an answer, this or an earlier one, may have minted a successor.
+        """
+        values: dict[str, Any] = {
+            ":failures": leased.failures + 1,
+            ":last_error": asdict(failure),
+            ":due_at": due_at,
+            ":zero": 0,
+            ":ttl": max(due_at, leased.expires_at) + HOUSEKEEPING,
+        }
+        update = (
+            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, #ttl = :ttl"
+        )
+        return self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values) is not None
+
+    # --- enrolling and dropping accounts
+
+    def claim(self, account: Account) -> str:
+        """Claim the account's appid and endpoint; returns the account that holds the claim, which may be another."""
+        item = _wire({"pk": f"claim#{account.app_id}", "sk": account.claim, "account": account.name})
+        try:
+            with _translated_errors():
+                self._dynamodb.put_item(
+                    TableName=self._name,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(pk) OR account = :account",
+                    ExpressionAttributeValues=_wire({":account": account.name}),
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except _ConditionFailedError as refused:
+            return str(refused.item["account"])
+        return account.name
+
+    def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
+        """Release what the account has claimed of this appid, but for one endpoint."""
+        with _translated_errors():
+            claims = self._dynamodb.query(
+                TableName=self._name,
+                KeyConditionExpression="pk = :claim",
+                ExpressionAttributeValues=_wire({":claim": f"claim#{app_id}"}),
+                ConsistentRead=True,
+            )["Items"]
+        for claim in map(_plain, claims):
+            if claim["account"] == account and claim["sk"] != but:
+                self._delete({"pk": claim["pk"], "sk": claim["sk"]}, "account = :account", {":account": account})
+
+    def enrol(self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int) -> None:
+        """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid."""
+        item = {
+            **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
+            **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
+            # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
+            "epoch": secrets.randbits(48),
+        }
+        with _translated_errors(), _unless_refused():
+            self._dynamodb.put_item(
+                TableName=self._name,
+                Item=_wire(item),
+                ConditionExpression="attribute_not_exists(pk) OR app_id <> :app_id",
+                ExpressionAttributeValues=_wire({":app_id": app_id}),
+            )
+
+    def make_due(self, account: str, name: str, kind: Kind, *, now: int) -> None:
+        """Have the credential renewed as soon as nobody is renewing it, by the rules of `kind`."""
+        values = {":now": now, ":kind": kind}
+        self._update(_key(account, name), "SET due_at = :now, kind = :kind", "attribute_exists(pk)", values)
+
+    def note(self, account: str, name: str, failure: Failure | None) -> None:
+        """Note in a credential's health what is wrong with its record (None: nothing any more); no renewal has failed."""
+        update = "REMOVE last_error" if failure is None else "SET last_error = :last_error"
+        values = {} if failure is None else {":last_error": asdict(failure)}
+        self._update(_key(account, name), update, "attribute_exists(pk) AND failures = :zero", {**values, ":zero": 0})
+
+    def put_entry(self, entry: Entry) -> None:
+        """Write the account's directory entry."""
+        item = {"pk": "accounts", "sk": entry.account, "app_id": entry.app_id, "kind": entry.kind}
+        item |= {"credentials": " ".join(entry.credentials)} | ({"version": entry.version} if entry.version else {})
+        with _translated_errors():
+            self._dynamodb.put_item(TableName=self._name, Item=_wire(item))
+
+    def drop_credential(self, account: str, name: str) -> None:
+        """Forget a credential and its value."""
+        self._delete({"pk": f"credential#{account}", "sk": name})
+
+    def drop_entry(self, account: str) -> None:
+        """Forget the account's directory entry."""
+        self._delete({"pk": "accounts", "sk": account})
+
+    # --- the wire
+
+    def _update_leased(self, leased: Credential, update: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        key = _key(leased.account, leased.name)
+        return self._update(key, update, "epoch = :epoch", {**values, ":epoch": leased.epoch})
+
+    def _update(self, key: Any, update: str, condition: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        names = {f"#{reserved}": reserved for reserved in ("ttl", "value") if f"#{reserved}" in update}
+        try:
+            with _translated_errors():
+                answer = self._dynamodb.update_item(
+                    TableName=self._name,
+                    Key=key,
+                    UpdateExpression=update,
+                    ConditionExpression=condition,
+                    ExpressionAttributeValues=_wire(values),
+                    ReturnValues="ALL_NEW",
+                    **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
+                )
+        except _ConditionFailedError:
+            return None
+        return _plain(answer["Attributes"])
+
+    def _delete(self, key: Mapping[str, str], condition: str = "", values: Mapping[str, str] | None = None) -> None:
+        conditions: Any = {}
+        if condition:
+            conditions = {"ConditionExpression": condition, "ExpressionAttributeValues": _wire(values or {})}
+        with _translated_errors(), _unless_refused():
+            self._dynamodb.delete_item(TableName=self._name, Key=_wire(key), **conditions)
+
+
+class _ConditionFailedError(Exception):
+    def __init__(self, item: Mapping[str, Any]) -> None:
+        super().__init__("condition failed")
+        self.item = _plain(item)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code == "ConditionalCheckFailedException":
+            item: Any = error.response.get("Item", {})
+            raise _ConditionFailedError(item) from None
+        raise StoreUnavailableError(f"DynamoDB: {code}") from error
+    except BotoCoreError as error:
+        raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from error
+
+
+@contextmanager
+def _unless_refused() -> Iterator[None]:
+    with suppress(_ConditionFailedError):
+        yield
+
+
+def _key(account: str, name: str) -> Any:
+    return _wire({"pk": f"credential#{account}", "sk": name})
+
+
+def _directory_key(account: str) -> Any:
+    return _wire({"pk": "accounts", "sk": account})
+
+
+# The items hold text, whole numbers and one map; boto3's own serializer costs the readers an import and makes Decimals.
+
+
+def _wire(values: Mapping[str, Any]) -> Any:
+    return {name: _wire_value(value) for name, value in values.items() if value is not None}
+
+
+def _wire_value(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"S": str(value)}
+    return {"M": _wire(value)} if isinstance(value, dict) else {"N": str(value)}
+
+
+def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in item.items()}
+
+
+def _plain_value(value: Mapping[str, Any]) -> Any:
+    if "N" in value:
+        return int(value["N"])
+    return _plain(value["M"]) if "M" in value else value["S"]
+
+
+def _credential(item: dict[str, Any]) -> Credential:
+    error = item.get("last_error")
+    return Credential(
+        account=item["pk"].partition("#")[2],
+        name=item["sk"],
+        kind=Kind(item["kind"]),
+        app_id=item["app_id"],
+        epoch=item["epoch"],
+        due_at=item["due_at"],
+        lease_until=item["lease_until"],
+        value=item.get("value"),
+        fingerprint=item.get("fingerprint"),
+        previous_fingerprint=item.get("previous_fingerprint"),
+        fetched_at=item.get("fetched_at", 0),
+        expires_at=item.get("expires_at", 0),
+        at_risk_since=item.get("at_risk_since"),
+        failures=item["failures"],
+        last_error=None
+        if error is None
+        else Failure(
+            failure_class=FailureClass(error["failure_class"]),
+            errcode=error.get("errcode"),
+            errmsg=error["errmsg"],
+            remedy=error["remedy"],
+            at=error["at"],
+        ),
+    )
+
+
+def _due(item: dict[str, Any]) -> Due:
+    account = item["pk"].partition("#")[2]
+    return Due(account, item["sk"], Kind(item["kind"]), item["due_at"], item["failures"])
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    credentials = tuple(item["credentials"].split())
+    return Entry(item["sk"], item["app_id"], Kind(item["kind"]), credentials, item.get("version"))

@@ -1,0 +1,248 @@
+"""Adapter: WeChat and WeCom over HTTPS. Every exception that leaves here is ours and carries neither URL nor value."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from urllib3.exceptions import NewConnectionError
+
+from token_keeper.errors import KeeperError
+from token_keeper.model import Account, FailureClass, Grant, Kind
+
+CONNECT_TIMEOUT = 3
+READ_TIMEOUT = 8
+ANSWER_TIMEOUT = 10
+"""Seconds for a whole answer; a peer that drips bytes never meets `READ_TIMEOUT`. The longest attempt is the sum of
+connecting and this."""
+
+ANSWER_LIMIT = 64 * 1024
+"""Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
+
+LONGEST_LIFE = 86400
+"""Seconds. WeChat documents "within 7200, may change"; an answer that claims more than a day is not believed."""
+
+IP_NOT_ALLOWED = {40164, 61004, 45035, 60020}
+"""WeChat's and WeCom's codes for a caller whose address is not on the list; their message names the address."""
+
+_CLASSES = {
+    FailureClass.TRANSIENT: {-1, 45011, 45033},
+    FailureClass.QUOTA: {45009, 48006},
+    FailureClass.CREDENTIAL: {40001, 40014, 42001},
+    FailureClass.CONFIGURATION: IP_NOT_ALLOWED
+    | {40013, 40091, 40125, 40243, 48001, 48002, 48004, 50002, 50004, 50007, 61024},
+    FailureClass.CONFIRMATION: {89501, 89503, 89506, 89507},
+    FailureClass.DEFECT: {40002, 41001, 41002, 41004, 43002, 43003},
+}
+_CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
+
+_SECRET_REMEDY = (
+    "The AppSecret is not the one WeChat knows for this account. Copy it again (公众平台 > 设置与开发 > 基本配置) and run "
+    "`token-keeper accounts set-secret`; it is tried at once."
+)
+_RESTRICTED_REMEDY = (
+    "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it."
+)
+_UNAUTHORISED_REMEDY = (
+    "This account may not call this API. Check its certification and permissions (公众平台 > 接口权限)."
+)
+_REMEDIES = {
+    40001: _SECRET_REMEDY,
+    40125: _SECRET_REMEDY,
+    40013: "WeChat does not know this appid. Compare it with 公众平台 > 设置与开发 > 基本配置 and correct the account's record.",
+    40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
+    40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
+    48001: _UNAUTHORISED_REMEDY,
+    48002: _UNAUTHORISED_REMEDY,
+    48004: _UNAUTHORISED_REMEDY,
+    50002: _RESTRICTED_REMEDY,
+    50004: _RESTRICTED_REMEDY,
+    50007: _RESTRICTED_REMEDY,
+    61024: "This appid is managed by a third-party platform, which must be the one to fetch its token.",
+    89501: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    89503: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
+    89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
+}
+_CLASS_REMEDIES = {
+    FailureClass.TRANSIENT: "Nothing to do: it is tried again by itself.",
+    FailureClass.QUOTA: "The day's calls are used up. Find out who else fetches with this AppSecret; an administrator can "
+    "clear the quota (10 times a month), or it is restored at midnight, Beijing time.",
+    FailureClass.CREDENTIAL: "The token this call needs is no longer accepted; it is replaced by itself.",
+    FailureClass.DEFECT: "WeChat did not understand the request: a defect of the token keeper. Please report it.",
+    FailureClass.UNKNOWN: "WeChat's documentation of return codes explains this code; quote the rid when asking WeChat.",
+    FailureClass.CONFIGURATION: "Correct the account's settings on WeChat's platform.",
+    FailureClass.CONFIRMATION: "An administrator must confirm this IP address.",
+}
+
+
+class WeChatError(KeeperError):
+    """WeChat gave no value. `outcome_known`: it has said so itself, or the request never reached it; otherwise a value
+    may have been minted that we did not get."""
+
+    def __init__(
+        self,
+        failure_class: FailureClass,
+        errmsg: str,
+        *,
+        errcode: int | None = None,
+        remedy: str | None = None,
+        outcome_known: bool = True,
+    ) -> None:
+        super().__init__(f"{errmsg} (errcode {errcode})" if errcode is not None else errmsg)
+        self.code = f"wechat_{failure_class}"
+        self.retryable = failure_class in (FailureClass.TRANSIENT, FailureClass.CREDENTIAL, FailureClass.UNKNOWN)
+        self.failure_class = failure_class
+        self.errcode = errcode
+        self.errmsg = errmsg
+        self.remedy = remedy or _CLASS_REMEDIES[failure_class]
+        self.outcome_known = outcome_known
+
+
+@dataclass(frozen=True)
+class _Call:
+    method: str
+    url: str
+    query: Mapping[str, str]
+    body: Mapping[str, object] | None = None
+    value: str = "access_token"
+
+
+class WeChat:
+    """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`); `clock` gives epoch seconds."""
+
+    def __init__(self, wechat_url: str, wecom_url: str, clock: Callable[[], float] = time.time) -> None:
+        self._wechat_url = wechat_url.rstrip("/")
+        self._wecom_url = wecom_url.rstrip("/")
+        self._clock = clock
+
+    def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
+        """Ask for the account's access token; `force` makes `stable_token` mint a new one and kill the old at once.
+
+        Raises `WeChatError`.
+        """
+        return self._fetch(self._token_call(account, account.kind, force))
+
+    def check_secret(self, account: Account) -> None:
+        """Have WeChat check the account's secret without rotating any value that lives.
+
+        A normal-mode `stable_token` call is isolated from `/cgi-bin/token` and repeats its own value while that is young.
+        Only for accounts with an appid. Raises `WeChatError`.
+        """
+        self._fetch(self._token_call(account, Kind.STABLE_TOKEN, force=False))
+
+    def fetch_ticket(self, account: Account, ticket: str, access_token: str) -> Grant:
+        """Ask for a ticket of the given type with a live access token. Raises `WeChatError`."""
+        query = {"access_token": access_token}
+        if account.kind is not Kind.CORP_TOKEN:
+            url, query["type"] = f"{self._wechat_url}/cgi-bin/ticket/getticket", ticket
+        elif ticket == "jsapi":
+            url = f"{self._wecom_url}/cgi-bin/get_jsapi_ticket"
+        else:
+            url, query["type"] = f"{self._wecom_url}/cgi-bin/ticket/get", ticket
+        return self._fetch(_Call("GET", url, query, value="ticket"))
+
+    def _token_call(self, account: Account, kind: Kind, force: bool) -> _Call:
+        if kind is Kind.CORP_TOKEN:
+            query = {"corpid": account.app_id, "corpsecret": account.secret}
+            return _Call("GET", f"{self._wecom_url}/cgi-bin/gettoken", query)
+        fields = {"grant_type": "client_credential", "appid": account.app_id, "secret": account.secret}
+        if kind is Kind.TOKEN:
+            return _Call("GET", f"{self._wechat_url}/cgi-bin/token", fields)
+        return _Call("POST", f"{self._wechat_url}/cgi-bin/stable_token", {}, {**fields, "force_refresh": force})
+
+    def _fetch(self, call: _Call) -> Grant:
+        asked_at = int(self._clock())
+        answer = _parse(_send(call))
+        errcode = answer.get("errcode", 0)
+        if errcode != 0:
+            raise _refusal(errcode, answer.get("errmsg"), call)
+        value, expires_in = answer.get(call.value), answer.get("expires_in")
+        if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
+            raise _no_answer(f"WeChat's answer holds no usable {call.value}")
+        if type(expires_in) is not int or not 0 < expires_in <= LONGEST_LIFE:
+            raise _no_answer("WeChat's answer holds no usable expires_in")
+        return Grant(value, expires_in, asked_at)
+
+
+def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
+    return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
+
+
+def _send(call: _Call) -> bytes:
+    # A requests exception holds the URL with the secret in it, also as the context of an exception that is raised while
+    # it is handled. So it is only noted here, and ours is raised after it is gone.
+    try:
+        with (
+            requests.Session() as session,
+            # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
+            session.request(
+                call.method,
+                call.url,
+                params=call.query,
+                json=call.body,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
+            for chunk in response.iter_content(8192):
+                body += chunk
+                if len(body) > ANSWER_LIMIT or time.monotonic() > ends:
+                    break
+            status = response.status_code
+    except requests.RequestException as error:
+        failure = _transport_failure(error)
+    else:
+        if status == 200 and len(body) <= ANSWER_LIMIT:
+            return body
+        failure = _no_answer(f"HTTP {status} instead of WeChat's answer" if status != 200 else "the answer is too long")
+    raise failure
+
+
+def _transport_failure(error: requests.RequestException) -> WeChatError:
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError) or (
+        isinstance(reason, NewConnectionError)
+    ):
+        return _no_answer(f"WeChat could not be reached ({type(error).__name__})", outcome_known=True)
+    return _no_answer(f"the connection broke before WeChat's answer was complete ({type(error).__name__})")
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None  # the exception holds the body; it must not become the context of ours
+    if not isinstance(answer, dict):
+        raise _no_answer("WeChat's answer is not a JSON object")
+    return answer
+
+
+def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
+    if type(errcode) is not int:
+        return _no_answer("WeChat's answer holds an errcode that is no number")
+    message = str(errmsg)[:500]
+    for sent in (*call.query.values(), *(call.body or {}).values()):
+        if isinstance(sent, str) and len(sent) >= 16:
+            message = message.replace(sent, "…")
+    failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
+    if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
+        failure_class = FailureClass.CONFIGURATION
+    remedy = _ip_remedy(message) if errcode in IP_NOT_ALLOWED else None
+    if failure_class is FailureClass.CONFIGURATION or failure_class is FailureClass.CONFIRMATION:
+        remedy = remedy or _REMEDIES.get(errcode)
+    return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
+
+
+def _ip_remedy(errmsg: str) -> str:
+    found = re.search(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", errmsg)
+    address = found.group() if found else "the address in WeChat's message"
+    return (
+        f"Add {address} to the IP whitelist (公众平台 > 设置与开发 > 基本配置 > IP白名单; 企业微信 > 应用 > 企业可信IP). "
+        "A Lambda's address changes: give RefreshFunction a fixed one (EgressMode)."
+    )
