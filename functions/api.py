@@ -113,18 +113,17 @@ def connect(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-    session: boto3.Session | None = None,
+    client: Callable[..., Any] = boto3.client,
 ) -> Handler:
-    """Make the handler for a deployed stack's environment (CONTRACT: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`)."""
-    session = session or boto3.Session()
-    endpoint_url = environment.get("AWS_ENDPOINT_URL") or None
+    """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`.
+
+    `client` makes AWS clients as `boto3.client` does.
+    """
     # A reader would rather say "stale" or 503 than keep its caller waiting.
     quick = Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "max_attempts": 2})
     once = Config(connect_timeout=1, read_timeout=ANSWER_TIMEOUT, retries={"mode": "standard", "max_attempts": 1})
-    table = Table(session.client("dynamodb", config=quick, endpoint_url=endpoint_url), environment["TABLE_NAME"])
-    refresher = Refresher(
-        session.client("lambda", config=once, endpoint_url=endpoint_url), environment["REFRESH_FUNCTION_NAME"]
-    )
+    table = Table(client("dynamodb", config=quick), environment["TABLE_NAME"])
+    refresher = Refresher(client("lambda", config=once), environment["REFRESH_FUNCTION_NAME"])
     api = Api(table, Reader(table, refresher, clock, sleep), clock)
     return lambda event, context: api.answer(event)
 

@@ -35,16 +35,17 @@ def connect(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-    session: boto3.Session | None = None,
+    client: Callable[..., Any] = boto3.client,
 ) -> Handler:
-    """Make the handler for a deployed stack's environment (CONTRACT: `TABLE_NAME`, `ACCOUNTS_PATH`, the WeChat URLs)."""
-    session = session or boto3.Session()
+    """Make the handler for a stack's environment: `TABLE_NAME`, `ACCOUNTS_PATH`, `WECHAT_API_URL`, `WECOM_API_URL`.
+
+    `client` makes AWS clients as `boto3.client` does.
+    """
     config = Config(
         connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
     )
-    endpoint_url = environment.get("AWS_ENDPOINT_URL") or None
-    accounts = Accounts(session.client("ssm", config=config, endpoint_url=endpoint_url), environment["ACCOUNTS_PATH"])
-    table = Table(session.client("dynamodb", config=config, endpoint_url=endpoint_url), environment["TABLE_NAME"])
+    accounts = Accounts(client("ssm", config=config), environment["ACCOUNTS_PATH"])
+    table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
     wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
     keeper = Keeper(table, accounts, wechat, clock, sleep)
 

@@ -249,22 +249,25 @@ class Keeper:
                 self._table.drop_credential(account.name, name)
         for name, kind in account.credentials.items():
             self._table.enrol(account.name, name, kind, account.app_id, due_at=now)
-        kept = self._table.credentials([entry]).values()
-        due = [_due(credential) for credential in kept if self._due_on_change(credential, account, now)]
+        due = [self._due_on_change(account, name, kind) for name, kind in account.credentials.items()]
         self._table.put_entry(replace(entry, version=version))
-        return due
+        return [each for each in due if each]
 
-    def _due_on_change(self, credential: Credential, account: Account, now: int) -> bool:
-        """Whether a created or changed record calls for a renewal now. A live value is never rotated early for it."""
-        kind = account.credentials[credential.name]
-        if credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
-            if kind not in (Kind.TOKEN, Kind.STABLE_TOKEN):
-                return False
-            self._table.note(account.name, credential.name, self._secret_failure(account))
-            return False
-        if credential.kind is not kind or credential.due_at > now:
-            self._table.make_due(account.name, credential.name, kind, now=now)
-        return True
+    def _due_on_change(self, account: Account, name: str, kind: Kind) -> Due | None:
+        """What a created or changed record makes due. A live value is never rotated early for it."""
+        while (credential := self._table.credential(account.name, name)) is not None:
+            now = self._now()
+            if now < credential.lease_until:
+                self._sleep(1)  # somebody is renewing it, perhaps with the old record: what comes of that decides
+            elif credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
+                if kind in (Kind.TOKEN, Kind.STABLE_TOKEN):
+                    self._table.note(account.name, name, self._secret_failure(account))
+                return None
+            elif credential.kind is kind and credential.due_at <= now:
+                return _due(credential)
+            else:
+                self._table.make_due(credential, kind, now=now)
+        return None
 
     def _secret_failure(self, account: Account) -> Failure | None:
         try:

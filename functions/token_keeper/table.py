@@ -220,7 +220,7 @@ class Table:
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
         }
-        with _translated_errors(), _unless_refused():
+        with _unless_refused(), _translated_errors():
             self._dynamodb.put_item(
                 TableName=self._name,
                 Item=_wire(item),
@@ -228,10 +228,11 @@ class Table:
                 ExpressionAttributeValues=_wire({":app_id": app_id}),
             )
 
-    def make_due(self, account: str, name: str, kind: Kind, *, now: int) -> None:
-        """Have the credential renewed as soon as nobody is renewing it, by the rules of `kind`."""
-        values = {":now": now, ":kind": kind}
-        self._update(_key(account, name), "SET due_at = :now, kind = :kind", "attribute_exists(pk)", values)
+    def make_due(self, seen: Credential, kind: Kind, *, now: int) -> None:
+        """Have the credential renewed now, by the rules of `kind`, unless it has changed since it was seen."""
+        values = {":now": now, ":kind": kind, ":seen_due_at": seen.due_at}
+        update, condition = "SET due_at = :now, kind = :kind", "due_at = :seen_due_at"
+        self._update(_key(seen.account, seen.name), update, condition, values)
 
     def note(self, account: str, name: str, failure: Failure | None) -> None:
         """Note in a credential's health what is wrong with its record (None: nothing any more); no renewal has failed."""
@@ -281,7 +282,7 @@ class Table:
         conditions: Any = {}
         if condition:
             conditions = {"ConditionExpression": condition, "ExpressionAttributeValues": _wire(values or {})}
-        with _translated_errors(), _unless_refused():
+        with _unless_refused(), _translated_errors():
             self._dynamodb.delete_item(TableName=self._name, Key=_wire(key), **conditions)
 
 

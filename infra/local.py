@@ -1,0 +1,263 @@
+"""`token-keeper local`: the deployed system on one machine, in one process.
+
+The real template says what there is: table, functions' environment and policies, routes, schedules, event rule. AWS is
+embedded, WeChat is simulated (or real), and one clock drives all of it, so that `speed` lets an hour pass in a minute.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
+from threading import Event, Thread
+from time import monotonic, time
+from time import sleep as wait
+from typing import TYPE_CHECKING, Any, Self
+
+import boto3
+from rich.console import Console
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
+from werkzeug.wrappers import Request, Response
+
+import api
+import refresh
+from infra import stack
+from infra.embedded_aws import REGION, EmbeddedAws
+from infra.loopback import Server
+from infra.operations import LOCAL_STACK, OperatorError
+from infra.simulated_wechat import SimulatedWeChat
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+DEMO = "demo"
+DEMO_RECORD = {
+    "appid": "wx0123456789abcdef",
+    "secret": "0123456789abcdef0123456789abcdef",
+    "tickets": ["jsapi"],
+}
+"""The account that is kept where no real one is given."""
+
+REAL = "main"
+
+FUNCTIONS = ("RefreshFunction", "ApiFunction")
+
+FASTEST = 120
+"""A call over loopback takes some 10 ms; at this speed that is a second of the keeper's time."""
+
+
+class Clock:
+    """Epoch seconds that pass `speed` times as fast as the wall clock's, and a sleep to match."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        self._began_at, self._began = time(), monotonic()
+
+    def __call__(self) -> float:
+        """The time in epoch seconds (UTC)."""
+        return self._began_at + (monotonic() - self._began) * self.speed
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until so many seconds have passed on this clock."""
+        wait(seconds / self.speed)
+
+
+class _Context:
+    """What Lambda tells a function of its invocation, as far as ours ask."""
+
+    def __init__(self, clock: Clock, timeout: int) -> None:
+        self._clock, self._ends_at = clock, clock() + timeout
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self._ends_at - self._clock()) * 1000)
+
+
+class LocalStack:
+    """The system, running while the context lasts.
+
+    `port`: the API's, with AWS on the next and WeChat on the one after; 0 takes free ones. `record`: of the account to
+    keep, a real one where `real`. `tell` is given a line for whatever happens. Raises OSError where a port is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        speed: float = 1,
+        name: str = DEMO,
+        record: Mapping[str, Any] = DEMO_RECORD,
+        real: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.clock = Clock(speed)
+        self.wechat = SimulatedWeChat(self.clock)
+        self._port, self._name, self._record, self._real, self._tell = port, name, record, real, tell
+        self._stopping = Event()
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as started:
+            self._start(started)
+            self._resources = started.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._resources.close()
+
+    def _start(self, started: ExitStack) -> None:
+        template = stack.translate()
+        self._routes = Map([_rule(route) for route in stack.routes(template)])
+        self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
+        self.wechat_url = self._serve(started, self.wechat, 2)
+        self.api_url = self._serve(started, self._answer_http, 0)
+        self._aws = EmbeddedAws(LOCAL_STACK, self._port and self._port + 1, self.api_url)
+        functions: dict[str, Callable[[dict[str, Any]], object]] = {}
+        started.enter_context(self._aws.start(functions))
+        self.aws_url = self._aws.endpoint_url
+        self._refresh_handler = self._connect(refresh.connect, "RefreshFunction")
+        self._api_handler = self._connect(api.connect, "ApiFunction")
+        functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api}
+        self._add_account()
+        for schedule in stack.schedules(template):
+            Thread(target=self._run_schedule, args=[schedule], daemon=True).start()
+
+    def _serve(self, started: ExitStack, application: Any, offset: int) -> str:
+        server = Server(application, self._port and self._port + offset, self.clock)
+        started.callback(server.stop)
+        return server.url
+
+    def _connect[Handler](self, connect: Callable[..., Handler], function: str) -> Handler:
+        environment = self.environment(function)
+        session = boto3.Session(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
+        client = partial(session.client, region_name=REGION, endpoint_url=self.aws_url)
+        return connect(environment, self.clock, self.clock.sleep, client)
+
+    def environment(self, function: str) -> dict[str, str]:
+        """The function's environment here: the template's, but for the embedded AWS and the simulated WeChat."""
+        simulated = {"WECHAT_API_URL": self.wechat_url, "WECOM_API_URL": self.wechat_url}
+        return self._aws.environment(function) | ({} if self._real else simulated)
+
+    def _add_account(self) -> None:
+        if not self._real:
+            self.wechat.add_app(self._record["appid"], self._record["secret"])
+        ssm = boto3.Session("local", "local", region_name=REGION).client("ssm", endpoint_url=self.aws_url)
+        parameter = f"{self._aws.outputs['AccountsPath']}/{self._name}"
+        ssm.put_parameter(Name=parameter, Value=json.dumps(self._record), Type="SecureString")
+
+    # --- the functions
+
+    def _refresh(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"]))
+        for line in told(summary):
+            self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
+        return summary
+
+    def _api(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        return self._api_handler(event, _Context(self.clock, self._timeouts["ApiFunction"]))
+
+    def _run_schedule(self, schedule: stack.Schedule) -> None:
+        while not self._stopping.is_set():
+            Thread(target=self._refresh, args=[schedule.event], daemon=True).start()
+            self._stopping.wait(schedule.rate / self.clock.speed)
+
+    # --- HTTP, as API Gateway does it; but nobody has to sign here
+
+    def _answer_http(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        request = Request(environ)
+        try:
+            route_key, path_parameters = self._routes.bind_to_environ(environ).match()
+        except HTTPException:
+            response = Response('{"message":"Not Found"}', 404, mimetype="application/json")
+        else:
+            answer = self._api(_gateway_event(request, route_key, path_parameters))
+            response = Response(answer["body"], answer["statusCode"], answer["headers"])
+        return response(environ, start_response)
+
+
+def told(summary: Mapping[str, Any]) -> Iterable[str]:
+    """What a wake-up of RefreshFunction did, in plain lines; none for a guard that found nothing to do."""
+    if summary["woken_by"] != "guard" or summary["renewed"] or summary["failed"]:
+        yield f"woken by {summary['woken_by']}"
+    for one in summary["renewed"]:
+        yield (
+            f"  renewed {one['account']} {one['credential']}: fingerprint {one['fingerprint']}, "
+            f"promised until {one['promised_until']}, expires {one['expires_at']}"
+        )
+    for one in summary["failed"]:
+        errcode = "" if one["errcode"] is None else f" {one['errcode']}"
+        yield f"  failed {one['account']} {one['credential']} ({one['class']}{errcode}): {one['errmsg']}"
+        yield f"    {one['remedy']} Next attempt: {one['next_attempt_at']}"
+
+
+def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The record of the real account that WECHAT_APPID and WECHAT_APPSECRET name; None where neither is set.
+
+    Its endpoint is `stable_token`: that takes no token away from whoever else uses the account. Raises OperatorError
+    that says what is wrong with them, without their values.
+    """
+    names = ("WECHAT_APPID", "WECHAT_APPSECRET")
+    if not any(name in environment for name in names):
+        return None
+    for name, form, meaning in zip(names, (r"wx[0-9a-f]{16}", r"[0-9A-Fa-f]{32}"), _FORMS, strict=True):
+        value = environment.get(name, "")
+        if not value.strip():
+            raise OperatorError(f"{name} is blank: set both {' and '.join(names)}, or neither for a simulated account.")
+        if not re.fullmatch(form, value):
+            raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
+    return {"appid": environment[names[0]], "secret": environment[names[1]], "endpoint": "stable_token"}
+
+
+_FORMS = ("'wx' and 16 lower-case hex digits", "32 hex digits")
+
+
+def run(port: int, speed: float) -> None:
+    """Run until Ctrl-C. Raises OperatorError where it cannot start."""
+    record = real_record(os.environ)
+    if not 1 <= speed <= FASTEST:
+        raise OperatorError(f"--speed takes a number from 1 to {FASTEST}.")
+    if record and speed != 1:
+        raise OperatorError("The real WeChat keeps real time: leave --speed out, or unset WECHAT_APPID.")
+    refresh.logger.setLevel(logging.CRITICAL)  # its outcomes are told in plain lines
+    stopped = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    console = Console(highlight=False, soft_wrap=True)
+    name = REAL if record else DEMO
+    try:
+        with LocalStack(
+            port=port, speed=speed, name=name, record=record or DEMO_RECORD, real=bool(record), tell=console.print
+        ) as local:
+            console.print(f"ready: {local.api_url}")
+            console.print(f"try:   curl {local.api_url}/v1/accounts/{name}/access-token")
+            console.print("       uv run token-keeper --local status")
+            console.print(f"AWS:   {local.aws_url} (embedded)")
+            console.print(f"WeChat: {'the real one' if record else f'{local.wechat_url} (simulated)'}")
+            console.print("Ctrl-C ends it.")
+            stopped.wait()
+    except OSError as error:
+        raise OperatorError(f"A port cannot be opened ({error.strerror}): choose others with --port.") from None
+    console.print("stopped")
+
+
+def _rule(route: stack.Route) -> Rule:
+    path = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
+    return Rule(path, methods=[route.method], endpoint=f"{route.method} {route.path}", strict_slashes=True)
+
+
+def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The request as API Gateway hands it on (HTTP API, payload format 2.0), as far as ApiFunction reads it."""
+    query = {name: ",".join(request.args.getlist(name)) for name in request.args}
+    return {
+        "version": "2.0",
+        "routeKey": route_key,
+        "rawPath": request.path,
+        "pathParameters": dict(path_parameters),
+        **({"queryStringParameters": query} if query else {}),
+        "requestContext": {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/local"}}},
+    }

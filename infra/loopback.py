@@ -1,0 +1,48 @@
+"""HTTP on 127.0.0.1, in a thread of this process."""
+
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class Server:
+    """Serves a WSGI application until `stop`.
+
+    Port 0 takes a free one; raises OSError where the port is taken. `clock` (epoch seconds) dates the answers.
+    """
+
+    def __init__(self, application: "WSGIApplication", port: int = 0, clock: Callable[[], float] = time.time) -> None:
+        class Handler(_QuietHandler):
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return formatdate(clock(), usegmt=True)
+
+        # werkzeug ends the process where it cannot bind, so it is given a socket that is bound.
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            self._server = make_server(
+                "127.0.0.1", port, application, threaded=True, request_handler=Handler, fd=listener.fileno()
+            )
+        self.url = f"http://127.0.0.1:{self._server.port}"
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    disable_nagle_algorithm = True
+    """Head and body are sent apart: with Nagle's algorithm the body waits 40 ms for the head's acknowledgement."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Write no line for a request: its URL can hold a secret."""
