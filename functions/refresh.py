@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -39,7 +39,8 @@ def connect(
 ) -> Handler:
     """Make the handler for a stack's environment: `TABLE_NAME`, `ACCOUNTS_PATH`, `WECHAT_API_URL`, `WECOM_API_URL`.
 
-    `client` makes AWS clients as `boto3.client` does.
+    It returns what was renewed, skipped and failed: fingerprints and times, never a value. `client` makes AWS clients
+    as `boto3.client` does.
     """
     config = Config(
         connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
@@ -54,16 +55,20 @@ def connect(
             return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
 
         woken_by, outcomes = _wake(keeper, accounts, event, seconds_left)
+        told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
         for outcome in outcomes:
-            _log(woken_by, outcome)
-        return summary(woken_by, outcomes)
+            what, fields = _told(outcome)
+            write = logger.error if what == "failed" else logger.info
+            write(what, extra={"woken_by": woken_by, **fields})
+            told[what].append(fields)
+        return told
 
     return handle
 
 
 def _wake(
     keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], seconds_left: Callable[[], float]
-) -> tuple[str, list[Outcome]]:
+) -> tuple[str, Iterable[Outcome]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
             return "tick", keeper.tick(seconds_left)
@@ -76,15 +81,6 @@ def _wake(
             return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
-
-
-def summary(woken_by: str, outcomes: list[Outcome]) -> dict[str, Any]:
-    """What a wake-up did, for whoever invoked it: fingerprints and times, never a value."""
-    told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-    for outcome in outcomes:
-        list_name, fields = _told(outcome)
-        told[list_name].append(fields)
-    return told
 
 
 def _told(outcome: Outcome) -> tuple[str, dict[str, Any]]:
@@ -103,12 +99,6 @@ def _told(outcome: Outcome) -> tuple[str, dict[str, Any]]:
         case Failed():
             next_attempt = {"next_attempt_at": rfc3339(outcome.next_attempt_at)}
             return "failed", {**which, **failure_shown(outcome.failure), **next_attempt}
-
-
-def _log(woken_by: str, outcome: Outcome) -> None:
-    list_name, fields = _told(outcome)
-    write = logger.error if isinstance(outcome, Failed) else logger.info
-    write(list_name, extra={"woken_by": woken_by, **fields})
 
 
 _handler = cache(lambda: connect(os.environ))

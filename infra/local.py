@@ -114,8 +114,9 @@ class LocalStack:
         template = stack.translate()
         self._routes = Map([_rule(route) for route in stack.routes(template)])
         self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
-        self.wechat_url = self._serve(started, self.wechat, 2)
-        self.api_url = self._serve(started, self._answer_http, 0)
+        # Every port is taken before anything runs, so that one in use is met at once.
+        wechat, http = self._server(started, self.wechat, 2), self._server(started, self._answer_http, 0)
+        self.wechat_url, self.api_url = wechat.url, http.url
         self._aws = EmbeddedAws(LOCAL_STACK, self._port and self._port + 1, self.api_url)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
         started.enter_context(self._aws.start(functions))
@@ -123,14 +124,16 @@ class LocalStack:
         self._refresh_handler = self._connect(refresh.connect, "RefreshFunction")
         self._api_handler = self._connect(api.connect, "ApiFunction")
         functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api}
+        wechat.start()
+        http.start()
         self._add_account()
         for schedule in stack.schedules(template):
             Thread(target=self._run_schedule, args=[schedule], daemon=True).start()
 
-    def _serve(self, started: ExitStack, application: Any, offset: int) -> str:
+    def _server(self, started: ExitStack, application: Any, offset: int) -> Server:
         server = Server(application, self._port and self._port + offset, self.clock)
         started.callback(server.stop)
-        return server.url
+        return server
 
     def _connect[Handler](self, connect: Callable[..., Handler], function: str) -> Handler:
         environment = self.environment(function)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """Serves a WSGI application until `stop`.
+    """Serves a WSGI application from `start` to `stop`; who comes before the start has to wait.
 
     Port 0 takes a free one; raises OSError where the port is taken. `clock` (epoch seconds) dates the answers.
     """
@@ -31,10 +31,16 @@ class Server:
             )
         self.url = f"http://127.0.0.1:{self._server.port}"
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop answering and give the port back."""
+        if not self._thread.is_alive():
+            self._server.server_close()
+            return
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -112,6 +112,13 @@ class Accounts:
             for name in batch:
                 yield name, _record(name, found.get(f"{self._path}/{name}"))
 
+    def read_one(self, name: str) -> Record:
+        """The account's record. Raises `ParametersUnavailableError`."""
+        (_, record), *_ = self.read([name])
+        if isinstance(record.content, ParametersUnavailableError):
+            raise record.content
+        return record
+
 
 def _record(name: str, parameter: Any) -> Record:
     if parameter is None:

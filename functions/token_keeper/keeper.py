@@ -6,7 +6,7 @@ take the lease ──► fetch from WeChat ──► publish                    
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -16,7 +16,6 @@ from token_keeper.accounts import Accounts, Record
 from token_keeper.errors import (
     InvalidRecordError,
     KeeperError,
-    ParametersUnavailableError,
     RecordChangedError,
     StoreUnavailableError,
 )
@@ -47,6 +46,8 @@ so the live one may have 300 s left: the sooner the answer is known, the better.
 LONGEST_ATTEMPT = 15
 """Seconds of run time that must be left to begin an attempt: connecting, the answer, and publishing it."""
 
+DEFECT_REMEDY = "A defect of the token keeper: please report it. It is tried again by itself."
+
 
 class Keeper:
     """Keeps every credential of every account.
@@ -68,14 +69,16 @@ class Keeper:
         self._clock = clock
         self._sleep = sleep
 
-    def tick(self, seconds_left: Callable[[], float]) -> list[Outcome]:
-        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store."""
+    def tick(self, seconds_left: Callable[[], float]) -> Iterator[Outcome]:
+        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store.
+
+        Raises `ParametersUnavailableError` or `StoreUnavailableError`, after the renewals.
+        """
         now = self._now()
         listed = self._table.due(None)
         about = [due for due in listed if due.due_at <= renewal.due_for_tick(due.kind, now)]
-        outcomes = self._work_off(about, seconds_left)
-        changed = self._changed({(due.account, due.credential) for due in listed})
-        return outcomes + self._sync(changed, seconds_left)
+        yield from self._work_off(about, seconds_left)
+        yield from self._sync(self._changed({(due.account, due.credential) for due in listed}), seconds_left)
 
     def guard(self, seconds_left: Callable[[], float]) -> list[Outcome]:
         """The guard schedule: renew what is due."""
@@ -86,10 +89,8 @@ class Keeper:
 
         Raises `ParametersUnavailableError` or `StoreUnavailableError`: the event is then to be delivered again.
         """
-        (_, record), *_ = self._accounts.read([account])
-        if isinstance(record.content, ParametersUnavailableError):
-            raise record.content
-        return self._take_over(account, record, seconds_left)
+        due, outcomes = self._take_over(account, self._accounts.read_one(account))
+        return outcomes + self._work_off(due, seconds_left)
 
     def renew(
         self, account: str, credential: str, seconds_left: Callable[[], float], *, rotate: bool = False
@@ -116,13 +117,13 @@ class Keeper:
             return []
 
         def renew_account(account: str, record: Record) -> list[Outcome]:
-            return [self._renew(due, record, seconds_left, rotate) for due in by_account[account]]
+            return [self._renew(due, record, seconds_left, rotate=rotate) for due in by_account[account]]
 
         with ThreadPoolExecutor(min(WORKERS, len(by_account))) as workers:
             renewals = [workers.submit(renew_account, *found) for found in self._accounts.read(by_account)]
         return list(chain.from_iterable(each.result() for each in renewals))
 
-    def _renew(self, due: Due, record: Record, seconds_left: Callable[[], float], rotate: bool) -> Outcome:
+    def _renew(self, due: Due, record: Record, seconds_left: Callable[[], float], *, rotate: bool) -> Outcome:
         if seconds_left() < LONGEST_ATTEMPT:
             return Skipped(due.account, due.credential, "out of time; the next wake-up goes on")
         now = self._now()
@@ -143,7 +144,10 @@ class Keeper:
                 return self._failed(leased, error, began_at=now)
             return self._publish(leased, grant)
         except StoreUnavailableError as error:
-            return _not_begun(due.account, due.credential, error, self._now())
+            return _not_stored(due.account, due.credential, _failure(error, self._now()))
+        except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
+            failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
+            return _not_stored(due.account, due.credential, failure)
 
     def _fetch(self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool) -> Grant:
         account = record.content
@@ -210,27 +214,33 @@ class Keeper:
         known = {name: entry.version for name, entry in entries.items()}
         return lost | {name for name in known.keys() | versions.keys() if known.get(name) != versions.get(name)}
 
-    def _sync(self, names: Collection[str], seconds_left: Callable[[], float]) -> list[Outcome]:
+    def _sync(self, names: Iterable[str], seconds_left: Callable[[], float]) -> list[Outcome]:
         """Bring each named account in line with its parameter as it is now, and renew what that makes due."""
+        due: list[Due] = []
         outcomes: list[Outcome] = []
         for name, record in self._accounts.read(names):
             try:
-                outcomes += self._take_over(name, record, seconds_left)
+                due_now, refused = self._take_over(name, record)
             except KeeperError as error:
-                outcomes.append(_not_begun(name, ACCESS_TOKEN, error, self._now()))
-        return outcomes
+                outcomes.append(_not_stored(name, ACCESS_TOKEN, _failure(error, self._now())))
+            else:
+                due += due_now
+                outcomes += refused
+        return outcomes + self._work_off(due, seconds_left)
 
-    def _take_over(self, name: str, record: Record, seconds_left: Callable[[], float]) -> list[Outcome]:
+    def _take_over(self, name: str, record: Record) -> tuple[list[Due], list[Outcome]]:
+        """What the account's record makes due, and what is wrong with it."""
+        while record.content is None:
+            if not self._drop(name):
+                return [], []
+            # Whoever added it again meanwhile may have lost to the drop what it enrolled.
+            record = self._accounts.read_one(name)
         try:
-            if record.content is None:
-                self._drop(name)
-                return []
             if isinstance(record.content, KeeperError):
                 raise record.content
-            due = self._enrol(record.content, record.version)
+            return self._enrol(record.content, record.version), []
         except InvalidRecordError as error:
-            return [self._refuse(name, error)]
-        return self._work_off(due, seconds_left)
+            return [], [self._refuse(name, error)]
 
     def _enrol(self, account: Account, version: str | None) -> list[Due]:
         holder = self._table.claim(account)
@@ -260,8 +270,7 @@ class Keeper:
             if now < credential.lease_until:
                 self._sleep(1)  # somebody is renewing it, perhaps with the old record: what comes of that decides
             elif credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
-                if kind in (Kind.TOKEN, Kind.STABLE_TOKEN):
-                    self._table.note(account.name, name, self._secret_failure(account))
+                self._table.note(account.name, name, self._secret_failure(account, kind))
                 return None
             elif credential.kind is kind and credential.due_at <= now:
                 return _due(credential)
@@ -269,7 +278,9 @@ class Keeper:
                 self._table.make_due(credential, kind, now=now)
         return None
 
-    def _secret_failure(self, account: Account) -> Failure | None:
+    def _secret_failure(self, account: Account, kind: Kind) -> Failure | None:
+        if kind not in (Kind.TOKEN, Kind.STABLE_TOKEN):
+            return None  # WeCom has no call that would check a secret and surely mint nothing
         try:
             self._wechat.check_secret(account)
         except WeChatError as error:
@@ -286,14 +297,16 @@ class Keeper:
         self._table.note(name, ACCESS_TOKEN, failure)
         return Failed(name, ACCESS_TOKEN, failure, tried_again_at)
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str) -> bool:
+        """Forget the account; False where there was nothing to forget."""
         entry = self._table.entry(name)
         if entry is None:
-            return
+            return False
         for credential in entry.credentials:
             self._table.drop_credential(name, credential)
         self._table.release_claims(name, entry.app_id)
         self._table.drop_entry(name)
+        return True
 
     def _now(self) -> int:
         return int(self._clock())
@@ -303,9 +316,9 @@ def _due(credential: Credential) -> Due:
     return Due(credential.account, credential.name, credential.kind, credential.due_at, credential.failures)
 
 
-def _not_begun(account: str, credential: str, error: KeeperError, now: int) -> Failed:
-    failure = _failure(error, now)
-    return Failed(account, credential, failure, now + renewal.retry_after(failure, 1))
+def _not_stored(account: str, credential: str, failure: Failure) -> Failed:
+    """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
+    return Failed(account, credential, failure, failure.at + renewal.LEASE)
 
 
 def _failure(error: KeeperError, at: int) -> Failure:

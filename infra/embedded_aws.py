@@ -1,0 +1,321 @@
+"""An AWS on 127.0.0.1, in this process, with a stack that is made from the real template.yaml.
+
+moto answers for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
+the Python functions it was given, a changed parameter is told to whom the template's rule says, and what the functions
+ask for is held against the policies of the template. For one account and one region; no data outlives `stop`.
+"""
+
+import io
+import json
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from threading import Lock, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+from uuid import uuid4
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from moto.backends import get_backend
+from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
+from moto.moto_api._internal.models import moto_api_backend
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import BaseWSGIServer, make_server
+from werkzeug.wrappers import Request, Response
+
+from infra.stack import translate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+REGION = "us-east-1"
+
+_PASSED_OVER = (
+    *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
+    "AWS::Lambda::Permission",
+)
+"""The types of resources that moto's CloudFormation does not know, and one that refers to them."""
+
+_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+)[^/]*/invocations")
+_CHANGES = {"ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"}
+
+type Function = Callable[[dict[str, Any]], object]
+type _Statement = dict[str, Any]
+
+_logger = logging.getLogger(__name__)
+
+
+class EmbeddedAws:
+    """An AWS with one stack in it. One at a time in a process: what moto keeps belongs to the process."""
+
+    def __init__(self, stack_name: str = "local", port: int = 0, api_url: str = "http://127.0.0.1:3000") -> None:
+        """`api_url` is what the stack gives as its output ApiUrl. Port 0 takes a free one."""
+        self._stack_name = stack_name
+        self._port = port
+        self._api_url = api_url
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        # moto's conditional writes are not atomic between threads. One request at a time, they are.
+        self._one_at_a_time = Lock()
+
+    def start(self, functions: Mapping[str, Function]) -> Self:
+        """Make the stack and listen. Raises OSError where the port is taken.
+
+        `functions` by logical id: each takes the event and returns what `json` can write. They are looked up when they
+        are invoked, so that they can be made after the start, with what `environment` says.
+        """
+        self._functions = functions
+        self._make_stack()
+        self._events = ThreadPoolExecutor(thread_name_prefix="event")
+        # werkzeug ends the process where it cannot bind, so it is given a socket that is bound.
+        with socket.create_server(("127.0.0.1", self._port)) as listener:
+            self._server: BaseWSGIServer = make_server(
+                "127.0.0.1",
+                self._port,
+                self._answer,
+                threaded=True,
+                request_handler=_QuietHandler,
+                fd=listener.fileno(),
+            )
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Let the events that are being handled come to their end, and stop listening."""
+        self._events.shutdown(cancel_futures=True)
+        self._server.shutdown()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def endpoint_url(self) -> str:
+        """The endpoint of every service."""
+        return f"http://127.0.0.1:{self._server.port}"
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The stack's outputs."""
+        return {name: output.value for name, output in self._stack.output_map.items() if output}
+
+    def environment(self, function: str) -> dict[str, str]:
+        """The environment of the function with that logical id, as Lambda would set it for this AWS.
+
+        Its access key is the function's role: with it, calls that the template's policies do not allow are refused.
+        """
+        return {
+            **self._resources[function].environment_vars,
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": function,
+            "AWS_SECRET_ACCESS_KEY": "local",
+        }
+
+    def session(self, function: str) -> boto3.Session:
+        """A session with that environment's credentials, for a function that runs in this process."""
+        environment = self.environment(function)
+        direct = botocore.session.Session()
+        direct.set_default_client_config(Config(proxies={}))  # no proxy reaches this machine's own address
+        return boto3.Session(
+            environment["AWS_ACCESS_KEY_ID"],
+            environment["AWS_SECRET_ACCESS_KEY"],
+            region_name=environment["AWS_REGION"],
+            botocore_session=direct,
+        )
+
+    def _make_stack(self) -> None:
+        template = translate(region=REGION)
+        declared = template["Resources"]
+        template["Resources"] = {k: v for k, v in declared.items() if not v["Type"].startswith(_PASSED_OVER)}
+        template["Outputs"]["ApiUrl"]["Value"] = self._api_url
+        moto_api_backend.reset()
+        cloudformation = get_backend("cloudformation")[ACCOUNT][REGION]
+        self._stack = cloudformation.create_stack(self._stack_name, json.dumps(template), parameters={})
+        self._resources = cast(Any, self._stack.resource_map)
+        for name, resource in template["Resources"].items():
+            if resource["Type"] == "AWS::DynamoDB::Table":
+                # The one setting of it that moto's CloudFormation passes over.
+                ttl = resource["Properties"]["TimeToLiveSpecification"]
+                get_backend("dynamodb")[ACCOUNT][REGION].update_time_to_live(self._resources[name].name, ttl)
+        roles = {
+            name: resource["Properties"]["Role"]["Fn::GetAtt"][0]
+            for name, resource in declared.items()
+            if resource["Type"] == "AWS::Lambda::Function"
+        }
+        self._logical_ids = {self._resources[name].function_name: name for name in roles}
+        self._statements: dict[str, list[_Statement]] = {
+            name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
+            for name, role in roles.items()
+        }
+
+    def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        request = Request(environ)
+        environ["wsgi.input"] = io.BytesIO(request.get_data())  # moto reads it once more
+        return self._respond(request, _Call.of(request))(environ, start_response)
+
+    def _respond(self, request: Request, call: "_Call") -> Response:
+        if refused := self._refused(call):
+            return _error("AccessDeniedException", refused)
+        if invoke := _INVOKE.fullmatch(request.path):
+            is_event = request.headers.get("X-Amz-Invocation-Type") == "Event"
+            return self._invoke(invoke[1], request.get_data(), is_event=is_event)
+        if call.action in _CHANGES:
+            return self._change_parameters(request, call)
+        return self._pass_on(request)
+
+    def _pass_on(self, request: Request) -> Response:
+        with self._one_at_a_time:
+            return Response.from_app(self._moto, request.environ, buffered=True)
+
+    # --- IAM
+
+    def _refused(self, call: "_Call") -> str | None:
+        """Why the caller may not do that; only functions are held to anything, operators may do everything.
+
+        moto can enforce policies too, but not these: it knows the resources of few services, and refuses whatever a
+        statement allows on one that it does not know.
+        """
+        statements = self._statements.get(call.access_key)
+        if statements is None:
+            return None
+        for resource in call.resources:
+            if not any(_allows(statement, call.action, resource) for statement in statements):
+                return f"{call.access_key} is not authorized to perform: {call.action} on resource: {resource}"
+        return None
+
+    # --- Lambda
+
+    def _invoke(self, function_name: str, payload: bytes, *, is_event: bool) -> Response:
+        logical_id = self._logical_ids.get(function_name)
+        if logical_id is None:
+            return _error("ResourceNotFoundException", f"Function not found: {function_name}", status=404)
+        event = json.loads(payload or b"{}")
+        if is_event:
+            self._events.submit(self._run, logical_id, event)
+            return Response(status=202)
+        answer, failed = self._run(logical_id, event)
+        return Response(answer, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
+
+    def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
+        """Invoke a function: its answer as JSON, and whether it failed."""
+        try:
+            return json.dumps(self._functions[logical_id](event)), False
+        except Exception as error:
+            _logger.exception("%s failed", logical_id)
+            # Lambda answers with the exception's text; who asked learns no more here than it needs to.
+            return json.dumps({"errorType": type(error).__name__, "errorMessage": "see the function's log"}), True
+
+    # --- Parameter Store's events
+
+    def _change_parameters(self, request: Request, call: "_Call") -> Response:
+        parameters = get_backend("ssm")[ACCOUNT][REGION]
+        names = call.body.get("Names") or [call.body.get("Name", "")]
+        before = {name: parameters.get_parameter(name) for name in names}
+        response = self._pass_on(request)
+        if response.status_code == 200:
+            for name in names:
+                after = parameters.get_parameter(name)
+                if parameter := after or before[name]:
+                    operation = "Delete" if after is None else "Update" if before[name] else "Create"
+                    self._publish(_parameter_event(parameter, operation))
+        return response
+
+    def _publish(self, event: dict[str, Any]) -> None:
+        """Put an event on the default bus: to the functions whose rules match it, each in its own thread."""
+        for rule in get_backend("events")[ACCOUNT][REGION].event_buses["default"].rules.values():
+            if rule.event_pattern.matches_event(event):  # type: ignore[arg-type]
+                for target in rule.targets:
+                    function_name = target["Arn"].rpartition(":")[2]
+                    self._events.submit(self._run, self._logical_ids[function_name], event)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request to AWS in IAM's words: who wants to do what to which resources."""
+
+    access_key: str
+    action: str
+    resources: list[str]
+    body: dict[str, Any]
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        credential = re.search(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/", request.headers.get("Authorization", ""))
+        access_key, service = credential.groups() if credential else ("", "")
+        if function := _INVOKE.fullmatch(request.path):
+            return cls(access_key, "lambda:InvokeFunction", [_arn("lambda", f"function:{function[1]}")], {})
+        operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+        body = json.loads(request.get_data()) if operation else {}
+        return cls(access_key, f"{service}:{operation}", _resources_of(service, body), body)
+
+
+def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
+    """The ARNs that IAM holds a request against (AWS's Service Authorization Reference)."""
+    if service == "dynamodb" and (tables := body.get("RequestItems") or [body.get("TableName")]):
+        index = f"/index/{body['IndexName']}" if "IndexName" in body else ""
+        return [_arn("dynamodb", f"table/{table}{index}") for table in tables]
+    if service == "ssm" and (names := body.get("Names") or [body.get("Name") or body.get("Path")]):
+        return [_arn("ssm", f"parameter/{str(name).removeprefix('/')}") for name in names]
+    return ["*"]
+
+
+def _allows(statement: _Statement, action: str, resource: str) -> bool:
+    """Whether the statement allows it. No condition is evaluated: a statement that has one allows nothing."""
+    return (
+        statement["Effect"] == "Allow"
+        and "Condition" not in statement
+        and any(fnmatchcase(action, pattern) for pattern in _listed(statement["Action"]))
+        and any(fnmatchcase(resource, pattern) for pattern in _listed(statement["Resource"]))
+    )
+
+
+def _listed(one_or_more: str | list[str]) -> list[str]:
+    return [one_or_more] if isinstance(one_or_more, str) else one_or_more
+
+
+def _arn(service: str, resource: str) -> str:
+    return f"arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}"
+
+
+def _parameter_event(parameter: Any, operation: str) -> dict[str, Any]:
+    """The event that Parameter Store sends (AWS Systems Manager User Guide, "Parameter Store Change")."""
+    detail = {"operation": operation, "name": parameter.name, "type": parameter.parameter_type}
+    return {
+        "version": "0",
+        "id": str(uuid4()),
+        "detail-type": "Parameter Store Change",
+        "source": "aws.ssm",
+        "account": ACCOUNT,
+        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "region": REGION,
+        "resources": [_arn("ssm", f"parameter/{parameter.name.removeprefix('/')}")],
+        "detail": detail | ({"description": parameter.description} if parameter.description else {}),
+    }
+
+
+def _error(code: str, message: str, status: int = 400) -> Response:
+    body = {"__type": code, "message": message, "Message": message}
+    headers = {"x-amzn-ErrorType": code}
+    return Response(json.dumps(body), status, headers, content_type="application/x-amz-json-1.0")
+
+
+class _QuietHandler(MotoRequestHandler):
+    disable_nagle_algorithm = True
+    """Head and body are sent apart: with Nagle's algorithm the body waits 40 ms for the head's acknowledgement."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nobody wants a line for each request."""

@@ -1,0 +1,124 @@
+"""What template.yaml makes: SAM's own translation of it, offline, and the parts that stand-ins for AWS are built from."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
+from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
+from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+
+TEMPLATE = Path(__file__).parent.parent / "template.yaml"
+
+_SECONDS = {"minute": 60, "hour": 3600}
+
+type Template = dict[str, Any]
+"""A CloudFormation template as CloudFormation would take it in JSON."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the HTTP API, as API Gateway's route key names it, and the logical id of the function behind it."""
+
+    method: str
+    path: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule: every `rate` seconds the function of that logical id is invoked with `event`."""
+
+    logical_id: str
+    rate: int
+    event: dict[str, Any]
+    function: str
+
+
+def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-east-1") -> Template:
+    """Translate template.yaml to CloudFormation for that region, as SAM does on deployment.
+
+    Parameters (the given ones, else their defaults), the region, its partition and its URL suffix are filled in.
+    The functions hold a line instead of their code, which SAM wants in S3 and nobody runs from here.
+    """
+    template = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))
+    del template["Globals"]["Function"]["CodeUri"]
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::Serverless::Function":
+            resource["Properties"]["InlineCode"] = "# see functions/"
+    defaults = {name: parameter["Default"] for name, parameter in template["Parameters"].items()}
+    session = boto3.Session(region_name=region)
+    # No map of managed policies: the template names none of them the way that SAM would look up in IAM.
+    translator = Translator({}, Parser(), boto_session=session)
+    translated = translator.translate(template, dict(parameters or {}))
+    translator.metrics.publish()  # to nowhere; otherwise it warns of them at some later time
+    partition = session.get_partition_for_region(region)
+    known = {
+        **defaults,
+        **(parameters or {}),
+        "AWS::Region": region,
+        "AWS::Partition": partition,
+        "AWS::URLSuffix": "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com",
+    }
+    filled: Template = _fill_in(translated, known)
+    return filled
+
+
+def routes(template: Template) -> list[Route]:
+    """The routes of a translated template's HTTP API."""
+    found = []
+    for api in _resources(template, "AWS::ApiGatewayV2::Api").values():
+        for path, operations in sorted(api["Body"]["paths"].items()):
+            for method, operation in operations.items():
+                uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
+                (function,) = re.findall(r"\$\{(\w+)\.Arn\}", uri)
+                found.append(Route(method.upper(), path, function))
+    return found
+
+
+def schedules(template: Template) -> list[Schedule]:
+    """The schedules of a translated template."""
+    return [
+        Schedule(
+            logical_id,
+            _seconds(properties["ScheduleExpression"]),
+            json.loads(properties["Target"]["Input"]),
+            properties["Target"]["Arn"]["Fn::GetAtt"][0],
+        )
+        for logical_id, properties in _resources(template, "AWS::Scheduler::Schedule").items()
+    ]
+
+
+def _fill_in(node: Any, known: Mapping[str, str]) -> Any:
+    """Replace references to what is known; those to resources, and all other functions, stay."""
+
+    def fill(text: str) -> str:
+        return re.sub(r"\$\{([\w:]+)\}", lambda reference: known.get(reference[1], reference[0]), text)
+
+    match node:
+        case {"Ref": name} if name in known:
+            return known[name]
+        case {"Fn::Sub": str(text)}:
+            filled = fill(text)
+            return {"Fn::Sub": filled} if "${" in filled else filled
+        case {"Fn::Sub": [text, variables]}:
+            return {"Fn::Sub": [fill(text), _fill_in(variables, known)]}
+        case dict():
+            return {name: _fill_in(value, known) for name, value in node.items()}
+        case list():
+            return [_fill_in(value, known) for value in node]
+        case _:
+            return node
+
+
+def _resources(template: Template, kind: str) -> dict[str, dict[str, Any]]:
+    return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
+
+
+def _seconds(expression: str) -> int:
+    number, unit = expression.removeprefix("rate(").removesuffix(")").split()
+    return int(number) * _SECONDS[unit.removesuffix("s")]

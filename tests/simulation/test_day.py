@@ -1,0 +1,69 @@
+"""Five simulated hours, a read every five seconds: this project keeps what it promises, and the measure can fail."""
+
+from collections.abc import Iterator
+
+import pytest
+from moto import mock_aws
+
+from tests.simulation.day import BareTimer, Result, ThisProject, run
+from token_keeper.model import Kind
+
+SPAN = 5 * 3600
+INTERVAL = 5
+READS = SPAN // INTERVAL
+CALLS = 3
+"""The first token and two renewals: at the rate of 13 or 14 calls a day."""
+
+
+@pytest.fixture(autouse=True)
+def aws() -> Iterator[None]:
+    with mock_aws():
+        yield
+
+
+@pytest.mark.parametrize("endpoint", [Kind.TOKEN, Kind.STABLE_TOKEN])
+@pytest.mark.parametrize("enrolled_after", [0, 3605])
+def test_every_reader_gets_a_token_that_works_as_long_as_promised(endpoint: Kind, enrolled_after: int) -> None:
+    # Given an account that was enrolled with, or some time after, the first tick
+    contender = ThisProject(endpoint, enrolled_after=enrolled_after)
+    # When readers ask for hours
+    result = run(contender, SPAN, INTERVAL)
+    # Then all was well, for as few calls as WeChat's tokens allow
+    assert result == Result(calls=CALLS, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0)
+
+
+def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
+    # Given WeChat that answers -1 for two minutes when the second renewal comes
+    contender = ThisProject(Kind.TOKEN, failing_renewal=2)
+    # When readers ask for hours
+    result = run(contender, SPAN, INTERVAL)
+    # Then it took two calls more, and nobody noticed
+    assert result == Result(calls=CALLS + 2, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0)
+
+
+def test_a_bare_timer_on_stable_token_is_seen_to_fail() -> None:
+    # Given a bare timer, whose first renewal gets the same token again and comes too early for a new one
+    contender = BareTimer(Kind.STABLE_TOKEN)
+    # When readers ask for hours
+    result = run(contender, SPAN, INTERVAL)
+    # Then there is no accepted token from that one's end to the next run
+    assert result.without_token == 2 * 6600 - 7200
+    assert result.broken_promises == 0
+
+
+def test_a_bare_timer_on_token_is_seen_to_break_its_promises() -> None:
+    # Given a bare timer, which hands out WeChat's expires_in and kills the token before that is over
+    contender = BareTimer(Kind.TOKEN)
+    # When readers ask for hours
+    result = run(contender, SPAN, INTERVAL)
+    # Then the last 300 s of each of the three tokens' promises were wrong, although none was missing
+    assert result == Result(CALLS, without_token=0, promises=READS, broken_promises=READS, wrongly_promised=3 * 300)
+
+
+def test_a_bare_timer_on_token_is_seen_to_fail_with_one_run() -> None:
+    # Given a bare timer whose second renewal WeChat refuses
+    contender = BareTimer(Kind.TOKEN, failing_renewal=2)
+    # When readers ask for hours
+    result = run(contender, SPAN, INTERVAL)
+    # Then there is no accepted token from the end of the first renewal's to the end of the span
+    assert result.without_token == SPAN - (6600 + 7200)
