@@ -20,9 +20,9 @@ from token_keeper.wechat import WeChat
 
 logger = Logger(service="refresh")
 
-# At DEBUG these write whole requests and answers: AppSecrets in URLs, decrypted parameters.
+# At DEBUG these write whole requests and answers (AppSecrets in URLs, decrypted parameters), at INFO noise.
 for chatty in ("botocore", "boto3", "urllib3"):
-    logging.getLogger(chatty).setLevel(logging.INFO)
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 

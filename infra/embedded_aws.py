@@ -9,13 +9,12 @@ import io
 import json
 import logging
 import re
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from threading import Lock, Thread
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
@@ -26,10 +25,10 @@ from botocore.config import Config
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.moto_api._internal.models import moto_api_backend
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import BaseWSGIServer, make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.wrappers import Request, Response
 
+from infra.loopback import LOOPBACK, Server
 from infra.stack import translate
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ _PASSED_OVER = (
 )
 """The types of resources that moto's CloudFormation does not know, and one that refers to them."""
 
+_NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
+"""What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
+
 _INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+)[^/]*/invocations")
 _CHANGES = {"ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"}
 
@@ -55,43 +57,41 @@ _logger = logging.getLogger(__name__)
 class EmbeddedAws:
     """An AWS with one stack in it. One at a time in a process: what moto keeps belongs to the process."""
 
-    def __init__(self, stack_name: str = "local", port: int = 0, api_url: str = "http://127.0.0.1:3000") -> None:
-        """`api_url` is what the stack gives as its output ApiUrl. Port 0 takes a free one."""
+    def __init__(
+        self,
+        stack_name: str = "local",
+        port: int = 0,
+        api_url: str = "http://127.0.0.1:3000",
+        host: str = LOOPBACK,
+    ) -> None:
+        """Take the port (0: a free one); raises OSError where it is taken. `api_url` is the stack's output ApiUrl."""
         self._stack_name = stack_name
-        self._port = port
         self._api_url = api_url
+        self._server = Server(self._answer, port, host=host)
+        self._events = ThreadPoolExecutor(thread_name_prefix="event")
         self._moto = DomainDispatcherApplication(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
         self._one_at_a_time = Lock()
 
     def start(self, functions: Mapping[str, Function]) -> Self:
-        """Make the stack and listen. Raises OSError where the port is taken.
+        """Make the stack and listen.
 
         `functions` by logical id: each takes the event and returns what `json` can write. They are looked up when they
         are invoked, so that they can be made after the start, with what `environment` says.
         """
         self._functions = functions
         self._make_stack()
-        self._events = ThreadPoolExecutor(thread_name_prefix="event")
-        # werkzeug ends the process where it cannot bind, so it is given a socket that is bound.
-        with socket.create_server(("127.0.0.1", self._port)) as listener:
-            self._server: BaseWSGIServer = make_server(
-                "127.0.0.1",
-                self._port,
-                self._answer,
-                threaded=True,
-                request_handler=_QuietHandler,
-                fd=listener.fileno(),
-            )
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
+        self._server.start()
         return self
+
+    def send(self, function: str, event: dict[str, Any]) -> None:
+        """Invoke the function with that logical id in a thread of its own, as a schedule does."""
+        self._events.submit(self._run, function, event)
 
     def stop(self) -> None:
         """Let the events that are being handled come to their end, and stop listening."""
         self._events.shutdown(cancel_futures=True)
-        self._server.shutdown()
-        self._thread.join()
+        self._server.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +104,7 @@ class EmbeddedAws:
     @property
     def endpoint_url(self) -> str:
         """The endpoint of every service."""
-        return f"http://127.0.0.1:{self._server.port}"
+        return self._server.url
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -142,6 +142,8 @@ class EmbeddedAws:
         declared = template["Resources"]
         template["Resources"] = {k: v for k, v in declared.items() if not v["Type"].startswith(_PASSED_OVER)}
         template["Outputs"]["ApiUrl"]["Value"] = self._api_url
+        for name, property_name in _NAMED.items():
+            declared[name]["Properties"][property_name] = f"{self._stack_name}-{name}"
         moto_api_backend.reset()
         cloudformation = get_backend("cloudformation")[ACCOUNT][REGION]
         self._stack = cloudformation.create_stack(self._stack_name, json.dumps(template), parameters={})
@@ -205,7 +207,7 @@ class EmbeddedAws:
             return _error("ResourceNotFoundException", f"Function not found: {function_name}", status=404)
         event = json.loads(payload or b"{}")
         if is_event:
-            self._events.submit(self._run, logical_id, event)
+            self.send(logical_id, event)
             return Response(status=202)
         answer, failed = self._run(logical_id, event)
         return Response(answer, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
@@ -240,7 +242,7 @@ class EmbeddedAws:
             if rule.event_pattern.matches_event(event):  # type: ignore[arg-type]
                 for target in rule.targets:
                     function_name = target["Arn"].rpartition(":")[2]
-                    self._events.submit(self._run, self._logical_ids[function_name], event)
+                    self.send(self._logical_ids[function_name], event)
 
 
 @dataclass(frozen=True)
@@ -311,11 +313,3 @@ def _error(code: str, message: str, status: int = 400) -> Response:
     body = {"__type": code, "message": message, "Message": message}
     headers = {"x-amzn-ErrorType": code}
     return Response(json.dumps(body), status, headers, content_type="application/x-amz-json-1.0")
-
-
-class _QuietHandler(MotoRequestHandler):
-    disable_nagle_algorithm = True
-    """Head and body are sent apart: with Nagle's algorithm the body waits 40 ms for the head's acknowledgement."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nobody wants a line for each request."""

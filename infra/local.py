@@ -28,7 +28,7 @@ import api
 import refresh
 from infra import stack
 from infra.embedded_aws import REGION, EmbeddedAws
-from infra.loopback import Server
+from infra.loopback import LOOPBACK, Server
 from infra.operations import LOCAL_STACK, OperatorError
 from infra.simulated_wechat import SimulatedWeChat
 
@@ -88,6 +88,7 @@ class LocalStack:
         self,
         *,
         port: int = 0,
+        host: str = LOOPBACK,
         speed: float = 1,
         name: str = DEMO,
         record: Mapping[str, Any] = DEMO_RECORD,
@@ -96,7 +97,8 @@ class LocalStack:
     ) -> None:
         self.clock = Clock(speed)
         self.wechat = SimulatedWeChat(self.clock)
-        self._port, self._name, self._record, self._real, self._tell = port, name, record, real, tell
+        self._port, self._host = port, host
+        self._name, self._record, self._real, self._tell = name, record, real, tell
         self._stopping = Event()
         self._resources = ExitStack()
 
@@ -117,9 +119,10 @@ class LocalStack:
         # Every port is taken before anything runs, so that one in use is met at once.
         wechat, http = self._server(started, self.wechat, 2), self._server(started, self._answer_http, 0)
         self.wechat_url, self.api_url = wechat.url, http.url
-        self._aws = EmbeddedAws(LOCAL_STACK, self._port and self._port + 1, self.api_url)
+        self._aws = EmbeddedAws(LOCAL_STACK, self._port and self._port + 1, self.api_url, self._host)
+        started.callback(self._aws.stop)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
-        started.enter_context(self._aws.start(functions))
+        self._aws.start(functions)
         self.aws_url = self._aws.endpoint_url
         self._refresh_handler = self._connect(refresh.connect, "RefreshFunction")
         self._api_handler = self._connect(api.connect, "ApiFunction")
@@ -128,18 +131,18 @@ class LocalStack:
         http.start()
         self._add_account()
         for schedule in stack.schedules(template):
-            Thread(target=self._run_schedule, args=[schedule], daemon=True).start()
+            thread = Thread(target=self._run_schedule, args=[schedule], daemon=True)
+            started.callback(thread.join)
+            thread.start()
 
     def _server(self, started: ExitStack, application: Any, offset: int) -> Server:
-        server = Server(application, self._port and self._port + offset, self.clock)
+        server = Server(application, self._port and self._port + offset, self.clock, self._host)
         started.callback(server.stop)
         return server
 
     def _connect[Handler](self, connect: Callable[..., Handler], function: str) -> Handler:
-        environment = self.environment(function)
-        session = boto3.Session(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-        client = partial(session.client, region_name=REGION, endpoint_url=self.aws_url)
-        return connect(environment, self.clock, self.clock.sleep, client)
+        client = partial(self._aws.session(function).client, endpoint_url=self.aws_url)
+        return connect(self.environment(function), self.clock, self.clock.sleep, client)
 
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, but for the embedded AWS and the simulated WeChat."""
@@ -166,7 +169,7 @@ class LocalStack:
 
     def _run_schedule(self, schedule: stack.Schedule) -> None:
         while not self._stopping.is_set():
-            Thread(target=self._refresh, args=[schedule.event], daemon=True).start()
+            self._aws.send(schedule.function, schedule.event)
             self._stopping.wait(schedule.rate / self.clock.speed)
 
     # --- HTTP, as API Gateway does it; but nobody has to sign here
@@ -219,14 +222,17 @@ def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
 _FORMS = ("'wx' and 16 lower-case hex digits", "32 hex digits")
 
 
-def run(port: int, speed: float) -> None:
+def run(port: int, speed: float, host: str) -> None:
     """Run until Ctrl-C. Raises OperatorError where it cannot start."""
     record = real_record(os.environ)
     if not 1 <= speed <= FASTEST:
         raise OperatorError(f"--speed takes a number from 1 to {FASTEST}.")
     if record and speed != 1:
         raise OperatorError("The real WeChat keeps real time: leave --speed out, or unset WECHAT_APPID.")
+    if record and host != LOOPBACK:
+        raise OperatorError("A real account's token is shown to this machine only: leave --host out.")
     refresh.logger.setLevel(logging.CRITICAL)  # its outcomes are told in plain lines
+    os.environ["NO_PROXY"] = f"{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
     stopped = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -234,7 +240,13 @@ def run(port: int, speed: float) -> None:
     name = REAL if record else DEMO
     try:
         with LocalStack(
-            port=port, speed=speed, name=name, record=record or DEMO_RECORD, real=bool(record), tell=console.print
+            port=port,
+            host=host,
+            speed=speed,
+            name=name,
+            record=record or DEMO_RECORD,
+            real=bool(record),
+            tell=console.print,
         ) as local:
             console.print(f"ready: {local.api_url}")
             console.print(f"try:   curl {local.api_url}/v1/accounts/{name}/access-token")

@@ -1,4 +1,4 @@
-"""HTTP on 127.0.0.1, in a thread of this process."""
+"""HTTP on this machine, in a thread of this process."""
 
 import socket
 import time
@@ -12,24 +12,33 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+LOOPBACK = "127.0.0.1"
+
 
 class Server:
     """Serves a WSGI application from `start` to `stop`; who comes before the start has to wait.
 
-    Port 0 takes a free one; raises OSError where the port is taken. `clock` (epoch seconds) dates the answers.
+    Port 0 takes a free one; raises OSError where the port is taken. `clock` (epoch seconds) dates the answers. `host` is
+    the address it listens on; `url` is the one for this machine.
     """
 
-    def __init__(self, application: "WSGIApplication", port: int = 0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        application: "WSGIApplication",
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
+        host: str = LOOPBACK,
+    ) -> None:
         class Handler(_QuietHandler):
             def date_time_string(self, timestamp: float | None = None) -> str:
                 return formatdate(clock(), usegmt=True)
 
         # werkzeug ends the process where it cannot bind, so it is given a socket that is bound.
-        with socket.create_server(("127.0.0.1", port)) as listener:
+        with socket.create_server((host, port)) as listener:
             self._server = make_server(
-                "127.0.0.1", port, application, threaded=True, request_handler=Handler, fd=listener.fileno()
+                host, port, application, threaded=True, request_handler=Handler, fd=listener.fileno()
             )
-        self.url = f"http://127.0.0.1:{self._server.port}"
+        self.url = f"http://{LOOPBACK}:{self._server.port}"
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def start(self) -> None:
