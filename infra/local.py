@@ -100,6 +100,8 @@ class LocalStack:
         self._port, self._host = port, host
         self._name, self._record, self._real, self._tell = name, record, real, tell
         self._stopping = Event()
+        self.tried = Event()
+        """Set once a renewal has come to an end, well or not."""
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
@@ -162,6 +164,8 @@ class LocalStack:
         summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"]))
         for line in told(summary):
             self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
+        if summary["renewed"] or summary["failed"]:
+            self.tried.set()
         return summary
 
     def _api(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +252,7 @@ def run(port: int, speed: float, host: str) -> None:
             real=bool(record),
             tell=console.print,
         ) as local:
+            local.tried.wait(timeout=60)
             console.print(f"ready: {local.api_url}")
             console.print(f"try:   curl {local.api_url}/v1/accounts/{name}/access-token")
             console.print("       uv run token-keeper --local status")

@@ -10,14 +10,19 @@ and AWS by moto (or DynamoDB Local where a test races).
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import boto3
 import requests
 import responses
+from botocore.exceptions import EndpointConnectionError
+from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 import api
 import refresh
@@ -54,17 +59,35 @@ class Clock:
 
 
 class World:
-    """The system at one moment. `client` makes AWS clients; with none, boto3's (inside moto's `mock_aws`)."""
+    """The system at one moment. `client` makes AWS clients; with none, boto3's (inside moto's `mock_aws`).
 
-    def __init__(self, client: Callable[..., Any] | None = None, table_name: str = "tokens") -> None:
-        self.clock = Clock()
+    With a clock that threads may share, its methods may be called from several threads at once.
+
+    `before_aws` is called with the name of each AWS call of both functions (`dynamodb.PutItem`, `lambda.Invoke`), as it
+    begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
+    and its answer is still under way. `unreachable`: no connection to WeChat comes about.
+    `told` is everything but values that the system has said: summaries, health, problem documents.
+    """
+
+    def __init__(
+        self, client: Callable[..., Any] | None = None, table_name: str = "tokens", clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
         self.wechat = SimulatedWeChat(self.clock)
-        self._client: Callable[..., Any] = client or boto3.Session("test", "test", region_name=REGION).client
+        self._client: Callable[..., Any] = client or _clients_in_moto()
         self.environment = {**ENVIRONMENT, "TABLE_NAME": table_name}
         self.dynamodb = self._client("dynamodb")
         self.ssm = self._client("ssm")
         create_table(self.dynamodb, table_name)
         self.events: list[Mapping[str, Any]] = []
+        self.told: list[str] = []
+        self.secrets: set[str] = set()
+        self.before_aws: Callable[[str], None] | None = None
+        self.during_call: Callable[[], object] | None = None
+        self.unreachable = False
+        self._online = 0
+        self._internet = responses.RequestsMock(assert_all_requests_are_fired=False)
+        self._internet_lock = threading.Lock()
         self.restart()
 
     def restart(self) -> None:
@@ -74,20 +97,47 @@ class World:
 
     def refresh_instance(self) -> refresh.Handler:
         """One more instance of RefreshFunction."""
-        return refresh.connect(self.environment, self.clock, self.clock.sleep, self._client)
+        return refresh.connect(self.environment, self.clock, self.clock.sleep, self._client_of_functions)
 
     def api_instance(self) -> api.Handler:
         """One more instance of ApiFunction."""
         return api.connect(self.environment, self.clock, self.clock.sleep, self._client_of_api)
 
     def _client_of_api(self, service: str, **options: Any) -> Any:
-        return _Invoker(self) if service == "lambda" else self._client(service, **options)
+        return _Invoker(self) if service == "lambda" else self._client_of_functions(service, **options)
+
+    def _client_of_functions(self, service: str, **options: Any) -> Any:
+        client = self._client(service, **options)
+        client.meta.events.register(
+            "before-call", lambda event_name, **_: self.aws_call(event_name.partition(".")[2]), unique_id=id(self)
+        )
+        return client
+
+    def aws_call(self, operation: str) -> None:
+        """One of the functions is about to make this AWS call."""
+        if self.before_aws:
+            self.before_aws(operation)
+
+    @contextmanager
+    def down(self, *services: str) -> Iterator[None]:
+        """These services (or single calls, as `dynamodb.PutItem`) cannot be reached by the functions meanwhile."""
+
+        def refuse(operation: str) -> None:
+            if operation.startswith(services):
+                raise EndpointConnectionError(endpoint_url=f"https://{operation}.invalid/")
+
+        self.before_aws = refuse
+        try:
+            yield
+        finally:
+            self.before_aws = None
 
     # --- what people and schedules do
 
     def add_account(self, name: str = "main", **record: Any) -> dict[str, Any]:
         """Put an account's parameter (known to WeChat, too) and deliver its event; returns the summary."""
         record = {"appid": APPID, "secret": SECRET} | record
+        self.secrets.add(record["secret"])
         if "corpid" in record:
             del record["appid"]
             self.wechat.add_corp_app(record["corpid"], record["secret"])
@@ -114,11 +164,16 @@ class World:
         """Let the `tick` or the `guard` fire; returns the summary."""
         return self.invoke({"wake": schedule})
 
-    def invoke(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Invoke RefreshFunction; returns the summary."""
+    def invoke(
+        self, event: Mapping[str, Any], instance: refresh.Handler | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Invoke RefreshFunction, with so many `seconds` to run; returns the summary."""
         self.events.append(event)
+        context = None if seconds is None else _Context(self.clock, self.clock() + seconds)
         with self.internet():
-            return json.loads(json.dumps(self._refresh(event, None)))  # type: ignore[no-any-return]
+            summary = json.dumps((instance or self._refresh)(event, context))
+        self.told.append(summary)
+        return json.loads(summary)  # type: ignore[no-any-return]
 
     def get(self, path: str, instance: api.Handler | None = None) -> tuple[int, dict[str, Any]]:
         """GET a path of the API; returns status and body."""
@@ -129,6 +184,8 @@ class World:
         """GET a path of the API; returns status, body and headers."""
         with self.internet():
             answer = (instance or self._api)(gateway_event(path), None)
+        if answer["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
+            self.told.append(answer["body"])
         return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
 
     def token(self, name: str = "main") -> str:
@@ -148,19 +205,37 @@ class World:
 
     @contextmanager
     def internet(self) -> Iterator[None]:
-        """What `requests` sends reaches the simulated WeChat; a slow answer lets the clock pass or times out."""
-        with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-            for host in ("WECHAT_API_URL", "WECOM_API_URL"):
-                for method in ("GET", "POST"):
-                    url = re.compile(f"{self.environment[host]}/.*")
-                    mock.add_callback(method, url, self._answer)
+        """What `requests` sends reaches the simulated WeChat; a slow answer lets the clock pass or times out.
+
+        `requests` is patched for all threads, from the first that enters to the last that leaves.
+        """
+        with self._internet_lock:
+            self._online += 1
+            if self._online == 1:
+                for host in ("WECHAT_API_URL", "WECOM_API_URL"):
+                    for method in ("GET", "POST"):
+                        url = re.compile(f"{self.environment[host]}/.*")
+                        self._internet.add_callback(method, url, self._answer)
+                self._internet.start()
+        try:
             yield
+        finally:
+            with self._internet_lock:
+                self._online -= 1
+                if self._online == 0:
+                    self._internet.stop()
+                    self._internet.reset()
 
     def _answer(self, request: Any) -> tuple[int, dict[str, str], bytes]:
         url = urlsplit(request.url)
+        if self.unreachable:
+            raise requests.ConnectionError(_refused(str(url.hostname), request.url))
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
         answer = self.wechat.answer(request.method, url.path, dict(parse_qsl(url.query)), body)
+        if self.during_call:
+            during_call, self.during_call = self.during_call, None
+            during_call()
         timeout = request.req_kwargs["timeout"][1]
         self.clock.sleep(min(answer.delay, timeout))
         if answer.delay >= timeout:
@@ -168,6 +243,18 @@ class World:
         if answer.drop:
             raise requests.ConnectionError(f"Connection aborted: {request.url}")
         return answer.status, dict(answer.headers), answer.body
+
+
+@cache
+def _session() -> boto3.Session:
+    # The services' descriptions take long to load, and stay loaded in a session.
+    return boto3.Session("test", "test", region_name=REGION)
+
+
+def _clients_in_moto() -> Callable[..., Any]:
+    """Makes clients as boto3 does; but one for each service, as nothing is kept in them and a test may want many."""
+    client_of = cache(_session().client)
+    return lambda service, **options: client_of(service)
 
 
 class _Invoker:
@@ -178,20 +265,42 @@ class _Invoker:
 
     def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         assert FunctionName == self._world.environment["REFRESH_FUNCTION_NAME"]
-        self._world.invoke(json.loads(Payload))
+        self._world.aws_call("lambda.Invoke")
+        try:
+            self._world.invoke(json.loads(Payload))
+        except Exception:  # noqa: BLE001 - as Lambda does
+            return {"StatusCode": 200, "FunctionError": "Unhandled"}
         return {"StatusCode": 200}
+
+
+class _Context:
+    """Lambda's context, as far as RefreshFunction uses it."""
+
+    def __init__(self, clock: Clock, ends_at: float) -> None:
+        self._clock = clock
+        self._ends_at = ends_at
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self._ends_at - self._clock()) * 1000)
+
+
+def _refused(host: str, url: str) -> MaxRetryError:
+    pool = HTTPSConnectionPool(host)
+    return MaxRetryError(pool, url, NewConnectionError(pool, "Connection refused"))  # type: ignore[arg-type]
+
+
+_TEMPLATE = stack.translate()
 
 
 def create_table(dynamodb: Any, name: str) -> None:
     """Create the table as template.yaml describes it."""
-    described = stack.translate()["Resources"]["TokenTable"]["Properties"]
+    described = _TEMPLATE["Resources"]["TokenTable"]["Properties"]
     wanted = ("KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes", "BillingMode")
     dynamodb.create_table(TableName=name, **{key: described[key] for key in wanted})
 
 
-_ROUTES = [
-    (route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))) for route in stack.routes(stack.translate())
-]
+_ROUTES = [(route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))) for route in stack.routes(_TEMPLATE)]
+_VALUE_PATHS = ("/access-token", "/jsapi", "/wx_card", "/agent_config")
 
 
 def gateway_event(path: str) -> dict[str, Any]:
@@ -199,11 +308,11 @@ def gateway_event(path: str) -> dict[str, Any]:
     url = urlsplit(path)
     for route, pattern in _ROUTES:
         if route.method == "GET" and (match := pattern.fullmatch(url.path)):
-            query = dict(parse_qsl(url.query))
+            query = dict(parse_qsl(url.query, keep_blank_values=True))
             return {
                 "version": "2.0",
                 "routeKey": f"GET {route.path}",
-                "pathParameters": match.groupdict(),
+                "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
                 "requestContext": {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}},
             }

@@ -21,8 +21,9 @@ def aws() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("endpoint", [Kind.TOKEN, Kind.STABLE_TOKEN])
-@pytest.mark.parametrize("enrolled_after", [0, 3605])
+@pytest.mark.parametrize(
+    ("endpoint", "enrolled_after"), [(Kind.TOKEN, 0), (Kind.TOKEN, 3605), (Kind.STABLE_TOKEN, 3605)]
+)
 def test_every_reader_gets_a_token_that_works_as_long_as_promised(endpoint: Kind, enrolled_after: int) -> None:
     # Given an account that was enrolled with, or some time after, the first tick
     contender = ThisProject(endpoint, enrolled_after=enrolled_after)
@@ -30,6 +31,8 @@ def test_every_reader_gets_a_token_that_works_as_long_as_promised(endpoint: Kind
     result = run(contender, SPAN, INTERVAL)
     # Then all was well, for as few calls as WeChat's tokens allow
     assert result == Result(calls=CALLS, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0)
+    # And the schedules alone saw to that: no reader had to ask for a renewal
+    assert not any("renew" in event for event in contender.world.events)
 
 
 def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
@@ -39,6 +42,7 @@ def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
     result = run(contender, SPAN, INTERVAL)
     # Then it took two calls more, and nobody noticed
     assert result == Result(calls=CALLS + 2, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0)
+    assert not any("renew" in event for event in contender.world.events)
 
 
 def test_a_bare_timer_on_stable_token_is_seen_to_fail() -> None:
@@ -60,10 +64,10 @@ def test_a_bare_timer_on_token_is_seen_to_break_its_promises() -> None:
     assert result == Result(CALLS, without_token=0, promises=READS, broken_promises=READS, wrongly_promised=3 * 300)
 
 
-def test_a_bare_timer_on_token_is_seen_to_fail_with_one_run() -> None:
+def test_a_bare_timer_on_token_is_seen_to_fail_after_one_refused_run() -> None:
     # Given a bare timer whose second renewal WeChat refuses
     contender = BareTimer(Kind.TOKEN, failing_renewal=2)
     # When readers ask for hours
     result = run(contender, SPAN, INTERVAL)
-    # Then there is no accepted token from the end of the first renewal's to the end of the span
+    # Then there is no accepted token from the end of the first renewal's one to the next run
     assert result.without_token == SPAN - (6600 + 7200)

@@ -1,0 +1,207 @@
+"""`token-keeper local` as a newcomer starts it: a process of its own, driven over HTTP and by the command line."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+SPEED = 100
+PROGRAM = Path(sys.executable).with_name("token-keeper")
+APPID, SECRET = "wx617a123bb8bc99cd", "00112233445566778899aabbccddeeff"
+
+pytestmark = pytest.mark.xdist_group("local")
+
+
+class Local:
+    """A running `token-keeper local`."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._port = three_free_ports()
+        self.process = subprocess.Popen(
+            [PROGRAM, "local", "--port", str(self._port), "--speed", str(SPEED)],
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        self.api, self.aws, self.wechat = (self._url(name) for name in ("ready", "AWS", "WeChat"))
+
+    def _url(self, name: str) -> str:
+        return self.wait_for(rf"{name}: +(http://127\.0\.0\.1:\d+)")
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+        """Wait for a line in what it prints; returns the pattern's group."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            if match := re.search(pattern, self.printed):
+                return match[1]
+            assert self.process.poll() is None, self.printed
+            time.sleep(0.1)
+        raise AssertionError(f"{pattern} was not printed:\n{self.printed}")
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text()
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.api + path, timeout=30)
+
+    def accepts(self, value: str) -> bool:
+        """Whether the simulated WeChat accepts the token or ticket right now."""
+        answer = requests.get(f"{self.wechat}/_simulator/accepts", params={"value": value}, timeout=30)
+        return bool(answer.json()["accepts"])
+
+    def fail(self, **fault: Any) -> None:
+        requests.post(f"{self.wechat}/_simulator/faults", json=fault, timeout=30).raise_for_status()
+
+    def operate(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `token-keeper --local …`."""
+        environment = os.environ | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "COLUMNS": "200"}
+        command: list[str | Path] = [PROGRAM, "--local", *arguments]
+        return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
+
+    def stop(self) -> int:
+        """Press Ctrl-C; returns the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=30)
+
+
+def three_free_ports() -> int:
+    """The first of three ports in a row that nobody listens on."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+        try:
+            for port in range(first, first + 3):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    running = Local(tmp_path_factory.mktemp("local") / "printed.txt")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def test_the_printed_curl_line_gives_a_token_that_wechat_accepts(local: Local) -> None:
+    # Given the line that it printed
+    curl = local.wait_for(r"(curl http://\S+)").split()
+    # When it is run
+    answer = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True).stdout
+    # Then it shows a token that WeChat accepts
+    token = re.search(r'"access_token":"([^"]+)"', answer)
+    assert token, answer
+    assert local.accepts(token[1])
+
+
+def test_the_demo_account_has_a_ticket(local: Local) -> None:
+    answer = local.get("/v1/accounts/demo/tickets/jsapi")
+    assert answer.status_code == 200
+    assert local.accepts(answer.json()["ticket"])
+
+
+def test_what_api_gateway_does_not_route_is_not_found(local: Local) -> None:
+    assert local.get("/v1/elsewhere").status_code == 404
+    assert local.get("/v1/accounts/demo/access-token/").status_code == 404
+
+
+def test_it_tells_why_a_renewal_failed_and_what_to_do(local: Local) -> None:
+    # Given a WeChat that does not let this address in, a dozen times
+    local.fail(path="/cgi-bin/token", errcode=40164, times=12)
+    # When the operator has the token replaced
+    refresh = local.operate("refresh", "demo")
+    # Then operator, status and the running system say what is wrong and what to do
+    assert refresh.returncode == 1
+    assert "40164" in refresh.stdout
+    assert "IP whitelist" in refresh.stdout
+    status = local.operate("status")
+    assert status.returncode == 1
+    assert "IP whitelist" in status.stdout
+    local.wait_for(r"(failed demo access_token \(configuration 40164\))")
+    # And the live token is still handed out, and all is well when WeChat lets this address in again
+    assert local.accepts(local.get("/v1/accounts/demo/access-token").json()["access_token"])
+    while local.operate("refresh", "demo").returncode != 0:
+        pass
+    assert local.operate("status").returncode == 0
+
+
+def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
+    # When an account is added that WeChat does not know
+    added = local.operate("accounts", "add", "shop", "--appid", APPID, stdin=SECRET)
+    assert added.returncode == 0, added.stderr
+    # Then it is tried by itself, and its health says what is wrong
+    local.wait_for(r"(failed shop access_token \(configuration 40013\))")
+    answer = local.get("/v1/accounts/shop/access-token")
+    assert answer.status_code == 503
+    assert answer.json()["cause"]["errcode"] == 40013
+    assert SECRET not in answer.text + added.stdout + added.stderr + local.printed
+    # And when it is removed, it is not served any more
+    assert local.operate("accounts", "remove", "shop", "--yes").returncode == 0
+    ends = time.monotonic() + 30
+    while local.get("/v1/accounts/shop").status_code != 404:
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def test_every_read_through_a_renewal_gets_an_accepted_token(local: Local) -> None:
+    # Given a token
+    first = local.get("/v1/accounts/demo/access-token").json()["access_token"]
+    # When it is read again and again until the main schedule has renewed it
+    reads, refused = 0, 0
+    ends = time.monotonic() + 2 * 6600 / SPEED
+    while time.monotonic() < ends:
+        token = local.get("/v1/accounts/demo/access-token").json()["access_token"]
+        reads, refused = reads + 1, refused + (not local.accepts(token))
+        if token != first:
+            break
+        time.sleep(0.2)
+    # Then a new one came, and no read ever got one that WeChat refuses
+    assert token != first
+    assert refused == 0, f"{refused} of {reads}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WECHAT_APPID": " ", "WECHAT_APPSECRET": SECRET}, "WECHAT_APPID is blank"),
+        ({"WECHAT_APPID": APPID, "WECHAT_APPSECRET": ""}, "WECHAT_APPSECRET is blank"),
+        ({"WECHAT_APPID": APPID}, "WECHAT_APPSECRET is blank"),
+        ({"WECHAT_APPID": "gh_0123456789ab", "WECHAT_APPSECRET": SECRET}, "WECHAT_APPID is malformed"),
+        ({"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET + "\n"}, "WECHAT_APPSECRET is malformed"),
+    ],
+)
+def test_without_proper_credentials_of_a_real_account_it_does_not_start(
+    environment: dict[str, str], message: str
+) -> None:
+    # When it is started with credentials that cannot be right
+    ended = subprocess.run(
+        [PROGRAM, "local"], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    # Then it says which and why, without their values, and ends
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert SECRET not in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_ends_it_cleanly(local: Local) -> None:
+    # When Ctrl-C is pressed
+    exit_code = local.stop()
+    # Then it says so and leaves no traceback
+    assert exit_code == 0
+    assert local.printed.endswith("stopped\n")
+    assert "Traceback" not in local.printed

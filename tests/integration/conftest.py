@@ -1,0 +1,37 @@
+"""A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from moto import mock_aws
+
+from tests.world import World
+
+
+class _Log(logging.Handler):
+    """Keeps whole log records: message, extra fields, and the text of an exception."""
+
+    def __init__(self, kept: list[str]) -> None:
+        super().__init__(logging.DEBUG)
+        self._kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._kept.append(f"{self.format(record)} {vars(record)}")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with mock_aws():
+        world = World()
+        log = _Log(world.told)
+        loggers = [logging.getLogger(name) for name in ("refresh", "api")]
+        for logger in loggers:
+            logger.addHandler(log)
+        yield world
+        for logger in loggers:
+            logger.removeHandler(log)
+    said = "\n".join([*world.told, *map(json.dumps, world.events)])
+    leaked = [secret for secret in {*world.secrets, "simulated_token_", "simulated_ticket_"} if secret in said]
+    assert not leaked, "a secret or a value stands where it must not"

@@ -1,0 +1,593 @@
+"""Adding, changing or deleting a parameter is all it takes to keep, re-key or drop an account."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infra.simulated_wechat import Fault
+from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+
+TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
+NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
+OTHER_APPID = "wxfedcba9876543210"
+
+
+def record(**changes: object) -> str:
+    """An account's record as it stands in its parameter."""
+    return json.dumps({"appid": APPID, "secret": SECRET} | changes)
+
+
+def put_without_event(world: World, name: str, value: str) -> None:
+    """Write a parameter whose event is lost."""
+    world.ssm.put_parameter(Name=f"{ACCOUNTS_PATH}/{name}", Value=value, Type="SecureString", Overwrite=True)
+
+
+def read(world: World, path: str = "/v1/accounts/main/access-token") -> tuple[int, dict[str, Any]]:
+    """What a reader gets that remembers nothing."""
+    return world.get(path, world.api_instance())
+
+
+def token(world: World, name: str = "main") -> str:
+    """The token a reader gets that remembers nothing."""
+    status, body = read(world, f"/v1/accounts/{name}/access-token")
+    assert status == 200, body
+    return str(body["access_token"])
+
+
+def accounts(world: World) -> list[str]:
+    """The accounts that are kept."""
+    return [one["account"] for one in world.get("/v1/accounts")[1]["accounts"]]
+
+
+# --- accounts come and go
+
+
+def test_the_tick_finds_accounts_whose_event_was_lost(world: World) -> None:
+    # Given more accounts than Parameter Store lists on a page, whose events never arrived
+    names = [f"main-{number:02}" for number in range(12)]
+    for name in names:
+        world.wechat.add_app(f"wx-{name}", SECRET)
+        put_without_event(world, name, record(appid=f"wx-{name}"))
+    assert accounts(world) == []
+    # When the main tick fires
+    world.wake("tick")
+    # Then all of them have tokens that work, and the next tick has nothing to do
+    assert accounts(world) == names
+    assert all(world.wechat.accepts(token(world, name)) for name in names)
+    calls = len(world.wechat.calls)
+    world.wake("tick")
+    assert len(world.wechat.calls) == calls
+
+
+@pytest.mark.parametrize("event_arrives", [True, False])
+def test_a_deleted_account_is_unknown_to_readers_at_once(world: World, event_arrives: bool) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    world.add_account("other", appid=OTHER_APPID)
+    calls = len(world.wechat.calls)
+    # When its parameter is deleted
+    if event_arrives:
+        world.delete_parameter("main")
+    else:
+        world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
+        world.wake("tick")
+    # Then nobody gets its values any more, and nothing is fetched for it
+    for path in ("access-token", "tickets/jsapi"):
+        status, body = read(world, f"/v1/accounts/main/{path}")
+        assert (status, body["code"]) == (404, "unknown_account")
+    assert world.get("/v1/accounts/main")[0] == 404
+    assert accounts(world) == ["other"]
+    world.clock.sleep(7200)
+    world.wake("guard")
+    assert [call.account for call in world.wechat.calls[calls:]] == [OTHER_APPID]
+
+
+def test_a_late_event_does_not_bring_a_deleted_account_back(world: World) -> None:
+    world.add_account("main")
+    world.delete_parameter("main")
+    # When an event of its creation arrives after all
+    world.parameter_event("main", "Create")
+    # Then it is still unknown
+    assert read(world)[0] == 404
+
+
+def test_an_account_that_is_deleted_and_added_again_is_kept_again(world: World) -> None:
+    world.add_account("main")
+    old = token(world)
+    world.delete_parameter("main")
+    # When it is added again, with the same appid
+    world.add_account("main")
+    # Then it has a new token
+    assert token(world) != old
+    assert world.wechat.accepts(token(world))
+
+
+def test_a_deletion_during_a_renewal_is_final(world: World) -> None:
+    world.add_account("main")
+    world.clock.now = START + 7000
+    # When an account is deleted while its renewal is under way
+    world.during_call = lambda: world.delete_parameter("main")
+    world.wake("guard")
+    # Then the renewal does not bring it back
+    assert read(world)[0] == 404
+    assert accounts(world) == []
+
+
+@pytest.mark.parametrize("deleted_first", [True, False])
+def test_a_renewal_under_way_cannot_publish_into_an_account_with_another_appid(
+    world: World, deleted_first: bool
+) -> None:
+    world.add_account("main")
+    world.wechat.add_app(OTHER_APPID, NEW_SECRET)
+    world.secrets.add(NEW_SECRET)
+    world.clock.now = START + 7000
+
+    def change_appid() -> None:
+        if deleted_first:
+            world.delete_parameter("main")
+        world.put_parameter("main", record(appid=OTHER_APPID, secret=NEW_SECRET))
+
+    # When an account is given another appid while its renewal is under way
+    world.during_call = change_appid
+    world.wake("guard")
+    # Then readers get the new appid's token: it is the last one minted, the renewal's own was minted before
+    assert [call.account for call in world.wechat.calls] == [APPID, APPID, OTHER_APPID]
+    assert token(world).startswith("simulated_token_3_")
+    assert world.get("/v1/accounts/main")[1]["appid"] == OTHER_APPID
+
+
+@pytest.mark.parametrize(
+    "name", ["/elsewhere/main", f"{ACCOUNTS_PATH}/team/main", f"{ACCOUNTS_PATH}-old/main", f"{ACCOUNTS_PATH}/Main"]
+)
+def test_a_parameter_that_is_no_accounts_is_left_alone(world: World, name: str) -> None:
+    # Given a parameter outside the path, below a sub-path, or with a name no account can have
+    world.wechat.add_app(APPID, SECRET)
+    world.ssm.put_parameter(Name=name, Value=record(), Type="SecureString")
+    # When its event arrives, the main tick fires, and somebody asks for a renewal
+    detail = {"name": name, "operation": "Create", "type": "SecureString"}
+    summary = world.invoke({"source": "aws.ssm", "detail-type": "Parameter Store Change", "detail": detail})
+    world.wake("tick")
+    asked_for = name.removeprefix(f"{ACCOUNTS_PATH}/")
+    world.invoke({"renew": {"account": asked_for, "credential": "access_token"}})
+    # Then nothing comes of it
+    assert summary == {"woken_by": "parameter", "renewed": [], "skipped": [], "failed": []}
+    assert accounts(world) == []
+    assert world.wechat.calls == []
+
+
+# --- a changed secret
+
+
+def change_secret(world: World, new: str = NEW_SECRET) -> None:
+    """The account's secret is reset on WeChat's platform."""
+    world.secrets.add(new)
+    world.wechat.change_secret(APPID, SECRET, new)
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: str) -> None:
+    world.add_account("main", endpoint=endpoint)
+    world.clock.sleep(1000)
+    live = token(world)
+    fetched, checked = world.calls(TOKEN), world.calls(STABLE_TOKEN)
+    # When its secret is changed, at WeChat and in its record
+    change_secret(world)
+    world.put_parameter("main", record(secret=NEW_SECRET, endpoint=endpoint))
+    # Then the new one is checked at once with a call that rotates nothing
+    assert (world.calls(TOKEN), world.calls(STABLE_TOKEN)) == (fetched, checked + 1)
+    assert world.health()["state"] == "fresh"
+    # And the live token goes on
+    assert token(world) == live
+    assert world.wechat.accepts(live)
+
+
+@pytest.mark.parametrize("event_arrives", [True, False])
+def test_a_wrong_new_secret_shows_in_health_while_the_live_token_is_served(world: World, event_arrives: bool) -> None:
+    world.add_account("main")
+    live = token(world)
+    world.secrets.add(WRONG_SECRET)
+    # When the record gets a secret that WeChat does not know
+    put_without_event(world, "main", record(secret=WRONG_SECRET))
+    if event_arrives:
+        world.parameter_event("main")
+    else:
+        world.wake("tick")
+    # Then health says so, and what to do
+    health = world.health()
+    assert health["state"] == "failing"
+    assert (health["last_error"]["class"], health["last_error"]["errcode"]) == ("configuration", 40125)
+    assert "set-secret" in health["last_error"]["remedy"]
+    # And the live token is still served
+    assert token(world) == live
+    assert world.wechat.accepts(live)
+    # When it is corrected
+    world.put_parameter("main", record())
+    # Then all is well, without a rotation
+    assert (world.health()["state"], world.health()["last_error"]) == ("fresh", None)
+    assert token(world) == live
+    assert world.calls() == 1
+
+
+def test_a_wrong_new_secret_is_still_reported_when_the_renewal_fails_for_it(world: World) -> None:
+    world.add_account("main")
+    world.secrets.add(WRONG_SECRET)
+    world.put_parameter("main", record(secret=WRONG_SECRET))
+    # When the renewal comes
+    world.clock.now = START + 110 * 60
+    summary = world.wake("tick")
+    # Then it fails with the same cause, and is made good as soon as the secret is right
+    assert summary["failed"][0]["errcode"] == 40125
+    assert len(world.put_parameter("main", record())["renewed"]) == 1
+    assert world.health()["state"] == "fresh"
+
+
+@pytest.mark.parametrize("fault", [Fault.error(-1), Fault.drop_before()])
+def test_a_check_that_did_not_work_out_leaves_no_lasting_alarm(world: World, fault: Fault) -> None:
+    world.add_account("main")
+    # Given a WeChat that happens to be busy when the new, right secret is checked
+    change_secret(world)
+    world.wechat.fail(STABLE_TOKEN, fault)
+    world.put_parameter("main", record(secret=NEW_SECRET))
+    # When ten quiet minutes have passed
+    for _ in range(10):
+        world.clock.sleep(60)
+        world.wake("guard")
+    # Then nothing is reported as failing: nothing is
+    assert world.health()["state"] == "fresh"
+
+
+@pytest.mark.parametrize("since", ["never worked", "worked before"])
+def test_a_corrected_record_is_tried_at_once(world: World, since: str) -> None:
+    # Given an account that fails for its secret, and is to be tried again much later
+    world.wechat.add_app(APPID, SECRET)
+    world.secrets.add(WRONG_SECRET)
+    if since == "worked before":
+        world.put_parameter("main", record())
+        change_secret(world)
+        world.clock.sleep(7300)
+        world.wake("guard")
+        world.wechat.change_secret(APPID, NEW_SECRET, SECRET)
+    else:
+        world.put_parameter("main", record(secret=WRONG_SECRET))
+    assert read(world)[0] == 503
+    # When its record is corrected
+    world.clock.sleep(1)
+    summary = world.put_parameter("main", record())
+    # Then its token is there at once
+    assert len(summary["renewed"]) == 1
+    assert world.wechat.accepts(token(world))
+    assert world.health()["state"] == "fresh"
+
+
+# --- another appid, another endpoint, other tickets
+
+
+def test_another_appid_is_another_token(world: World) -> None:
+    world.add_account("main")
+    old = token(world)
+    # When the record gets another appid
+    world.add_account("main", appid=OTHER_APPID, secret=NEW_SECRET)
+    # Then readers get its token, and never the old one's again
+    assert token(world) != old
+    assert world.get("/v1/accounts/main")[1]["appid"] == OTHER_APPID
+    # And the old appid may be kept under another name
+    world.put_parameter("second", record())
+    assert world.wechat.accepts(token(world, "second"))
+
+
+def test_while_a_new_appids_token_cannot_be_fetched_the_old_appids_is_not_served(world: World) -> None:
+    world.add_account("main")
+    # When the record gets another appid that fails
+    world.wechat.fail(TOKEN, Fault.error(-1), account=OTHER_APPID)
+    world.add_account("main", appid=OTHER_APPID)
+    # Then readers get nothing: the old value belongs to somebody else
+    status, body = read(world)
+    assert (status, body["code"]) == (503, "no_valid_value")
+
+
+@pytest.mark.parametrize(("before", "after"), [("token", "stable_token"), ("stable_token", "token")])
+def test_another_endpoint_is_asked_at_once(world: World, before: str, after: str) -> None:
+    world.add_account("main", endpoint=before)
+    old = token(world)
+    # When the record names the other endpoint
+    world.put_parameter("main", record(endpoint=after))
+    # Then readers get that one's token by its rules, and the promises made of the old one hold
+    assert token(world) != old
+    assert world.get("/v1/accounts/main")[1]["endpoint"] == after
+    assert world.wechat.accepts(token(world))
+    assert world.wechat.accepts(old)
+    expected = {"token": START + 6660, "stable_token": START + 6930}[after]
+    world.clock.now = expected - 1
+    assert not world.wake("guard")["renewed"]
+    world.clock.now = expected
+    assert world.wake("guard")["renewed"]
+
+
+def test_a_ticket_is_kept_from_when_the_record_names_it(world: World) -> None:
+    world.add_account("main")
+    live = token(world)
+    assert read(world, "/v1/accounts/main/tickets/jsapi")[1]["code"] == "unknown_credential"
+    # When a ticket is added to the record
+    world.put_parameter("main", record(tickets=["jsapi"]))
+    # Then it is there, and the token was not rotated for it
+    status, body = read(world, "/v1/accounts/main/tickets/jsapi")
+    assert status == 200
+    assert world.wechat.accepts(body["ticket"])
+    assert world.health("main", "jsapi")["state"] == "fresh"
+    assert token(world) == live
+    # When it is removed again
+    world.put_parameter("main", record())
+    # Then nobody gets it any more
+    status, body = read(world, "/v1/accounts/main/tickets/jsapi")
+    assert (status, body["code"]) == (404, "unknown_credential")
+    names = [one["credential"] for one in world.get("/v1/accounts/main")[1]["credentials"]]
+    assert names == ["access_token"]
+
+
+def test_tickets_are_kept_as_tokens_are(world: World) -> None:
+    # Given an account with tickets
+    world.add_account("main", tickets=["jsapi", "wx_card"])
+    # When the schedules fire for six hours
+    for minute in range(1, 361, 3):
+        world.clock.now = START + 60 * minute
+        world.wake("tick" if minute % 110 == 0 else "guard")
+    # Then token and tickets still work
+    world.restart()
+    assert world.wechat.accepts(world.token())
+    for ticket in ("jsapi", "wx_card"):
+        assert world.wechat.accepts(world.get(f"/v1/accounts/main/tickets/{ticket}")[1]["ticket"])
+
+
+# --- records that cannot be used
+
+INVALID = {
+    "no JSON": ('{"appid": "wx1", "secret": "~"', "JSON"),
+    "just the secret": ("~", "JSON"),
+    "a list": ('["~"]', "JSON object"),
+    "no secret": ('{"appid": "wx1"}', "secret"),
+    "no appid": ('{"secret": "~"}', "appid"),
+    "a field too many": ('{"appid": "wx1", "secret": "~", "password": "~"}', "unknown field"),
+    "the secret as a field's name": ('{"appid": "wx1", "secret": "~", "~": 1}', "unknown field"),
+    "appid and corpid": ('{"appid": "wx1", "corpid": "ww1", "secret": "~"}', "unknown field"),
+    "a blank secret": ('{"appid": "wx1", "secret": ""}', "secret"),
+    "blanks around the secret": ('{"appid": "wx1", "secret": " ~ "}', "secret"),
+    "a number as secret": ('{"appid": "wx1", "secret": 55555555}', "secret"),
+    "a number as appid": ('{"appid": 1, "secret": "~"}', "appid"),
+    "the secret as appid": ('{"appid": "~ ~", "secret": "~"}', "appid"),
+    "an unknown endpoint": ('{"appid": "wx1", "secret": "~", "endpoint": "~"}', "endpoint"),
+    "an unknown ticket": ('{"appid": "wx1", "secret": "~", "tickets": ["~"]}', "tickets"),
+    "tickets in text": ('{"appid": "wx1", "secret": "~", "tickets": "jsapi"}', "tickets"),
+}
+
+
+@pytest.mark.parametrize(("value", "says"), INVALID.values(), ids=INVALID)
+def test_an_invalid_record_shows_in_health_and_leaves_others_alone(world: World, value: str, says: str) -> None:
+    world.add_account("good", appid=OTHER_APPID)
+    world.secrets |= {SECRET, "55555555"}
+    # When a parameter holds no usable record
+    put_without_event(world, "main", value.replace("~", SECRET))
+    world.parameter_event("main")
+    world.wake("tick")
+    # Then its health says what is wrong
+    health = world.health()
+    assert health["state"] == "never_fetched"
+    assert health["last_error"]["class"] == "configuration"
+    assert says in health["last_error"]["errmsg"]
+    assert health["last_error"]["remedy"]
+    # And the other account is well, and WeChat was not asked with it
+    assert world.health("good")["state"] == "fresh"
+    assert {call.account for call in world.wechat.calls} == {OTHER_APPID}
+    # And it is kept as soon as it is right
+    world.wechat.add_app(APPID, SECRET)
+    world.put_parameter("main", record())
+    assert world.wechat.accepts(token(world))
+    assert world.health()["last_error"] is None
+
+
+def test_a_record_that_becomes_invalid_takes_no_live_token_away(world: World) -> None:
+    world.add_account("main")
+    live = token(world)
+    # When somebody breaks its record
+    world.put_parameter("main", f'{{"appid": "{APPID}"')
+    # Then health says what is wrong and the live token is served
+    assert (world.health()["state"], world.health()["last_error"]["class"]) == ("failing", "configuration")
+    assert token(world) == live
+    # And still says so when the renewal has failed for it
+    world.clock.now = START + 6660
+    assert world.wake("guard")["failed"]
+    assert "JSON" in world.health()["last_error"]["errmsg"]
+    assert token(world) == live
+    # When it is mended
+    world.put_parameter("main", record())
+    # Then it is well again
+    assert world.health()["state"] == "fresh"
+    assert world.wechat.accepts(token(world))
+
+
+def test_a_record_that_becomes_invalid_while_it_fails_shows_at_once(world: World) -> None:
+    # Given an account that fails for another reason
+    world.wechat.add_app(APPID, SECRET)
+    world.put_parameter("main", record(secret=WRONG_SECRET))
+    assert world.health()["last_error"]["errcode"] == 40125
+    # When somebody breaks its record on top of it
+    world.put_parameter("main", f'{{"appid": "{APPID}"')
+    # Then health says what is wrong now
+    assert "JSON" in world.health()["last_error"]["errmsg"]
+
+
+# --- what may be kept twice, and what may not
+
+
+def test_one_appid_under_two_names_is_kept_once(world: World) -> None:
+    world.add_account("first")
+    # When the same appid is added under another name
+    world.add_account("second")
+
+    def says_which(world: World) -> bool:
+        error = world.health("second")["last_error"]
+        return error["class"] == "configuration" and "first" in error["errmsg"] and bool(error["remedy"])
+
+    # Then the second is not kept, and its health names the first
+    assert says_which(world)
+    assert read(world, "/v1/accounts/second/access-token")[0] == 503
+    # And it still does so after hours, in which they do not refresh against each other
+    for _ in range(3):
+        for _ in range(2):
+            world.clock.sleep(301)
+            world.wake("guard")
+            assert says_which(world)
+        world.wake("tick")
+        assert says_which(world)
+    assert world.calls() == 1
+    assert world.health("first")["state"] == "fresh"
+
+
+@pytest.mark.parametrize("minutes_later", [0, 30])
+def test_the_second_name_of_an_appid_is_kept_when_the_first_is_gone(world: World, minutes_later: int) -> None:
+    world.add_account("first")
+    world.add_account("second")
+    for _ in range(0, minutes_later, 6):
+        world.clock.sleep(360)
+        world.wake("guard")
+    # When the first is deleted, and the main tick fires
+    world.delete_parameter("first")
+    world.wake("tick")
+    # Then the second is well
+    assert world.wechat.accepts(token(world, "second"))
+    assert (world.health("second")["state"], world.health("second")["last_error"]) == ("fresh", None)
+
+
+def test_both_endpoints_of_one_appid_are_kept(world: World) -> None:
+    # When one appid is kept with both endpoints, which WeChat keeps apart
+    world.add_account("plain")
+    world.add_account("stable", endpoint="stable_token")
+    # Then both have tokens that work
+    tokens = {token(world, "plain"), token(world, "stable")}
+    assert len(tokens) == 2
+    assert all(map(world.wechat.accepts, tokens))
+
+
+def test_every_app_of_a_corp_is_kept(world: World) -> None:
+    # When several apps of one corp are kept, which differ by their secrets
+    for name in ("contacts", "orders", "chat"):
+        world.add_account(name, corpid="ww0123456789abcdef", secret=f"secret-of-{name}-0123456789")
+    # Then each has its own token
+    tokens = {token(world, name) for name in ("contacts", "orders", "chat")}
+    assert len(tokens) == 3
+    assert all(map(world.wechat.accepts, tokens))
+    # But the same app under another name is refused
+    world.add_account("again", corpid="ww0123456789abcdef", secret="secret-of-chat-0123456789")
+    assert "chat" in world.health("again")["last_error"]["errmsg"]
+
+
+# --- the process dies, or AWS fails, in the middle of it
+
+
+class Killer:
+    """Ends the process at its call number `at` to AWS; `calls` counts them."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.calls = 0
+
+    def __call__(self, operation: str) -> None:
+        self.calls += 1
+        if self.calls == self._at:
+            raise SystemExit(f"killed at {operation}")
+
+
+def added(world: World) -> None:
+    put_without_event(world, "main", record(tickets=["jsapi"]))
+
+
+def re_keyed(world: World) -> None:
+    world.add_account("main")
+    put_without_event(world, "main", record(appid=OTHER_APPID, secret=NEW_SECRET, tickets=["jsapi"]))
+
+
+def deleted(world: World) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
+
+
+def invalidated(world: World) -> None:
+    world.add_account("main")
+    put_without_event(world, "main", "{")
+    world.clock.sleep(7200)
+
+
+@pytest.mark.parametrize("change", [added, re_keyed, deleted, invalidated])
+def test_a_change_that_dies_anywhere_is_finished_by_the_next_tick(
+    world: World, change: Callable[[World], None]
+) -> None:
+    at, killed = 0, True
+    while killed:
+        # Given a change, and a process that dies at some call to AWS while it acts on it
+        at += 1
+        for name in ("main", "spare", "other-spare"):
+            if name in accounts(world):
+                world.ssm.delete_parameters(Names=[f"{ACCOUNTS_PATH}/{name}"])
+                world.parameter_event(name, "Delete")
+        for appid, secret in ((APPID, SECRET), (OTHER_APPID, NEW_SECRET)):
+            world.wechat.add_app(appid, secret)
+        change(world)
+        world.before_aws = Killer(at)
+        try:
+            world.parameter_event("main")
+            killed = False
+        except SystemExit:
+            pass
+        world.before_aws = None
+        # When the next tick fires, after the lease
+        world.restart()
+        world.clock.sleep(60)
+        world.wake("tick")
+        world.wake("guard")
+        # Then the change is wholly made
+        if change is deleted:
+            assert read(world)[0] == 404, f"killed at call {at}"
+        elif change is invalidated:
+            assert "JSON" in world.health()["last_error"]["errmsg"], f"killed at call {at}"
+        else:
+            assert world.wechat.accepts(token(world)), f"killed at call {at}"
+            status, body = read(world, "/v1/accounts/main/tickets/jsapi")
+            assert status == 200, f"killed at call {at}"
+            assert world.wechat.accepts(body["ticket"])
+        # And the appid that the account has given up may be kept under another name
+        if change is not added:
+            free = {"appid": APPID, "secret": SECRET}
+            world.put_parameter("spare", json.dumps(free if change is not invalidated else free | {"appid": "wx9"}))
+            if change is not invalidated:
+                assert world.wechat.accepts(token(world, "spare")), f"killed at call {at}"
+    assert at > 3
+
+
+def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_other(world: World) -> None:
+    world.wechat.add_app(APPID, SECRET)
+    for at in range(1, 8):
+        # Given an account whose enrolment dies somewhere, and which is then deleted
+        put_without_event(world, "main", record())
+        world.before_aws = Killer(at)
+        with pytest.raises(SystemExit):
+            world.parameter_event("main")
+        world.before_aws = None
+        world.delete_parameter("main")
+        # When its appid is added under another name
+        world.put_parameter("second", record())
+        world.wake("tick")
+        # Then that is kept
+        assert world.wechat.accepts(token(world, "second")), f"killed at call {at}"
+        world.delete_parameter("second")
+
+
+def test_an_event_that_meets_a_parameter_store_that_is_down_is_made_good_by_the_next(world: World) -> None:
+    world.wechat.add_app(APPID, SECRET)
+    put_without_event(world, "main", record())
+    # Given an event that could not be acted on, and is therefore delivered again
+    with world.down("ssm"), pytest.raises(Exception, match="Parameter Store"):
+        world.parameter_event("main")
+    # When it arrives again
+    world.parameter_event("main")
+    # Then the account is kept
+    assert world.wechat.accepts(token(world))

@@ -1,0 +1,649 @@
+"""A token is always there: renewals on time, and what becomes of them when something fails on the way."""
+
+import json
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from infra.simulated_wechat import Fault
+from tests.world import START, World
+from token_keeper.errors import KeeperError
+
+TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
+MAIN_TICK = 110 * 60
+OVERLAP = 300
+"""Seconds the old token works after a rotation."""
+
+
+def granted(**answer: object) -> Fault:
+    """WeChat answers with exactly this."""
+    return Fault.malformed(json.dumps(answer).encode())
+
+
+LOST = {
+    "connection lost after": Fault.drop_after(),
+    "connection lost before": Fault.drop_before(),
+    "no answer in time": Fault.slow(30),
+    "cut": Fault.truncated(),
+    "no JSON": Fault.malformed(b"<xml>busy</xml>"),
+    "HTTP 502": Fault.http(502),
+    "HTTP 502 after": Fault.http(502, carried_out=True),
+    "HTTP 404": Fault.http(404),
+    "redirect": Fault.redirect(),
+    "too long": Fault.oversized(),
+}
+"""What can happen to an answer, so that nobody knows whether WeChat has minted a token."""
+
+MALFORMED: dict[str, bytes] = {
+    "null": b"null",
+    "nothing": b"",
+    "a list": b"[]",
+    "an empty object": b"{}",
+    "no expires_in": b'{"access_token": "T"}',
+    "no token": b'{"expires_in": 7200}',
+    "an empty token": b'{"access_token": "", "expires_in": 7200}',
+    "a null token": b'{"access_token": null, "expires_in": 7200}',
+    "a number as token": b'{"access_token": 1, "expires_in": 7200}',
+    "a token with blanks": b'{"access_token": "a b", "expires_in": 7200}',
+    "a negative life": b'{"access_token": "T", "expires_in": -1}',
+    "no life": b'{"access_token": "T", "expires_in": 0}',
+    "a life in text": b'{"access_token": "T", "expires_in": "7200"}',
+    "a boolean life": b'{"access_token": "T", "expires_in": true}',
+    "a null life": b'{"access_token": "T", "expires_in": null}',
+    "a huge life": b'{"access_token": "T", "expires_in": 1000000000000}',
+    "a token beside an error": b'{"errcode": -1, "errmsg": "busy", "access_token": "T", "expires_in": 7200}',
+}
+
+
+def read(world: World, name: str = "main") -> tuple[int, dict[str, Any]]:
+    """What a reader gets that remembers nothing."""
+    return world.get(f"/v1/accounts/{name}/access-token", world.api_instance())
+
+
+def promised_until(world: World) -> int:
+    """The end of the promise that a reader gets now."""
+    status, body = read(world)
+    assert status == 200, body
+    return int(world.clock()) + int(body["expires_in"])
+
+
+def at_main_tick(world: World, endpoint: str = "token") -> str:
+    """An account whose token is to be renewed by the main tick, now; returns that token."""
+    world.add_account("main", endpoint=endpoint)
+    world.clock.now = START + MAIN_TICK
+    return world.token()
+
+
+# --- on time
+
+
+def test_the_first_token_appears_with_the_parameter(world: World) -> None:
+    # When an account's parameter is created
+    summary = world.add_account("main")
+    # Then its token is there without anybody having asked for it
+    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert world.wechat.accepts(world.token())
+    assert world.calls() == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "schedule", "seconds", "renewed"),
+    [
+        ("token", "tick", 100 * 60, False),
+        ("token", "tick", MAIN_TICK, True),
+        ("token", "guard", MAIN_TICK, False),
+        ("token", "guard", 111 * 60 - 1, False),
+        ("token", "guard", 111 * 60, True),
+        ("token", "guard", 5 * 3600, True),
+        ("stable_token", "tick", MAIN_TICK, False),
+        ("stable_token", "guard", 120 * 60 - 271, False),
+        ("stable_token", "guard", 120 * 60 - 270, True),
+        ("stable_token", "tick", 120 * 60 - 270, True),
+    ],
+)
+def test_each_endpoint_has_its_rhythm(world: World, endpoint: str, schedule: str, seconds: int, renewed: bool) -> None:
+    # Given an account with a token
+    world.add_account("main", endpoint=endpoint)
+    before = world.calls(f"/cgi-bin/{endpoint}")
+    old = world.token()
+    # When a schedule fires some time after that
+    world.clock.sleep(seconds)
+    summary = world.wake(schedule)
+    # Then WeChat is asked only when it is time, and a new token comes of it
+    world.restart()
+    assert bool(summary["renewed"]) is renewed
+    assert world.calls(f"/cgi-bin/{endpoint}") == before + renewed
+    assert (world.token() != old) is renewed
+    assert world.wechat.accepts(world.token())
+
+
+@pytest.mark.parametrize("event", [{"detail-type": "Scheduled Event", "source": "aws.events"}, {"wake": "tick"}])
+def test_any_scheduled_event_is_the_main_tick(world: World, event: dict[str, str]) -> None:
+    old = at_main_tick(world)
+    # When the main schedule fires, in either form
+    summary = world.invoke(event)
+    # Then it renews
+    assert summary["woken_by"] == "tick"
+    assert len(summary["renewed"]) == 1
+    world.restart()
+    assert world.token() != old
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_a_promise_made_just_before_a_renewal_is_kept(world: World, endpoint: str) -> None:
+    # Given a reader who was promised something one second before the renewal
+    world.add_account("main", endpoint=endpoint)
+    renewal = START + (MAIN_TICK if endpoint == "token" else 7200 - 270)
+    world.clock.now = renewal - 1
+    old, until = world.token(), promised_until(world)
+    # When the token is renewed, and the promise has all but ended
+    world.clock.now = renewal
+    assert world.wake("tick")["renewed"]
+    world.clock.now = until - 1
+    # Then the old token still works
+    assert until > renewal
+    assert world.wechat.accepts(old)
+
+
+def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) -> None:
+    # Given a token that WeChat lets live for ten minutes
+    world.secrets.add("short-lived")
+    world.wechat.fail(TOKEN, granted(access_token="short-lived", expires_in=600))
+    world.add_account("main")
+    assert promised_until(world) < START + 600
+    # When the guard fires every minute
+    for _ in range(9):
+        world.clock.sleep(60)
+        world.wake("guard")
+    # Then it has been replaced once before it expired
+    assert world.calls() == 2
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_guard_with_nothing_due_costs_one_query(world: World) -> None:
+    # Given several accounts with fresh tokens
+    for number in range(5):
+        world.add_account(f"main-{number}", appid=f"wx{number}")
+    asked: list[str] = []
+    world.before_aws = asked.append
+    # When the guard fires
+    summary = world.wake("guard")
+    # Then it has asked AWS once, and WeChat not at all
+    assert asked == ["dynamodb.Query"]
+    assert summary == {"woken_by": "guard", "renewed": [], "skipped": [], "failed": []}
+    assert world.calls() == 5
+
+
+@pytest.mark.parametrize("length", [512, 2048])
+def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
+    # Given a WeChat that hands out a long token
+    long = "x" * length
+    world.secrets.add(long)
+    world.wechat.fail(TOKEN, granted(access_token=long, expires_in=7200))
+    # When it is fetched
+    world.add_account("main")
+    # Then readers get every character of it
+    assert world.token() == long
+
+
+# --- WeChat says no
+
+
+@pytest.mark.parametrize("errcode", [-1, 45011])
+def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World, errcode: int) -> None:
+    old, expires_at, rounds = at_main_tick(world), START + 7200, 20
+    # Given a WeChat that refuses
+    world.wechat.fail(TOKEN, *[Fault.error(errcode)] * rounds)
+    world.wake("tick")
+    for failures in range(1, rounds):
+        # Then nothing is asked before a minute has passed
+        world.clock.sleep(59)
+        world.wake("guard")
+        assert world.calls() == 1 + failures
+        # And the old token is served unchanged for as long as it lives
+        status, body = read(world)
+        assert (status, body.get("access_token")) == ((200, old) if world.clock() < expires_at else (503, None))
+        assert world.health()["state"] == ("failing" if world.clock() < expires_at else "expired")
+        # And then it is asked again, once
+        world.clock.sleep(1)
+        world.wake("guard")
+        assert world.calls() == 1 + failures + 1
+        assert world.health()["failures"] == failures + 1
+    # When WeChat recovers
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then all is well again
+    assert world.wechat.accepts(world.token())
+    health = world.health()
+    assert (health["state"], health["failures"], health["last_error"]) == ("fresh", 0, None)
+
+
+def test_a_refused_renewal_takes_nothing_from_the_old_tokens_promise_but_what_a_new_try_may_cost(world: World) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat that has refused
+    world.wechat.fail(TOKEN, Fault.error(-1))
+    world.wake("tick")
+    # When a reader asks just before the next attempt, which then succeeds
+    world.clock.sleep(59)
+    until = promised_until(world)
+    world.clock.sleep(1)
+    world.wake("guard")
+    # Then the old token works until the promised moment, and the promise was worth something
+    assert until > world.clock() + 200
+    world.clock.now = until - 1
+    assert world.wechat.accepts(old)
+
+
+def test_an_address_that_is_not_allowed_is_named_in_the_remedy(world: World) -> None:
+    at_main_tick(world)
+    # Given a WeChat that does not know the address we call from
+    world.wechat.fail(TOKEN, Fault.error(40164, "invalid ip 8.149.1.2 ipv6 ::ffff:8.149.1.2, not in whitelist"))
+    # When a renewal fails for it
+    summary = world.wake("tick")
+    # Then the summary and the health say which address to add, and the live token is still served
+    for told in (summary["failed"][0], world.health()["last_error"]):
+        assert (told["class"], told["errcode"]) == ("configuration", 40164)
+        assert "8.149.1.2" in told["remedy"]
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_used_up_quota_is_not_hammered(world: World) -> None:
+    at_main_tick(world)
+    # Given an account whose calls of the day are used up
+    world.wechat.fail(TOKEN, Fault.error(45009))
+    world.wake("tick")
+    # When the guard fires every minute
+    for _ in range(29):
+        world.clock.sleep(60)
+        world.wake("guard")
+    # Then WeChat is left alone for half an hour, and asked again after that
+    assert world.calls() == 2
+    world.clock.sleep(60)
+    assert world.wake("guard")["renewed"]
+    assert world.calls() == 3
+
+
+# --- WeChat says nothing
+
+
+@pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
+def test_a_lost_answer_is_asked_for_again_at_once_then_after_10_s_then_after_60_s(world: World, fault: Fault) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat whose next three answers are lost
+    world.wechat.fail(TOKEN, *[fault] * 3)
+    # When the token is to be renewed, and the guard fires in the following minutes
+    summary = world.wake("tick")
+    assert [one["class"] for one in summary["failed"]] == ["transient"]
+    assert read(world)[1].get("access_token") == old  # nothing else took its place
+    for seconds in (59, 1):
+        world.clock.sleep(seconds)
+        world.wake("guard")
+    # Then it is asked for again at once, after 10 s, and after 60 s, each counted from the end of the wait for an answer
+    waited = min(fault.delay, 8)
+    began = [call.at for call in world.wechat.calls[1:]]
+    pauses = [later - earlier - waited for earlier, later in pairwise(began)]
+    assert pauses == [0, 10, 60]
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+
+
+def test_one_lost_answer_is_made_good_within_the_same_wake_up(world: World) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat that mints a token and whose answer is lost
+    world.wechat.fail(TOKEN, Fault.drop_after())
+    # When the main tick fires
+    summary = world.wake("tick")
+    # Then it has a new token when it ends: the old one died with the second call
+    assert len(summary["renewed"]) == 1
+    assert not world.wechat.accepts(old)
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2], ids=lambda n: f"{n} refusals after it")
+@pytest.mark.parametrize("lost", [1, 2, 3], ids=lambda n: f"{n} lost")
+def test_from_a_lost_answer_on_nobody_is_promised_more_than_the_overlap(world: World, lost: int, answered: int) -> None:
+    at_main_tick(world)
+    attempt = world.clock()
+    # Given an attempt whose answers are lost, WeChat having minted a token, and later ones that are refused or lost, too
+    world.wechat.fail(TOKEN, *[Fault.drop_after()] * lost, *[Fault.error(-1)] * answered, *[Fault.drop_before()] * 99)
+    world.wake("tick")
+    # When readers ask in the minutes after it
+    while world.clock() < attempt + 420:
+        status, body = read(world)
+        # Then nobody is promised more than the old token has left for sure
+        if world.clock() < attempt + OVERLAP - 5:
+            assert status == 200
+            assert world.clock() + body["expires_in"] <= attempt + OVERLAP
+        elif world.clock() >= attempt + OVERLAP:
+            assert status == 503
+        world.clock.sleep(20)
+        world.wake("guard")
+
+
+def test_a_connection_that_never_came_about_puts_nothing_at_risk(world: World) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat that cannot be reached
+    world.unreachable = True
+    world.wake("tick")
+    # When that lasts for nine minutes
+    for _ in range(9):
+        world.clock.sleep(60)
+        assert len(world.wake("guard")["failed"]) == 1
+        # Then the old token is served all the time: it has no successor
+        status, body = read(world)
+        assert (status, body.get("access_token")) == (200, old)
+    # And all is well when the connection is back
+    world.unreachable = False
+    world.clock.sleep(60)
+    world.wake("guard")
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_answer_never_replaces_a_live_token(world: World, body: bytes) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat that answers nonsense
+    world.wechat.fail(TOKEN, *[Fault.malformed(body)] * 3)
+    # When the token is to be renewed
+    summary = world.wake("tick")
+    # Then that is a failure, and the old token is still the one that is handed out
+    assert (len(summary["renewed"]), len(summary["failed"])) == (0, 1)
+    assert read(world)[1]["access_token"] == old
+    assert world.health()["state"] == "failing"
+
+
+# --- the process dies
+
+
+def killed(*_: object) -> None:
+    raise SystemExit("killed")
+
+
+@pytest.mark.parametrize("guard_after", [1, 30, 59, 60])
+@pytest.mark.parametrize("moment", ["before WeChat is asked", "with the answer under way", "before it is written"])
+def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World, moment: str, guard_after: int) -> None:
+    old = at_main_tick(world)
+    died_at = world.clock()
+
+    def die_at_next_write() -> None:
+        world.before_aws = killed
+
+    # Given a refresher that dies in the middle of a renewal
+    match moment:
+        case "before WeChat is asked":
+            world.before_aws = lambda operation: killed() if operation == "ssm.GetParameters" else None
+        case "with the answer under way":
+            world.during_call = killed
+        case "before it is written":
+            world.during_call = die_at_next_write
+    with pytest.raises(SystemExit):
+        world.wake("tick")
+    world.before_aws = None
+    # When the guard fires every minute from some moment on
+    world.restart()
+    world.clock.sleep(guard_after)
+    until = promised_until(world)
+    assert world.wechat.accepts(old)
+    world.wake("guard")
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then a new token is there within two minutes, and nobody was promised more than the old one had left
+    assert world.clock() - died_at <= 120
+    new = read(world)[1]["access_token"]
+    assert new != old
+    assert world.wechat.accepts(new)
+    assert until <= died_at + OVERLAP or world.calls() == 2
+
+
+# --- AWS fails
+
+
+@pytest.mark.parametrize("schedule", ["tick", "guard"])
+def test_while_the_table_cannot_be_read_no_token_is_fetched(world: World, schedule: str) -> None:
+    at_main_tick(world)
+    world.clock.sleep(60)
+    # When a schedule fires while DynamoDB does not answer
+    with world.down("dynamodb"), pytest.raises(KeeperError, match="DynamoDB"):
+        world.wake(schedule)
+    # Then WeChat was not asked, and the next wake-up makes it good
+    assert world.calls() == 1
+    assert world.wake("guard")["renewed"]
+
+
+def test_while_no_lease_can_be_taken_no_token_is_fetched(world: World) -> None:
+    old = at_main_tick(world)
+    # When the main tick fires while DynamoDB takes no writes
+    with world.down("dynamodb.UpdateItem", "dynamodb.PutItem"):
+        summary = world.wake("tick")
+    # Then that is reported, WeChat was not asked, and the old token is served
+    assert [(one["class"], one["errcode"]) for one in summary["failed"]] == [("transient", None)]
+    assert world.calls() == 1
+    assert read(world)[1]["access_token"] == old
+    # And the guard renews it when it is due
+    world.clock.sleep(60)
+    assert world.wake("guard")["renewed"]
+
+
+def test_a_token_that_could_not_be_written_is_replaced_while_the_old_one_works(world: World) -> None:
+    old = at_main_tick(world)
+    died_at = world.clock()
+    # Given a table that cannot be written to from the moment on when WeChat has minted
+    outage = world.down("dynamodb.UpdateItem")
+    world.during_call = outage.__enter__
+    summary = world.wake("tick")
+    outage.__exit__(None, None, None)
+    # Then that is reported, and the old token is promised for no longer than it has left
+    assert len(summary["failed"]) == 1
+    world.clock.sleep(30)
+    assert read(world)[1]["access_token"] == old
+    assert world.wechat.accepts(old)
+    assert promised_until(world) <= died_at + OVERLAP
+    # And the guard replaces it
+    world.clock.sleep(30)
+    assert world.wake("guard")["renewed"]
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+
+
+def test_while_parameter_store_is_down_nothing_is_dropped(world: World) -> None:
+    old = at_main_tick(world)
+    # When the main tick fires while Parameter Store does not answer
+    with world.down("ssm"), suppress(KeeperError):
+        world.wake("tick")
+    # Then the account is still there, with its live token
+    assert read(world)[1]["access_token"] == old
+    assert world.wechat.accepts(old)
+    assert promised_until(world) > world.clock() + 200
+    assert world.calls() == 1
+    # And it is renewed when Parameter Store is back
+    world.clock.sleep(60)
+    assert world.wake("guard")["renewed"]
+
+
+def test_what_a_tick_has_renewed_is_told_even_if_the_rest_of_it_fails(world: World) -> None:
+    at_main_tick(world)
+    # When the main tick renews, but cannot list the accounts after that
+    with world.down("ssm.GetParametersByPath"), suppress(KeeperError):
+        world.wake("tick")
+    # Then the log or the summary names the new token
+    fingerprint = read(world)[1]["fingerprint"]
+    assert world.calls() == 2
+    assert any(fingerprint in told for told in world.told)
+
+
+# --- accounts beside each other
+
+
+@pytest.mark.parametrize("fault", [Fault.error(40125), Fault.slow(30), Fault.drop_after(), Fault.malformed()])
+def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
+    # Given a broken account between good ones
+    for name in ("a", "broken", "z"):
+        world.add_account(name, appid=f"wx-{name}")
+    world.clock.now = START + MAIN_TICK
+    world.wechat.fail(TOKEN, *[fault] * 99, account="wx-broken")
+    # When the main tick fires
+    summary = world.wake("tick")
+    # Then the good ones are renewed, and only the broken one fails
+    assert {one["account"] for one in summary["renewed"]} == {"a", "z"}
+    assert {one["account"] for one in summary["failed"]} == {"broken"}
+
+
+def test_a_good_account_is_renewed_before_scores_of_broken_ones_are_tried_again(world: World) -> None:
+    # Given many accounts with a wrong secret, and one good account
+    broken = 60
+    for number in range(broken):
+        world.ssm.put_parameter(
+            Name=f"{world.environment['ACCOUNTS_PATH']}/broken-{number}",
+            Value=json.dumps({"appid": f"wx{number}", "secret": "wrong-secret"}),
+            Type="SecureString",
+        )
+    world.add_account("main")
+    assert len(world.wake("tick")["failed"]) == broken
+    # When all of them are due at once
+    world.clock.now = START + MAIN_TICK + 60
+    called = len(world.wechat.calls)
+    summary = world.wake("guard")
+    # Then the good one is renewed, among the first
+    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert len(summary["failed"]) == broken
+    assert "wx0123456789abcdef" in [call.account for call in world.wechat.calls[called : called + 16]]
+
+
+# --- who else asks
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_operator_replaces_a_live_token(world: World, endpoint: str, lost: int) -> None:
+    # Given a live token, and a WeChat whose next answer may be lost
+    world.add_account("main", endpoint=endpoint)
+    world.clock.sleep(1000)
+    old = world.token()
+    world.wechat.fail(f"/cgi-bin/{endpoint}", *[Fault.drop_after()] * lost)
+    # When an operator has it replaced
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    # Then readers get another one that works
+    new = read(world)[1]["access_token"]
+    assert new != old
+    assert world.wechat.accepts(new)
+
+
+def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> None:
+    world.add_account("main")
+    old = world.token()
+    # When a renewal is asked for without the operator's wish to rotate
+    summary = world.invoke({"renew": {"account": "main", "credential": "access_token"}})
+    # Then it is skipped, with the reason
+    assert [(one["account"], bool(one["reason"])) for one in summary["skipped"]] == [("main", True)]
+    assert read(world)[1]["access_token"] == old
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"wake": "tick"},
+    {"wake": "guard"},
+    {"renew": {"account": "main", "credential": "access_token"}},
+]
+
+
+def test_duplicate_and_late_events_cost_no_further_call(world: World) -> None:
+    at_main_tick(world)
+    world.clock.sleep(60)
+    # When every event arrives three times, also as an account's change
+    for event in EVENTS * 3:
+        world.invoke(event)
+    world.parameter_event("main")
+    world.parameter_event("main", "Create")
+    # Then one renewal has been made
+    assert world.calls() == 2
+
+
+def test_events_during_a_renewal_cost_no_further_call(world: World) -> None:
+    at_main_tick(world)
+    world.clock.sleep(60)
+    meanwhile: list[dict[str, Any]] = []
+    # When every event arrives, at another instance, while a renewal is under way
+    other = world.refresh_instance()
+    world.during_call = lambda: meanwhile.extend(world.invoke(event, other) for event in EVENTS)
+    summary = world.wake("guard")
+    # Then only the first one has asked WeChat
+    assert len(summary["renewed"]) == 1
+    assert [(one["renewed"], one["failed"]) for one in meanwhile] == [([], [])] * len(EVENTS)
+    assert world.calls() == 2
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=["tick", "guard", "renew"])
+def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: World, event: dict[str, Any]) -> None:
+    at_main_tick(world)
+    world.clock.sleep(60)
+    # When a wake-up has less time left than an attempt may take
+    summary = world.invoke(event, seconds=10)
+    # Then it begins none and says so, and the next one goes on
+    assert [one["account"] for one in summary["skipped"]] == ["main"]
+    assert world.calls() == 1
+    assert world.wake("guard")["renewed"]
+
+
+def test_a_lost_answer_is_not_asked_for_again_where_time_runs_out(world: World) -> None:
+    at_main_tick(world)
+    # Given little time, and a WeChat that does not answer
+    world.wechat.fail(TOKEN, *[Fault.slow(30)] * 3)
+    # When the main tick fires
+    began = world.clock()
+    summary = world.invoke({"wake": "tick"}, seconds=20)
+    # Then it ends in time, with the failure noted
+    assert world.clock() - began < 20
+    assert len(summary["failed"]) == 1
+    assert world.health()["failures"] == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"wake": "nap"},
+        {"wake": None},
+        {"renew": "main"},
+        {"renew": {"account": "main"}},
+        {"renew": {"account": 1, "credential": "access_token"}},
+        {"source": "aws.ssm", "detail": {}},
+        {"source": "aws.s3", "detail": {"name": "/wechat-token-keeper/accounts/main"}},
+    ],
+)
+def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="event"):
+        world.invoke(event)
+
+
+# --- what a wake-up tells
+
+
+def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> None:
+    # Given an account to renew, one that fails, and one that somebody else is renewing
+    for name in ("good", "bad", "busy"):
+        world.add_account(name, appid=f"wx-{name}")
+    world.clock.now = START + MAIN_TICK
+    world.wechat.fail(TOKEN, Fault.error(50002), account="wx-bad")
+    # When the main tick fires while the other renewal is under way
+    summaries: list[dict[str, Any]] = []
+    world.during_call = lambda: summaries.append(world.invoke({"wake": "tick"}, world.refresh_instance()))
+    world.invoke({"renew": {"account": "busy", "credential": "access_token", "rotate": True}})
+    told = summaries[0]
+    # Then each of them is told with what an operator needs to know
+    fingerprint = read(world, "good")[1]["fingerprint"]
+    assert told["woken_by"] == "tick"
+    assert told["renewed"] == [
+        {
+            "account": "good",
+            "credential": "access_token",
+            "fingerprint": fingerprint,
+            "expires_at": "2026-09-21T18:03:20Z",
+            "promised_until": "2026-09-21T17:57:15Z",
+            "renews_at": "2026-09-21T17:54:20Z",
+        }
+    ]
+    assert [(one["account"], set(one)) for one in told["skipped"]] == [("busy", {"account", "credential", "reason"})]
+    failed = told["failed"][0]
+    assert (failed["account"], failed["credential"]) == ("bad", "access_token")
+    assert (failed["class"], failed["errcode"]) == ("configuration", 50002)
+    assert failed["next_attempt_at"] == "2026-09-21T16:08:20Z"
+    assert failed["remedy"]

@@ -1,0 +1,74 @@
+"""DynamoDB Local for the whole layer; where it cannot run, the layer is left out, but not in CI."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto import mock_aws
+
+from tests import dynamodb_local
+from tests.races.race import RUNNERS, RaceWorld
+from tests.world import REGION, create_table
+from token_keeper.table import Table
+
+
+@pytest.fixture(scope="session")
+def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where DynamoDB Local answers. Without it a test that needs it is skipped; with `CI` set, it fails."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    with ExitStack() as stack:
+        server = dynamodb_local.running(
+            cache.mkdir("dynamodb-local"), tmp_path_factory.mktemp("dynamodb-local") / "log"
+        )
+        try:
+            url = stack.enter_context(server)
+        except dynamodb_local.NotAvailableError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"needs DynamoDB Local: {error}")
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(dynamodb_url: str) -> Callable[..., Any]:
+    """Makes AWS clients: DynamoDB Local's for DynamoDB, and for the rest boto3's, to be used inside moto's `mock_aws`."""
+    session = boto3.Session("test", "test", region_name=REGION)
+
+    def make(service: str, **options: Any) -> Any:
+        if service == "dynamodb":
+            options["endpoint_url"] = dynamodb_url
+        return session.client(service, **options)  # type: ignore[call-overload]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dynamodb(client: Callable[..., Any]) -> Any:
+    """One client for all: botocore's clients may be shared between threads."""
+    return client("dynamodb", config=Config(max_pool_connections=RUNNERS))
+
+
+@pytest.fixture
+def table_name() -> str:
+    """The name of a table that nobody else uses."""
+    return f"tokens-{uuid4()}"
+
+
+@pytest.fixture
+def table(dynamodb: Any, table_name: str) -> Table:
+    """An empty table."""
+    create_table(dynamodb, table_name)
+    return Table(dynamodb, table_name)
+
+
+@pytest.fixture
+def world(client: Callable[..., Any], table_name: str) -> Iterator[RaceWorld]:
+    """A whole system over DynamoDB Local."""
+    with mock_aws():
+        yield RaceWorld(client, table_name)

@@ -1,0 +1,223 @@
+"""Leases, epochs and claims in the table, with many threads at one moment."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.races.race import RUNNERS, at_once
+from tests.world import START
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind
+from token_keeper.table import Table
+
+pytestmark = pytest.mark.xdist_group("dynamodb-local")
+
+APP_ID = "wx0"
+LEASE = 60
+FAILURE = Failure(FailureClass.TRANSIENT, -1, "system error", "Nothing to do.", START)
+
+
+def read(table: Table, account: str = "main") -> Credential:
+    """The account's token as the table holds it."""
+    credential = table.credential(account, ACCESS_TOKEN)
+    assert credential is not None
+    return credential
+
+
+def enrolled(table: Table, account: str = "main") -> Credential:
+    """A token without a value, due at `START`."""
+    table.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
+    return read(table, account)
+
+
+def try_lease(table: Table, seen: Credential, now: int = START) -> Credential | None:
+    """Try for a lease, as somebody who saw the credential like this."""
+    return table.take_lease(seen.account, seen.name, now=now, until=now + LEASE, seen_due_at=seen.due_at, rotate=False)
+
+
+def enrol_and_try(table: Table, account: str) -> Credential | None:
+    """Enrol a token, then try for its lease."""
+    return try_lease(table, enrolled(table, account))
+
+
+def lease(table: Table, seen: Credential, now: int = START) -> Credential:
+    """Take the lease, for which nobody else tries."""
+    held = try_lease(table, seen, now)
+    assert held is not None
+    return held
+
+
+def overtaken_leases(table: Table, account: str, number: int) -> list[Credential]:
+    """So many leases of one token, each taken when the one before it ended and was not given back."""
+    leases = [enrolled(table, account)]
+    for nth in range(number):
+        leases.append(lease(table, leases[-1], START + nth * LEASE))
+    return leases[1:]
+
+
+def publish(table: Table, held: Credential, value: str = "new") -> Credential | None:
+    """Publish a value that was asked for when the lease began."""
+    asked_at = held.lease_until - LEASE
+    return table.publish(held, Grant(value, 7200, asked_at), expires_at=asked_at + 7200, due_at=asked_at + 6660)
+
+
+def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
+    # Given a token that is due
+    seen = enrolled(table)
+    for number in range(40):
+        # When many try for its lease at one moment, and every time nobody has given the one before back
+        now = START + number * LEASE
+        taken = at_once(*[partial(try_lease, table, seen, now)] * RUNNERS)
+        # Then one of them holds it, under the next epoch
+        (held,) = [lease for lease in taken if lease]
+        assert held == read(table)
+        assert held.epoch == seen.epoch + 1
+        assert held.lease_until == now + LEASE
+        seen = held
+
+
+class ReadsThenWrites:
+    """A DynamoDB client whose condition is checked before the write, and not with it."""
+
+    def __init__(self, dynamodb: Any) -> None:
+        self._dynamodb = dynamodb
+
+    def update_item(self, *, ConditionExpression: str, **update: Any) -> Any:  # noqa: N803 - boto3's names
+        assert ConditionExpression.startswith("lease_until <= :now")
+        item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
+        if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
+            raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
+        del update["ExpressionAttributeValues"][":seen_due_at"]
+        return self._dynamodb.update_item(**update)
+
+
+def test_a_lease_without_its_condition_is_seen_to_have_several_holders(
+    table: Table, dynamodb: Any, table_name: str
+) -> None:
+    # Given a table that looks whether somebody holds the lease, and then takes it
+    careless = Table(ReadsThenWrites(dynamodb), table_name)  # type: ignore[arg-type]
+    # When many try for a lease at one moment, a few times
+    holders = []
+    for number in range(10):
+        seen = enrolled(table, f"a{number}")
+        taken = at_once(*[partial(try_lease, careless, seen)] * RUNNERS)
+        holders.append(sum(lease is not None for lease in taken))
+    # Then several hold the same lease: these threads do meet
+    assert min(holders) >= 1
+    assert max(holders) > 1
+
+
+def test_of_many_renewals_that_overtook_each_other_only_the_last_publishes(table: Table) -> None:
+    for number in range(5):
+        # Given many renewals of one token, each begun when the one before had taken too long
+        leases = overtaken_leases(table, f"a{number}", RUNNERS)
+        # When all of them publish at one moment
+        published = at_once(*[partial(publish, table, held, f"value{held.epoch}") for held in leases])
+        # Then the last one's value is in the table, and all others know that theirs is not
+        assert published == [None] * (RUNNERS - 1) + [read(table, f"a{number}")]
+        assert published[-1] is not None
+        assert published[-1].value == f"value{leases[-1].epoch}"
+
+
+def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None:
+    for number in range(5):
+        # Given many renewals of one token, each begun when the one before had taken too long
+        *overtaken, last = overtaken_leases(table, f"a{number}", RUNNERS)
+        # When the last publishes, and all others fail at that moment
+        record_failures = [
+            partial(table.record_failure, held, FAILURE, due_at=START + 5000, at_risk=True) for held in overtaken
+        ]
+        recorded = at_once(partial(publish, table, last), *record_failures)
+        # Then what it published is all there is
+        assert recorded[1:] == [False] * (RUNNERS - 1)
+        assert read(table, f"a{number}") == recorded[0]
+        assert read(table, f"a{number}").failures == 0
+
+
+def test_a_renewal_publishes_or_is_overtaken_but_never_both(table: Table) -> None:
+    for number in range(10):
+        # Given a lease that ends now
+        held = lease(table, enrolled(table, f"a{number}"))
+        # When its holder publishes at the moment in which many others try for the next one
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
+        published, *taken = at_once(partial(publish, table, held), *tries)
+        # Then either it has published and nobody begins anew, or one has begun and it has not published
+        winners = [result for result in (published, *taken) if result]
+        assert winners == [read(table, f"a{number}")]
+
+
+def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
+    for number in range(10):
+        # Given a lease that ends now
+        held = lease(table, enrolled(table, f"a{number}"))
+        # When its holder records a failure at the moment in which many others try for the next one
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
+        recorded, *taken = at_once(
+            partial(table.record_failure, held, FAILURE, due_at=START + 200, at_risk=True), *tries
+        )
+        # Then either it is tried again when the failure says, or one has begun and knows nothing of it
+        winners = [result for result in taken if result]
+        assert recorded is not bool(winners)
+        now = read(table, f"a{number}")
+        assert now.failures == int(bool(recorded))
+        assert not winners or winners == [now]
+
+
+def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(table: Table) -> None:
+    for number in range(10):
+        # Given a renewal under way
+        held = lease(table, enrolled(table, f"a{number}"))
+        # When the account is dropped at the moment in which the renewal ends
+        drops = [partial(table.drop_credential, held.account, held.name)] * (RUNNERS - 1)
+        at_once(partial(publish, table, held), *drops)
+        # Then nothing of it is left
+        assert table.credential(f"a{number}", ACCESS_TOKEN) is None
+
+
+def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> None:
+    for number in range(10):
+        name = f"a{number}"
+        # Given a credential that nobody keeps yet
+        # When many enrol it at one moment, and each tries for its lease
+        taken = at_once(*[partial(enrol_and_try, table, name)] * RUNNERS)
+        # Then one renews it, and can publish
+        (held,) = [lease for lease in taken if lease]
+        assert publish(table, held) == read(table, name)
+
+
+def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Table) -> None:
+    for number in range(10):
+        # Given a renewal under way
+        held = lease(table, enrolled(table, f"a{number}"))
+        # When many that have seen it make the credential due, at the moment in which it publishes
+        made_due = [partial(table.make_due, held, Kind.TOKEN, now=START + 1)] * (RUNNERS - 1)
+        published, *_ = at_once(partial(publish, table, held), *made_due)
+        # Then what it published is not made due by them
+        assert published == read(table, f"a{number}")
+
+
+def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Table) -> None:
+    for number in range(10):
+        # Given many accounts with one appid
+        accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
+        # When all claim it at one moment
+        told = at_once(*[partial(table.claim, account) for account in accounts])
+        # Then all are told the same holder, who is one of them
+        (holder,) = set(told)
+        assert holder in {account.name for account in accounts}
+
+
+def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
+    for number in range(10):
+        # Given a claim that is held
+        holder, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS))
+        table.claim(holder)
+        # When it is released at the moment in which many others claim the same
+        release = partial(table.release_claims, holder.name, holder.app_id)
+        _, *told = at_once(release, *[partial(table.claim, account) for account in others])
+        # Then those that came too early are told of the old holder, all others of one new one, who holds it
+        holders = [name for name in dict.fromkeys(told) if name != holder.name]
+        assert len(holders) <= 1
+        assert table.claim(replace(holder, name="late")) == (holders[0] if holders else "late")

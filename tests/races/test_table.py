@@ -1,0 +1,330 @@
+"""Every method of the table once on DynamoDB's own engine: it knows the reserved words and refuses what moto lets pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.world import START
+from token_keeper.errors import StoreUnavailableError
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
+from token_keeper.table import Entry, Table
+
+pytestmark = pytest.mark.xdist_group("dynamodb-local")
+
+APP_ID = "wx0"
+FAILURE = Failure(FailureClass.CONFIGURATION, 40013, "invalid appid", "Correct it.", START)
+PASSING = Failure(FailureClass.TRANSIENT, None, "the connection broke", "Nothing to do.", START)
+ENTRY = Entry("main", APP_ID, Kind.TOKEN, (ACCESS_TOKEN, "jsapi"), "1@0.000")
+LEASE_END = START + 60
+EXPIRES = START + 7200
+DUE = EXPIRES - 540
+
+
+def read(table: Table, account: str = "main") -> Credential:
+    """The account's token as the table holds it."""
+    credential = table.credential(account, ACCESS_TOKEN)
+    assert credential is not None
+    return credential
+
+
+def enrolled(table: Table, account: str = "main") -> Credential:
+    """An enrolled token without a value, due at `START`."""
+    table.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
+    return read(table, account)
+
+
+def try_lease(
+    table: Table, now: int, seen_due_at: int, *, name: str = "main", rotate: bool = False
+) -> Credential | None:
+    """Try for a lease of a minute."""
+    return table.take_lease(name, ACCESS_TOKEN, now=now, until=now + 60, seen_due_at=seen_due_at, rotate=rotate)
+
+
+def leased(table: Table, now: int = START, *, rotate: bool = False) -> Credential:
+    """The token under a lease taken at `now`."""
+    taken = try_lease(table, now, read(table).due_at, rotate=rotate)
+    assert taken is not None
+    return taken
+
+
+def published(table: Table, value: str = "first") -> Credential:
+    """An enrolled token with a value."""
+    enrolled(table)
+    credential = table.publish(leased(table), Grant(value, 7200, START), expires_at=EXPIRES, due_at=DUE)
+    assert credential is not None
+    return credential
+
+
+def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
+    return Account(name, APP_ID, "secret", kind)
+
+
+# --- one function for each method of Table, by the method's name
+
+
+def credential(table: Table) -> None:
+    # Given a credential with all that can be known of one
+    known = published(table)
+    table.record_failure(leased(table, DUE), FAILURE, due_at=DUE + 60, at_risk=True)
+    # When it is read
+    # Then all of it is there; and a credential that nobody keeps is not
+    assert table.credential("main", ACCESS_TOKEN) == replace(
+        known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
+    )
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
+def entry(table: Table) -> None:
+    table.put_entry(ENTRY)
+    assert table.entry("main") == ENTRY
+    assert table.entry("other") is None
+
+
+def entries(table: Table) -> None:
+    # Given more entries than DynamoDB hands out at once: a page is a megabyte
+    long = " ".join(["x" * 1000] * 250)
+    wanted = [Entry(name, APP_ID, Kind.TOKEN, tuple(long.split()), None) for name in "abcdef"]
+    for one in reversed(wanted):
+        table.put_entry(one)
+    # When they are read
+    # Then all come, by name
+    assert list(table.entries()) == wanted
+
+
+def page(table: Table) -> None:
+    # Given three entries
+    for name in "abc":
+        table.put_entry(replace(ENTRY, account=name))
+    # When they are read by twos
+    first, following = table.page(2, None)
+    rest, end = table.page(2, following)
+    # Then two come, and then the last one
+    assert [one.account for one in (*first, *rest)] == ["a", "b", "c"]
+    assert (following, end) == ("b", None)
+
+
+def credentials(table: Table) -> None:
+    # Given more credentials than one call may ask for
+    names = [f"a{number}" for number in range(101)]
+    for name in names:
+        enrolled(table, name)
+    # When all are asked for, and one that nobody keeps
+    asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
+    found = table.credentials(asked)
+    # Then those that are kept come; nothing comes of nothing
+    assert found == {(name, ACCESS_TOKEN): read(table, name) for name in names}
+    assert table.credentials([]) == {}
+
+
+def due(table: Table) -> None:
+    # Given a token that is due, one that has failed and is due later, and an account's entry, which is no credential
+    enrolled(table)
+    table.record_failure(leased(table), PASSING, due_at=LEASE_END, at_risk=False)
+    enrolled(table, "early")
+    table.put_entry(ENTRY)
+    # When the index is asked
+    # Then it lists what is due by then, or all, in the order in which they are due
+    early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
+    assert table.due(START - 1) == []
+    assert table.due(LEASE_END - 1) == [early]
+    assert table.due(LEASE_END) == table.due(None) == [early, late]
+
+
+def take_lease(table: Table) -> None:
+    # Given a token that is due
+    before = enrolled(table)
+    # When a lease is taken, and at its end another one
+    first, second = leased(table), leased(table, LEASE_END)
+    # Then each raises the epoch and makes due again at its end; the risk counts from the first
+    expected = replace(before, epoch=before.epoch + 1, due_at=LEASE_END, lease_until=LEASE_END, at_risk_since=START)
+    assert first == expected
+    assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
+    # And nobody gets one before that end, or of what nobody keeps
+    for name in ("main", "other"):
+        for rotate in (False, True):
+            assert try_lease(table, LEASE_END + 59, second.due_at, name=name, rotate=rotate) is None
+    # And, once a value is published, only who saw when that is due, or wants to rotate it
+    table.publish(second, Grant("first", 7200, START), expires_at=EXPIRES, due_at=DUE)
+    assert try_lease(table, DUE - 1, second.due_at) is None
+    assert try_lease(table, DUE - 1, DUE) is not None
+    assert leased(table, DUE + 59, rotate=True).value == "first"
+
+
+def publish(table: Table) -> None:
+    # Given a token of 2000 characters, and a renewal of it that failed
+    long = "x" * 2000
+    published(table, long)
+    table.record_failure(leased(table, DUE), PASSING, due_at=DUE + 60, at_risk=True)
+    # When a new one is published
+    held = leased(table, DUE + 60)
+    now = table.publish(held, Grant("second", 7200, DUE + 60), expires_at=DUE + 7260, due_at=DUE + 6720)
+    # Then it is all that counts, and what it replaced is known by its fingerprint
+    assert now == read(table)
+    assert now == Credential(
+        "main",
+        ACCESS_TOKEN,
+        Kind.TOKEN,
+        APP_ID,
+        held.epoch,
+        due_at=DUE + 6720,
+        value="second",
+        fingerprint=fingerprint("second"),
+        previous_fingerprint=fingerprint(long),
+        fetched_at=DUE + 60,
+        expires_at=DUE + 7260,
+    )
+    # And the same value again leaves that fingerprint as it is
+    again = table.publish(leased(table, DUE + 6720), Grant("second", 7200, DUE), expires_at=EXPIRES, due_at=DUE)
+    assert again is not None
+    assert again.previous_fingerprint == fingerprint(long)
+    # And nothing is published under an epoch that is over
+    assert table.publish(held, Grant("old", 7200, DUE), expires_at=EXPIRES, due_at=DUE) is None
+
+
+def record_failure(table: Table) -> None:
+    # Given a live token whose renewal is under way
+    before = published(table)
+    held = leased(table, DUE)
+    # When WeChat refuses
+    assert table.record_failure(held, FAILURE, due_at=DUE + 60, at_risk=False)
+    # Then it is due again, at no risk, and nobody holds a lease; the value is as it was
+    refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
+    assert read(table) == refused
+    # And a failure without an answer leaves it at risk, one without an error code is told apart
+    held = leased(table, DUE + 60)
+    assert table.record_failure(held, PASSING, due_at=DUE + 120, at_risk=True)
+    assert read(table) == replace(
+        refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
+    )
+    # And nothing is recorded under an epoch that is over
+    assert not table.record_failure(replace(held, epoch=held.epoch - 1), FAILURE, due_at=START, at_risk=False)
+
+
+def claim(table: Table) -> None:
+    # Given an account that claims its appid, twice
+    assert table.claim(account()) == table.claim(account()) == "main"
+    # When another account claims the same
+    # Then it is told who holds it; with another endpoint it gets its own
+    assert table.claim(account("other")) == "main"
+    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
+
+
+def release_claims(table: Table) -> None:
+    # Given an account with claims on both endpoints of an appid
+    table.claim(account())
+    table.claim(account(kind=Kind.STABLE_TOKEN))
+    # When it releases all but one, and another account releases what it never had
+    table.release_claims("main", APP_ID, but=Kind.STABLE_TOKEN)
+    table.release_claims("other", APP_ID)
+    # Then that one is still held
+    assert table.claim(account("other")) == "other"
+    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "main"
+    # And in the end none is
+    table.release_claims("main", APP_ID)
+    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
+
+
+def enrol(table: Table) -> None:
+    # Given a credential that is kept
+    before = published(table)
+    # When it is enrolled again
+    table.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
+    # Then it stays as it is
+    assert read(table) == before
+    # And for another appid, or for none where the record tells none, it begins anew
+    for app_id in ("wx1", ""):
+        table.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
+        now = read(table)
+        assert now == Credential("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, now.epoch, DUE + 1)
+        assert now.epoch != before.epoch
+
+
+def make_due(table: Table) -> None:
+    # Given a live token
+    before = published(table)
+    # When it is made due, by whoever saw it and by somebody who saw it earlier
+    table.make_due(before, Kind.STABLE_TOKEN, now=START + 1)
+    table.make_due(before, Kind.TOKEN, now=START + 2)
+    # Then only the first has done it, for all that look for what is due
+    assert read(table) == replace(before, due_at=START + 1, kind=Kind.STABLE_TOKEN)
+    assert table.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, START + 1, 0)]
+    # And what nobody keeps does not begin to exist
+    table.make_due(replace(before, account="other"), Kind.TOKEN, now=START + 1)
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
+def note(table: Table) -> None:
+    # Given a live token
+    before = published(table)
+    # When something is noted, and then nothing any more
+    table.note("main", ACCESS_TOKEN, FAILURE)
+    noted = read(table)
+    table.note("main", ACCESS_TOKEN, None)
+    # Then it is in its health for as long
+    assert noted == replace(before, last_error=FAILURE)
+    assert read(table) == before
+    # And a renewal that failed says more than a note
+    table.record_failure(leased(table, DUE), PASSING, due_at=DUE + 60, at_risk=False)
+    table.note("main", ACCESS_TOKEN, None)
+    assert read(table).last_error == PASSING
+    # And what nobody keeps does not begin to exist
+    table.note("other", ACCESS_TOKEN, FAILURE)
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
+def put_entry(table: Table) -> None:
+    # Given an entry without a version, as of an account whose record was never usable
+    table.put_entry(Entry("main", "", Kind.TOKEN, (ACCESS_TOKEN,), None))
+    # When it is written again with all that there is to know
+    table.put_entry(ENTRY)
+    # Then only that is there
+    assert table.entry("main") == ENTRY
+    table.put_entry(replace(ENTRY, version=None))
+    assert table.entry("main") == replace(ENTRY, version=None)
+
+
+def drop_credential(table: Table) -> None:
+    # Given a token under a lease
+    enrolled(table)
+    held = leased(table)
+    # When it is dropped, twice
+    table.drop_credential("main", ACCESS_TOKEN)
+    table.drop_credential("main", ACCESS_TOKEN)
+    # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
+    assert table.publish(held, Grant("late", 7200, START), expires_at=EXPIRES, due_at=DUE) is None
+    assert not table.record_failure(held, FAILURE, due_at=DUE, at_risk=True)
+    assert table.credential("main", ACCESS_TOKEN) is None
+    assert table.due(None) == []
+
+
+def drop_entry(table: Table) -> None:
+    table.put_entry(ENTRY)
+    table.drop_entry("main")
+    table.drop_entry("main")
+    assert table.entry("main") is None
+
+
+METHODS: dict[str, Callable[[Table], None]] = {
+    exercise.__name__: exercise
+    for exercise in (
+        *(credential, entry, entries, page, credentials, due),
+        *(take_lease, publish, record_failure),
+        *(claim, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
+    )
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> None:
+    METHODS[method](table)
+
+
+def test_every_method_is_exercised() -> None:
+    assert METHODS.keys() == {name for name in vars(Table) if not name.startswith("_")}
+
+
+def test_a_table_that_is_not_there_is_an_unavailable_store(dynamodb: Any) -> None:
+    with pytest.raises(StoreUnavailableError, match="ResourceNotFoundException"):
+        Table(dynamodb, "no-such-table").credential("main", ACCESS_TOKEN)
