@@ -1,8 +1,10 @@
 """ApiFunction: API Gateway has routed and authorised; route key to one call, errors to problem documents."""
 
+import base64
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,8 +15,15 @@ from botocore.config import Config
 
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
-from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, rfc3339
-from token_keeper.reader import NoValidValueError, Reader, Reading, UnknownAccountError, UnknownCredentialError
+from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
+from token_keeper.reader import (
+    NoValidValueError,
+    Reader,
+    Reading,
+    TooManyReportsError,
+    UnknownAccountError,
+    UnknownCredentialError,
+)
 from token_keeper.refresher import ANSWER_TIMEOUT, Refresher
 from token_keeper.table import Table
 
@@ -23,6 +32,11 @@ logger.setLevel(logging.INFO)
 
 PAGE = 50
 """Accounts on a page of health, and the most that `limit` may ask for."""
+
+LONGEST_REPORT = 8192
+"""Bytes: a token of some thousand characters, and what may stand around it."""
+
+FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
 
@@ -40,6 +54,7 @@ _STATUS = {
     InvalidRequestError: 400,
     UnknownAccountError: 404,
     UnknownCredentialError: 404,
+    TooManyReportsError: 429,
     NoValidValueError: 503,
 }
 
@@ -55,6 +70,7 @@ class Api:
             "GET /v1/accounts": self._accounts,
             "GET /v1/accounts/{account}": self._account,
             "GET /v1/accounts/{account}/access-token": self._access_token,
+            "POST /v1/accounts/{account}/access-token/reports": self._report,
             "GET /v1/accounts/{account}/tickets/{type}": self._ticket,
         }
 
@@ -86,20 +102,23 @@ class Api:
         return account_health(entry, self._table.credentials([entry]), int(self._clock()))
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return self._hand_out(event, ACCESS_TOKEN, "access_token")
+        return self._hand_out(event, self._reader.read(_account_name(event), ACCESS_TOKEN), "access_token")
+
+    def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        verdict, reading = self._reader.report(_account_name(event), _reported(event))
+        return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
 
     def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
         ticket_type = event["pathParameters"]["type"]
         if ticket_type not in TICKET_TYPES:
             raise UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
-        return self._hand_out(event, ticket_type, "ticket")
+        return self._hand_out(event, self._reader.read(_account_name(event), ticket_type), "ticket")
 
-    def _hand_out(self, event: Mapping[str, Any], credential: str, value_field: str) -> dict[str, Any]:
-        reading = self._reader.read(_account_name(event), credential)
+    def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         logger.info("handed out", extra=_handed_out(event, reading))
         return {
             "account": reading.credential.account,
-            "credential": credential,
+            "credential": reading.credential.name,
             value_field: reading.value,
             "expires_in": reading.expires_in,
             "expires_at": rfc3339(reading.expires_at),
@@ -135,6 +154,25 @@ def _account_name(event: Mapping[str, Any]) -> str:
     return account
 
 
+def _reported(event: Mapping[str, Any]) -> str:
+    """The fingerprint of the token that a report's body is about."""
+    body = event.get("body") or ""
+    if len(body) > LONGEST_REPORT:
+        raise InvalidRequestError(f"a report is at most {LONGEST_REPORT} bytes long")
+    try:
+        report = json.loads(base64.b64decode(body) if event.get("isBase64Encoded") else body)
+    except (ValueError, RecursionError):
+        report = None
+    if not isinstance(report, dict):
+        raise InvalidRequestError("a report is a JSON object")
+    match report:
+        case {"access_token": str(token)} if token:
+            return fingerprint(token)
+        case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
+            return reported
+    raise InvalidRequestError("a report names the access_token, or its fingerprint (16 hex digits)")
+
+
 def _handed_out(event: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     caller = event.get("requestContext", {}).get("authorizer", {}).get("iam", {}).get("userArn")
     return {
@@ -151,9 +189,10 @@ def _problem(error: KeeperError) -> Answer:
     problem: dict[str, Any] = {"title": error.code.replace("_", " "), "status": status, "code": error.code}
     problem["detail"] = str(error)
     headers = {}
+    if isinstance(error, NoValidValueError | TooManyReportsError):
+        headers = {"Retry-After": str(error.retry_after)}
     if isinstance(error, NoValidValueError):
         problem["cause"] = error.cause and failure_shown(error.cause)
-        headers = {"Retry-After": str(error.retry_after)}
     return _answer(status, problem, headers, content_type="application/problem+json")
 
 

@@ -14,7 +14,7 @@ from botocore.config import Config
 from token_keeper.accounts import Accounts
 from token_keeper.health import failure_shown
 from token_keeper.keeper import WORKERS, Keeper
-from token_keeper.model import Failed, Outcome, Renewed, Skipped, rfc3339
+from token_keeper.model import Failed, Outcome, Renewed, Skipped, Verdict, Verified, rfc3339
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
@@ -60,7 +60,7 @@ def connect(
             what, fields = _told(outcome)
             write = logger.error if what == "failed" else logger.info
             write(what, extra={"woken_by": woken_by, **fields})
-            told[what].append(fields)
+            told.setdefault(what, []).append(fields)
         return told
 
     return handle
@@ -79,6 +79,8 @@ def _wake(
             return "parameter", keeper.account_changed(account, seconds_left) if account else []
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
             return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
+        case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
+            return "verify", keeper.verify(account, fingerprint)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 
@@ -96,6 +98,14 @@ def _told(outcome: Outcome) -> tuple[str, dict[str, Any]]:
             }
         case Skipped():
             return "skipped", {**which, "reason": outcome.reason}
+        case Verified():
+            limit = {"retry_after": outcome.retry_after} if outcome.verdict is Verdict.LIMITED else {}
+            return "verified", {
+                **which,
+                "outcome": str(outcome.verdict),
+                "fingerprint": outcome.fingerprint,
+                **limit,
+            }
         case Failed():
             next_attempt = {"next_attempt_at": rfc3339(outcome.next_attempt_at)}
             return "failed", {**which, **failure_shown(outcome.failure), **next_attempt}

@@ -8,6 +8,7 @@ and AWS by moto (or DynamoDB Local where a test races).
         status, body = world.get("/v1/accounts/main/access-token")
 """
 
+import io
 import json
 import re
 import threading
@@ -63,8 +64,8 @@ class World:
 
     With a clock that threads may share, its methods may be called from several threads at once.
 
-    `before_aws` is called with the name of each AWS call of both functions (`dynamodb.PutItem`, `lambda.Invoke`), as it
-    begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
+    `before_aws` is called with the name of each AWS call of both functions (`dynamodb.PutItem`, `lambda.Invoke`) and what
+    it sends, as it begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
     and its answer is still under way. `unreachable`: no connection to WeChat comes about.
     `told` is everything but values that the system has said: summaries, health, problem documents.
     """
@@ -82,7 +83,7 @@ class World:
         self.events: list[Mapping[str, Any]] = []
         self.told: list[str] = []
         self.secrets: set[str] = set()
-        self.before_aws: Callable[[str], None] | None = None
+        self.before_aws: Callable[[str, bytes], None] | None = None
         self.during_call: Callable[[], object] | None = None
         self.unreachable = False
         self._online = 0
@@ -108,21 +109,18 @@ class World:
 
     def _client_of_functions(self, service: str, **options: Any) -> Any:
         client = self._client(service, **options)
-        client.meta.events.register(
-            "before-call", lambda event_name, **_: self.aws_call(event_name.partition(".")[2]), unique_id=id(self)
-        )
+        client.meta.events.register("before-call", self._aws_call, unique_id=id(self))
         return client
 
-    def aws_call(self, operation: str) -> None:
-        """One of the functions is about to make this AWS call."""
+    def _aws_call(self, event_name: str, params: Mapping[str, Any], **_: Any) -> None:
         if self.before_aws:
-            self.before_aws(operation)
+            self.before_aws(event_name.removeprefix("before-call."), params["body"])
 
     @contextmanager
     def down(self, *services: str) -> Iterator[None]:
         """These services (or single calls, as `dynamodb.PutItem`) cannot be reached by the functions meanwhile."""
 
-        def refuse(operation: str) -> None:
+        def refuse(operation: str, _: bytes) -> None:
             if operation.startswith(services):
                 raise EndpointConnectionError(endpoint_url=f"https://{operation}.invalid/")
 
@@ -180,10 +178,20 @@ class World:
         status, body, _ = self.request(path, instance)
         return status, body
 
-    def request(self, path: str, instance: api.Handler | None = None) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """GET a path of the API; returns status, body and headers."""
+    def report(
+        self, name: str = "main", instance: api.Handler | None = None, **body: Any
+    ) -> tuple[int, dict[str, Any]]:
+        """POST a report that the account's access token was refused; returns status and body."""
+        path = f"/v1/accounts/{name}/access-token/reports"
+        status, answer, _ = self.request(path, instance, json.dumps(body))
+        return status, answer
+
+    def request(
+        self, path: str, instance: api.Handler | None = None, body: str | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """GET a path of the API, or POST a body to it; returns status, body and headers."""
         with self.internet():
-            answer = (instance or self._api)(gateway_event(path), None)
+            answer = (instance or self._api)(gateway_event(path, body), None)
         if answer["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
             self.told.append(answer["body"])
         return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
@@ -265,12 +273,13 @@ class _Invoker:
 
     def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         assert FunctionName == self._world.environment["REFRESH_FUNCTION_NAME"]
-        self._world.aws_call("lambda.Invoke")
+        if self._world.before_aws:
+            self._world.before_aws("lambda.Invoke", Payload.encode())
         try:
-            self._world.invoke(json.loads(Payload))
+            summary = self._world.invoke(json.loads(Payload))
         except Exception:  # noqa: BLE001 - as Lambda does
-            return {"StatusCode": 200, "FunctionError": "Unhandled"}
-        return {"StatusCode": 200}
+            return {"StatusCode": 200, "FunctionError": "Unhandled", "Payload": io.BytesIO(b"{}")}
+        return {"StatusCode": 200, "Payload": io.BytesIO(json.dumps(summary).encode())}
 
 
 class _Context:
@@ -300,20 +309,22 @@ def create_table(dynamodb: Any, name: str) -> None:
 
 
 _ROUTES = [(route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))) for route in stack.routes(_TEMPLATE)]
-_VALUE_PATHS = ("/access-token", "/jsapi", "/wx_card", "/agent_config")
+_VALUE_PATHS = ("/access-token", "/reports", "/jsapi", "/wx_card", "/agent_config")
 
 
-def gateway_event(path: str) -> dict[str, Any]:
-    """A GET request as API Gateway hands it to ApiFunction, routed by the template's routes."""
+def gateway_event(path: str, body: str | None = None) -> dict[str, Any]:
+    """A GET request, or a POST of a body, as API Gateway hands it to ApiFunction, routed by the template's routes."""
     url = urlsplit(path)
+    method = "GET" if body is None else "POST"
     for route, pattern in _ROUTES:
-        if route.method == "GET" and (match := pattern.fullmatch(url.path)):
+        if route.method == method and (match := pattern.fullmatch(url.path)):
             query = dict(parse_qsl(url.query, keep_blank_values=True))
             return {
                 "version": "2.0",
-                "routeKey": f"GET {route.path}",
+                "routeKey": f"{method} {route.path}",
                 "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
+                **({} if body is None else {"body": body, "isBase64Encoded": False}),
                 "requestContext": {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}},
             }
-    raise AssertionError(f"the template has no route for GET {path}")
+    raise AssertionError(f"the template has no route for {method} {path}")

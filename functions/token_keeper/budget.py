@@ -62,6 +62,11 @@ def may_force(spent: Spent, now: int) -> bool:
     return today(spent, now).forced < FORCED_A_DAY and now - spent.forced_at >= FORCED_APART
 
 
+def may_rotate(kind: Kind, spent: Spent, now: int) -> bool:
+    """Whether a live value may be replaced; for `stable_token` that takes a `force_refresh`."""
+    return may_wish(kind, spent, now) and (kind is not Kind.STABLE_TOKEN or may_force(spent, now))
+
+
 def may_check(spent: Spent, now: int) -> bool:
     """Whether there is room for a check of the token."""
     return today(spent, now).checks < CHECKS_A_DAY

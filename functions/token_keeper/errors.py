@@ -25,6 +25,13 @@ class RecordChangedError(KeeperError):
     retryable = True
 
 
+class BudgetError(KeeperError):
+    """WeChat's limits leave no room for this call now; see `budget`."""
+
+    code = "budget_used_up"
+    retryable = True
+
+
 class StoreUnavailableError(KeeperError):
     """DynamoDB refused or did not answer; botocore has already tried again."""
 

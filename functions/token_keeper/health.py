@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from token_keeper.budget import CALLS_A_DAY, today
 from token_keeper.model import Credential, Failure, Kind, rfc3339
 from token_keeper.renewal import State, state
 from token_keeper.table import Entry
@@ -43,6 +44,19 @@ def _credential_health(name: str, credential: Credential | None, now: int) -> di
         "renews_at": rfc3339(credential.due_at),
         "failures": credential.failures,
         "last_error": error and {**failure_shown(error), "at": rfc3339(error.at)},
+        "calls_today": {"made": today(credential.spent, now).calls, "budget": CALLS_A_DAY.get(credential.kind)},
+        "foreign_rotations": _foreign_rotations(credential),
+    }
+
+
+def _foreign_rotations(credential: Credential) -> dict[str, Any] | None:
+    if not credential.foreign_rotations:
+        return None
+    return {
+        "count": credential.foreign_rotations,
+        "last_at": rfc3339(credential.foreign_rotation_at),
+        "remedy": "Somebody else fetches with this AppSecret, which kills this token early. Find them and let them ask "
+        "here; until then `stable_token` isolates.",
     }
 
 
@@ -50,4 +64,6 @@ _NOTHING_KNOWN: dict[str, Any] = {
     **dict.fromkeys(("fingerprint", "fetched_at", "expires_at", "renews_at"), None),
     "failures": 0,
     "last_error": None,
+    "calls_today": None,
+    "foreign_rotations": None,
 }

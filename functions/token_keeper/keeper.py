@@ -8,12 +8,13 @@ take the lease ──► fetch from WeChat ──► publish                    
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
-from token_keeper import renewal
+from token_keeper import budget, renewal
 from token_keeper.accounts import Accounts, Record
 from token_keeper.errors import (
+    BudgetError,
     InvalidRecordError,
     KeeperError,
     RecordChangedError,
@@ -32,6 +33,9 @@ from token_keeper.model import (
     Outcome,
     Renewed,
     Skipped,
+    Spent,
+    Verdict,
+    Verified,
 )
 from token_keeper.table import Entry, Table
 from token_keeper.wechat import WeChat, WeChatError
@@ -42,6 +46,12 @@ WORKERS = 16
 PAUSES_WITHOUT_ANSWER = (0, 10)
 """Seconds before each further attempt under the same lease, when a call got no whole answer. It may have minted a token,
 so the live one may have 300 s left: the sooner the answer is known, the better. After these, as any failure."""
+
+PATIENCE = 5
+"""Seconds that a report waits for whoever renews or checks the token already."""
+
+POLL_INTERVAL = 0.5
+"""Seconds."""
 
 LONGEST_ATTEMPT = 15
 """Seconds of run time that must be left to begin an attempt: connecting, the answer, and publishing it."""
@@ -100,9 +110,85 @@ class Keeper:
         if found is None:
             outcomes = self.account_changed(account, seconds_left)
             return outcomes or [Skipped(account, credential, "there is no such account or credential")]
-        if found.due_at > self._now() and not rotate:
+        if not rotate and found.due_at > self._now():
             return [Skipped(account, credential, "not due")]
+        if rotate and not budget.may_rotate(found.kind, found.spent, self._now()):
+            return [Skipped(account, credential, "the calls that are left today are kept for renewals that are due")]
         return self._work_off([_due(found)], seconds_left, rotate=rotate)
+
+    def verify(self, account: str, reported: str) -> list[Outcome]:
+        """Somebody's access token, named by its fingerprint, was refused: check it, and replace it if it is dead.
+
+        However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds, and a dead token is replaced once.
+        """
+        asked_at = self._now()
+        while (token := self._table.credential(account, ACCESS_TOKEN)) is not None and token.value is not None:
+            now = self._now()
+            if token.fingerprint != reported:
+                return [Verified(account, ACCESS_TOKEN, Verdict.SUPERSEDED, token.fingerprint)]
+            if 0 <= now - token.checked_at < budget.CHECK_SERVES:
+                return [Verified(account, ACCESS_TOKEN, Verdict.STILL_VALID, token.fingerprint)]
+            if not budget.may_check(token.spent, now):
+                wait = renewal.SLOW_RETRY
+                return [Verified(account, ACCESS_TOKEN, Verdict.LIMITED, token.fingerprint, retry_after=wait)]
+            if now < token.lease_until:
+                if now - asked_at >= PATIENCE:
+                    break
+                self._sleep(POLL_INTERVAL)
+                continue
+            record = self._accounts.read_one(account).content
+            if not isinstance(record, Account):
+                break
+            until = now + renewal.LEASE
+            leased = self._table.take_lease(account, ACCESS_TOKEN, now=now, until=until, seen_due_at=token.due_at)
+            if leased is not None:
+                return self._check(leased, record, before=token)
+        return [Skipped(account, ACCESS_TOKEN, "it cannot be checked right now")]
+
+    # --- checking
+
+    def _check(self, leased: Credential, account: Account, *, before: Credential) -> list[Outcome]:
+        """Ask WeChat about the token under the lease: give it back as it was `before`, or replace it."""
+        began_at = self._now()
+        tally = _Tally(checks=1)
+        at_risk = before.at_risk_since is not None
+        checked_at: int | None = None
+        outcome: Outcome
+        try:
+            if not self._wechat.accepts(leased.kind, leased.value or ""):
+                return self._replace(leased, account, tally, began_at=began_at, foreign=not at_risk)
+            checked_at = began_at
+            outcome = Verified(leased.account, leased.name, Verdict.STILL_VALID, leased.fingerprint)
+        except WeChatError as error:
+            outcome = _not_stored(leased.account, leased.name, _failure(error, began_at))
+        spent = self._spent(leased, tally)
+        self._table.release(leased, spent, due_at=before.due_at, at_risk=at_risk, checked_at=checked_at)
+        return [outcome]
+
+    def _replace(
+        self, leased: Credential, account: Account, tally: "_Tally", *, began_at: int, foreign: bool
+    ) -> list[Outcome]:
+        """Put a value in place of one that is dead."""
+        try:
+            if not budget.may_wish(leased.kind, leased.spent, began_at):
+                raise BudgetError("the day's calls for reported tokens are used up; what is left is kept for renewals")
+            grant = self._ask(account, replace(leased, expires_at=began_at), tally)
+        except KeeperError as error:
+            return [self._failed(leased, error, tally, began_at=began_at, dead=True)]
+        renewed = self._publish(leased, grant, tally, foreign=foreign)
+        if not isinstance(renewed, Renewed):
+            return [renewed]
+        return [renewed, Verified(leased.account, leased.name, Verdict.REPLACED, renewed.fingerprint)]
+
+    def _spent(self, leased: Credential, tally: "_Tally") -> Spent:
+        return budget.spend(
+            leased.spent,
+            self._now(),
+            epoch=leased.epoch,
+            calls=tally.calls,
+            forced=tally.forced,
+            checks=tally.checks,
+        )
 
     # --- renewing
 
@@ -138,18 +224,21 @@ class Keeper:
             )
             if leased is None:
                 return Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")
+            tally = _Tally()
             try:
-                grant = self._fetch(leased, record, seconds_left, rotate)
+                grant = self._fetch(leased, record, seconds_left, rotate, tally)
             except KeeperError as error:
-                return self._failed(leased, error, began_at=now)
-            return self._publish(leased, grant)
+                return self._failed(leased, error, tally, began_at=now)
+            return self._publish(leased, grant, tally)
         except StoreUnavailableError as error:
             return _not_stored(due.account, due.credential, _failure(error, self._now()))
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
             failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
             return _not_stored(due.account, due.credential, failure)
 
-    def _fetch(self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool) -> Grant:
+    def _fetch(
+        self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool, tally: "_Tally"
+    ) -> Grant:
         account = record.content
         if account is None:
             raise InvalidRecordError("the account's parameter does not exist any more")
@@ -159,26 +248,59 @@ class Keeper:
             raise RecordChangedError("the account's record has changed; the change is being taken over")
         for pause in PAUSES_WITHOUT_ANSWER:
             try:
-                return self._ask(account, leased, rotate)
+                return self._ask(account, leased, tally, rotate=rotate)
             except WeChatError as error:
                 in_time = seconds_left() > pause + LONGEST_ATTEMPT
                 if error.outcome_known or not renewal.RULES[leased.kind].mints_anew or not in_time:
                     raise
             self._sleep(pause)
-        return self._ask(account, leased, rotate)
+        return self._ask(account, leased, tally, rotate=rotate)
 
-    def _ask(self, account: Account, leased: Credential, rotate: bool) -> Grant:
-        if leased.name == ACCESS_TOKEN:
-            return self._wechat.fetch_token(account, force=rotate and leased.kind is Kind.STABLE_TOKEN)
-        token = self._table.credential(account.name, ACCESS_TOKEN)
-        if token is None or token.value is None or self._now() >= renewal.usable_until(token):
+    def _ask(self, account: Account, leased: Credential, tally: "_Tally", *, rotate: bool = False) -> Grant:
+        if leased.name != ACCESS_TOKEN:
+            return self._ask_for_ticket(account, leased.name, tally)
+        if leased.kind is not Kind.STABLE_TOKEN:
+            return self._fetch_token(account, tally)
+        if not rotate:
+            grant = self._fetch_token(account, tally)
+            if grant.value != leased.value or grant.asked_at < leased.expires_at:
+                return grant
+        # The value is dead or unwanted, and normal mode repeats it for the rest of its life.
+        if not budget.may_force(leased.spent, self._now()):
+            raise BudgetError("WeChat repeats the old token, and may not be forced to mint another one yet")
+        return self._fetch_token(account, tally, force=True)
+
+    def _ask_for_ticket(self, account: Account, name: str, tally: "_Tally") -> Grant:
+        token = self._usable_token(account.name)
+        try:
+            return self._fetch_ticket(account, name, token, tally)
+        except WeChatError as error:
+            if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
+                raise
+            self.verify(account.name, token.fingerprint)
+        return self._fetch_ticket(account, name, self._usable_token(account.name), tally)
+
+    def _usable_token(self, account: str) -> Credential:
+        token = self._table.credential(account, ACCESS_TOKEN)
+        if token is None or self._now() >= renewal.usable_until(token):
             raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
-        return self._wechat.fetch_ticket(account, leased.name, token.value)
+        return token
 
-    def _publish(self, leased: Credential, grant: Grant) -> Outcome:
+    def _fetch_token(self, account: Account, tally: "_Tally", *, force: bool = False) -> Grant:
+        tally.calls += 1
+        tally.forced += force
+        return self._wechat.fetch_token(account, force=force)
+
+    def _fetch_ticket(self, account: Account, name: str, token: Credential, tally: "_Tally") -> Grant:
+        tally.calls += 1
+        return self._wechat.fetch_ticket(account, name, token.value or "")
+
+    def _publish(self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False) -> Outcome:
         expires_at = renewal.expiry(leased, grant)
         due_at = renewal.next_due(leased, grant)
-        published = self._table.publish(leased, grant, expires_at=expires_at, due_at=due_at)
+        published = self._table.publish(
+            leased, grant, self._spent(leased, tally), expires_at=expires_at, due_at=due_at, foreign=foreign
+        )
         if published is None or published.fingerprint is None:
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(
@@ -190,12 +312,15 @@ class Keeper:
             renews_at=due_at,
         )
 
-    def _failed(self, leased: Credential, error: KeeperError, *, began_at: int) -> Outcome:
+    def _failed(
+        self, leased: Credential, error: KeeperError, tally: "_Tally", *, began_at: int, dead: bool = False
+    ) -> Outcome:
         failure = _failure(error, self._now())
         due_at = failure.at + renewal.retry_after(failure, leased.failures + 1)
         unknown = isinstance(error, WeChatError) and not error.outcome_known
         at_risk = unknown or leased.at_risk_since != began_at
-        if not self._table.record_failure(leased, failure, due_at=due_at, at_risk=at_risk):
+        spent = self._spent(leased, tally)
+        if not self._table.record_failure(leased, failure, spent, due_at=due_at, at_risk=at_risk, dead=dead):
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Failed(leased.account, leased.name, failure, due_at)
 
@@ -312,6 +437,15 @@ class Keeper:
         return int(self._clock())
 
 
+@dataclass
+class _Tally:
+    """What was asked of WeChat under one lease."""
+
+    calls: int = 0
+    forced: int = 0
+    checks: int = 0
+
+
 def _due(credential: Credential) -> Due:
     return Due(credential.account, credential.name, credential.kind, credential.due_at, credential.failures)
 
@@ -324,6 +458,9 @@ def _not_stored(account: str, credential: str, failure: Failure) -> Failed:
 def _failure(error: KeeperError, at: int) -> Failure:
     if isinstance(error, WeChatError):
         return Failure(error.failure_class, error.errcode, error.errmsg, error.remedy, at)
+    if isinstance(error, BudgetError):
+        remedy = "Find out who else fetches with this AppSecret, and let it ask here instead; `stable_token` isolates."
+        return Failure(FailureClass.QUOTA, None, str(error), remedy, at)
     if isinstance(error, InvalidRecordError):
         remedy = "Correct the account's parameter (`token-keeper accounts remove` and `add`); it is tried at once."
         return Failure(FailureClass.CONFIGURATION, None, str(error), remedy, at)

@@ -93,12 +93,26 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a credential has cost on one of WeChat's days (`day`: counted from 1970), told by the lease of `epoch`."""
+
+    day: int = 0
+    epoch: int = 0
+    calls: int = 0
+    forced: int = 0
+    forced_at: int = 0
+    checks: int = 0
+
+
+@dataclass(frozen=True)
 class Credential:
     """One credential as the table holds it.
 
     `due_at`: when it is to be renewed, tried again, or taken from a renewal that died.
     `at_risk_since`: when the first renewal went out that has not ended well; since then the value may have a successor.
     `epoch`: raised by every lease; only its holder may publish.
+    `checked_at`: when WeChat last said that the value works, though somebody had reported it.
+    `foreign_rotations`: how often the value died before its time and not by us; the last time at `foreign_rotation_at`.
     """
 
     account: str
@@ -116,6 +130,10 @@ class Credential:
     at_risk_since: int | None = None
     failures: int = 0
     last_error: Failure | None = None
+    checked_at: int = 0
+    foreign_rotations: int = 0
+    foreign_rotation_at: int = 0
+    spent: Spent = Spent()
 
 
 @dataclass(frozen=True)
@@ -160,4 +178,24 @@ class Failed:
     next_attempt_at: int
 
 
-type Outcome = Renewed | Skipped | Failed
+class Verdict(StrEnum):
+    """What became of a report that a token does not work."""
+
+    SUPERSEDED = "superseded"
+    STILL_VALID = "still_valid"
+    REPLACED = "replaced"
+    LIMITED = "limited"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The answer to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
+
+    account: str
+    credential: str
+    verdict: Verdict
+    fingerprint: str | None
+    retry_after: int = 0
+
+
+type Outcome = Renewed | Skipped | Failed | Verified

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from token_keeper import renewal
 from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
-from token_keeper.model import Credential, Failure, FailureClass
+from token_keeper.model import ACCESS_TOKEN, Credential, Failure, FailureClass, Verdict
 from token_keeper.refresher import Refresher
 from token_keeper.table import Table
 
@@ -48,6 +48,17 @@ class NoValidValueError(KeeperError):
         super().__init__("there is no usable value right now")
         self.cause = cause
         self.retry_after = min(max(retry_after, 1), LONGEST_RETRY_AFTER)
+
+
+class TooManyReportsError(KeeperError):
+    """Checks or calls that reports may spend are used up. `retry_after`: seconds."""
+
+    code = "too_many_reports"
+    retryable = True
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the checks and calls that reports may spend are used up")
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -97,11 +108,43 @@ class Reader:
             if 0 <= now - read_at <= REMEMBERED_FOR and (reading := _reading(credential, read_at, now)):
                 return reading
         try:
-            return self._read_table(account, name)[1] or self._read_after_renewal(account, name)
+            return self._read_afresh(account, name)
         except StoreUnavailableError as error:
             if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
                 return reading
             raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+
+    def report(self, account: str, fingerprint: str) -> tuple[Verdict, Reading]:
+        """Somebody's access token was refused: the current one, and whether theirs was behind, alive or replaced.
+
+        Raises what `read` raises, and `TooManyReportsError`.
+        """
+        try:
+            reading = self._read_afresh(account, ACCESS_TOKEN)
+            if reading.credential.fingerprint != fingerprint:
+                return Verdict.SUPERSEDED, reading
+            verdict = self._verify(account, fingerprint)
+            return verdict, self._read_afresh(account, ACCESS_TOKEN)
+        except (StoreUnavailableError, RefresherUnavailableError) as error:
+            raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+
+    def _verify(self, account: str, fingerprint: str) -> Verdict:
+        summary = self._refresher.verify(account, fingerprint)
+        for verified in summary.get("verified", ()):
+            verdict = Verdict(verified["outcome"])
+            if verdict is Verdict.LIMITED:
+                raise TooManyReportsError(verified["retry_after"])
+            return verdict
+        for failed in summary["failed"]:
+            if failed["class"] == FailureClass.QUOTA:
+                raise TooManyReportsError(LONGEST_RETRY_AFTER)
+            told = (failed["errcode"], failed["errmsg"], failed["remedy"])
+            raise NoValidValueError(Failure(FailureClass(failed["class"]), *told, self._now()), retry_after=1)
+        raise NoValidValueError(None, retry_after=1)
+
+    def _read_afresh(self, account: str, name: str) -> Reading:
+        credential, reading = self._read_table(account, name)
+        return reading or self._read_after_renewal(account, name, credential)
 
     def _read_table(self, account: str, name: str) -> tuple[Credential | None, Reading | None]:
         read_at = self._now()
@@ -111,9 +154,8 @@ class Reader:
             self._remember(credential, read_at)
         return credential, reading
 
-    def _read_after_renewal(self, account: str, name: str) -> Reading:
+    def _read_after_renewal(self, account: str, name: str, credential: Credential | None) -> Reading:
         asked_at = self._now()
-        credential = self._table.credential(account, name)
         if credential is None:
             self._check_kept(account, name)
         if credential is None or credential.due_at <= asked_at:

@@ -1,7 +1,7 @@
 """Adapter: the reader's way to ask RefreshFunction for a value."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -23,12 +23,23 @@ class Refresher:
 
     def renew(self, account: str, credential: str) -> None:
         """Have the credential renewed if it is due, and wait for that. Raises `RefresherUnavailableError`."""
-        event = {"renew": {"account": account, "credential": credential}}
+        self._invoke({"renew": {"account": account, "credential": credential}})
+
+    def verify(self, account: str, fingerprint: str) -> dict[str, Any]:
+        """Have a reported access token checked, and replaced if it is dead; returns RefreshFunction's summary.
+
+        Raises `RefresherUnavailableError`.
+        """
+        return self._invoke({"verify": {"account": account, "fingerprint": fingerprint}})
+
+    def _invoke(self, event: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
+            summary: dict[str, Any] = json.load(answer["Payload"])
         except ClientError as error:
             raise RefresherUnavailableError(f"RefreshFunction: {error.response['Error']['Code']}") from error
         except BotoCoreError as error:
             raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from error
         if "FunctionError" in answer:
             raise RefresherUnavailableError("RefreshFunction failed")
+        return summary

@@ -147,6 +147,9 @@ SLOW_RETRY = 300
 """Seconds between attempts that can only succeed after a person has acted: 12 an hour, against the 2000 failing calls an
 hour after which WeCom blocks the caller, and soon enough that somebody who has just acted need not wait long."""
 
+QUOTA_RETRY = 1800
+"""Seconds between attempts while WeChat says that the day's calls are used up; a person can clear the quota any time."""
+
 QUICK_FAILURES = 5
 """How often an unknown error is taken for a passing one before it is taken for a matter of configuration."""
 
@@ -159,8 +162,8 @@ def retry_after(failure: Failure, failures: int) -> int:
     match failure.failure_class:
         case FailureClass.TRANSIENT | FailureClass.CREDENTIAL:
             return 60
-        case FailureClass.QUOTA:
-            return 1800
+        case FailureClass.QUOTA if failure.errcode is not None:
+            return QUOTA_RETRY
         case FailureClass.CONFIRMATION:
             return CONFIRMATION_WAITS.get(failure.errcode or 0, SLOW_RETRY)
         case FailureClass.UNKNOWN if failures <= QUICK_FAILURES:

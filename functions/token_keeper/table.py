@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from token_keeper.errors import StoreUnavailableError
-from token_keeper.model import Account, Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
+from token_keeper.model import Account, Credential, Due, Failure, FailureClass, Grant, Kind, Spent, fingerprint
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -142,44 +142,71 @@ class Table:
         )
         return _credential(item) if item else None
 
-    def publish(self, leased: Credential, grant: Grant, *, expires_at: int, due_at: int) -> Credential | None:
-        """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile."""
-        values: dict[str, str | int] = {
+    def publish(
+        self, leased: Credential, grant: Grant, spent: Spent, *, expires_at: int, due_at: int, foreign: bool = False
+    ) -> Credential | None:
+        """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile.
+
+        `foreign`: the value that it replaces had died before its time, and not by us.
+        """
+        values: dict[str, Any] = {
             ":value": grant.value,
             ":fingerprint": fingerprint(grant.value),
             ":fetched_at": grant.asked_at,
             ":expires_at": expires_at,
             ":due_at": due_at,
             ":zero": 0,
+            ":spent": asdict(spent),
             ":ttl": expires_at + HOUSEKEEPING,
         }
-        previous = leased.fingerprint if grant.value != leased.value else leased.previous_fingerprint
         update = (
             "SET #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at, expires_at = :expires_at, "
-            "due_at = :due_at, lease_until = :zero, failures = :zero, #ttl = :ttl"
+            "due_at = :due_at, lease_until = :zero, failures = :zero, spent = :spent, #ttl = :ttl"
         )
+        previous = leased.fingerprint if grant.value != leased.value else leased.previous_fingerprint
         if previous is not None:
             update += ", previous_fingerprint = :previous"
             values[":previous"] = previous
+        if foreign:
+            update += ", foreign_rotations = :foreign_rotations, foreign_rotation_at = :foreign_rotation_at"
+            values[":foreign_rotations"] = leased.foreign_rotations + 1
+            values[":foreign_rotation_at"] = grant.asked_at
         item = self._update_leased(leased, f"{update} REMOVE at_risk_since, last_error", values)
         return _credential(item) if item else None
 
-    def record_failure(self, leased: Credential, failure: Failure, *, due_at: int, at_risk: bool) -> bool:
+    def record_failure(
+        self, leased: Credential, failure: Failure, spent: Spent, *, due_at: int, at_risk: bool, dead: bool = False
+    ) -> bool:
         """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
 
         `at_risk`: whether a renewal without an answer, this or an earlier one, may have minted a successor.
+        `dead`: WeChat has said that the value does not work any more, so nobody is to get it.
         """
         values: dict[str, Any] = {
             ":failures": leased.failures + 1,
             ":last_error": asdict(failure),
             ":due_at": due_at,
             ":zero": 0,
+            ":spent": asdict(spent),
             ":ttl": max(due_at, leased.expires_at) + HOUSEKEEPING,
         }
         update = (
-            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, #ttl = :ttl"
+            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, "
+            "spent = :spent, #ttl = :ttl"
         )
+        if dead:
+            update += ", expires_at = :dead_at"
+            values[":dead_at"] = min(failure.at, leased.expires_at)
         return self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values) is not None
+
+    def release(self, leased: Credential, spent: Spent, *, due_at: int, at_risk: bool, checked_at: int | None) -> None:
+        """Give the lease back with everything as it was before, but for what was spent and when it was found alive."""
+        values: dict[str, Any] = {":due_at": due_at, ":zero": 0, ":spent": asdict(spent)}
+        update = "SET due_at = :due_at, lease_until = :zero, spent = :spent"
+        if checked_at is not None:
+            update += ", checked_at = :checked_at"
+            values[":checked_at"] = checked_at
+        self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values)
 
     # --- enrolling and dropping accounts
 
@@ -360,6 +387,10 @@ def _credential(item: dict[str, Any]) -> Credential:
         expires_at=item.get("expires_at", 0),
         at_risk_since=item.get("at_risk_since"),
         failures=item["failures"],
+        checked_at=item.get("checked_at", 0),
+        foreign_rotations=item.get("foreign_rotations", 0),
+        foreign_rotation_at=item.get("foreign_rotation_at", 0),
+        spent=Spent(**item.get("spent", {})),
         last_error=None
         if error is None
         else Failure(

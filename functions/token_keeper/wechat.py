@@ -145,6 +145,23 @@ class WeChat:
             url, query["type"] = f"{self._wecom_url}/cgi-bin/ticket/get", ticket
         return self._fetch(_Call("GET", url, query, value="ticket"))
 
+    def accepts(self, kind: Kind, access_token: str) -> bool:
+        """Ask WeChat whether a token still works, by a call without side effects. Raises `WeChatError`.
+
+        WeCom's refusal carries an empty `ip_list` too: the errcode decides.
+        """
+        base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
+        call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
+        answer = _parse(_send(call))
+        errcode = answer.get("errcode", 0)
+        if errcode in _CLASSES[FailureClass.CREDENTIAL]:
+            return False
+        if errcode != 0:
+            raise _refusal(errcode, answer.get("errmsg"), call)
+        if not isinstance(answer.get("ip_list"), list):
+            raise _no_answer("WeChat's answer holds no ip_list")
+        return True
+
     def _token_call(self, account: Account, kind: Kind, force: bool) -> _Call:
         if kind is Kind.CORP_TOKEN:
             query = {"corpid": account.app_id, "corpsecret": account.secret}

@@ -1,10 +1,11 @@
 """Adding, changing or deleting a parameter is all it takes to keep, re-key or drop an account."""
 
+import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from infra.simulated_wechat import Fault
 from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
@@ -209,6 +210,22 @@ def test_a_wrong_new_secret_shows_in_health_while_the_live_token_is_served(world
     assert world.calls() == 1
 
 
+def test_a_changed_corp_secret_is_used_from_the_next_renewal_on(world: World) -> None:
+    corp = {"corpid": "ww0123456789abcdef", "secret": SECRET}
+    world.add_account("main", **corp)
+    live = token(world)
+    # When a WeCom app's secret is changed
+    world.secrets.add(NEW_SECRET)
+    world.wechat.change_secret(corp["corpid"], SECRET, NEW_SECRET)
+    world.put_parameter("main", json.dumps(corp | {"secret": NEW_SECRET}))
+    # Then the live token goes on
+    assert token(world) == live
+    # And its successor is fetched with the new secret
+    world.clock.now = START + 7200
+    assert world.wake("guard")["renewed"]
+    assert world.wechat.accepts(token(world))
+
+
 def test_a_wrong_new_secret_is_still_reported_when_the_renewal_fails_for_it(world: World) -> None:
     world.add_account("main")
     world.secrets.add(WRONG_SECRET)
@@ -339,6 +356,28 @@ def test_tickets_are_kept_as_tokens_are(world: World) -> None:
         assert world.wechat.accepts(world.get(f"/v1/accounts/main/tickets/{ticket}")[1]["ticket"])
 
 
+def test_a_change_is_acted_on_when_the_lease_of_a_dead_renewal_ends(world: World) -> None:
+    world.add_account("main")
+    change_secret(world)
+    world.clock.sleep(6660)
+
+    def die() -> None:
+        raise SystemExit("killed")
+
+    # Given a renewal that died
+    world.during_call = die
+    world.wechat.fail(TOKEN, Fault.drop_after())
+    with pytest.raises(SystemExit):
+        world.wake("guard")
+    died_at = world.clock()
+    # When the record changes
+    world.put_parameter("main", record(secret=NEW_SECRET))
+    # Then the token is renewed with the new one, while the old token works
+    assert world.clock() <= died_at + 60
+    assert world.wechat.accepts(token(world))
+    assert world.health()["state"] == "fresh"
+
+
 # --- records that cannot be used
 
 INVALID = {
@@ -416,6 +455,25 @@ def test_a_record_that_becomes_invalid_while_it_fails_shows_at_once(world: World
     assert "JSON" in world.health()["last_error"]["errmsg"]
 
 
+def test_a_parameter_that_cannot_be_decrypted_breaks_no_other_account(world: World) -> None:
+    for name in ("a", "broken", "z"):
+        world.add_account(name, appid=f"wx-{name}")
+    world.clock.now = START + 110 * 60
+
+    def refuse(operation: str, sent: bytes) -> None:
+        if operation == "ssm.GetParameters" and b"broken" in sent:
+            message = "The ciphertext refers to a key that does not exist"
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": message}}, operation)
+
+    # Given an account whose parameter is encrypted with a key that we may not use: each request with it is refused
+    world.before_aws = refuse
+    # When the main tick fires
+    world.wake("tick")
+    # Then only that account fails
+    assert [world.health(name)["state"] for name in ("a", "broken", "z")] == ["fresh", "failing", "fresh"]
+    assert world.wechat.accepts(token(world, "broken"))
+
+
 # --- what may be kept twice, and what may not
 
 
@@ -484,101 +542,86 @@ def test_every_app_of_a_corp_is_kept(world: World) -> None:
 # --- the process dies, or AWS fails, in the middle of it
 
 
-class Killer:
-    """Ends the process at its call number `at` to AWS; `calls` counts them."""
+def dies_at(world: World, call: int, account: str) -> bool:
+    """Deliver an account's event to a process that dies at its so-manieth call to AWS, if it makes so many."""
+    calls = itertools.count(1)
 
-    def __init__(self, at: int) -> None:
-        self._at = at
-        self.calls = 0
-
-    def __call__(self, operation: str) -> None:
-        self.calls += 1
-        if self.calls == self._at:
+    def die(operation: str, _: bytes) -> None:
+        if next(calls) == call:
             raise SystemExit(f"killed at {operation}")
 
-
-def added(world: World) -> None:
-    put_without_event(world, "main", record(tickets=["jsapi"]))
-
-
-def re_keyed(world: World) -> None:
-    world.add_account("main")
-    put_without_event(world, "main", record(appid=OTHER_APPID, secret=NEW_SECRET, tickets=["jsapi"]))
-
-
-def deleted(world: World) -> None:
-    world.add_account("main", tickets=["jsapi"])
-    world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
+    died = False
+    world.before_aws = die
+    try:
+        world.parameter_event(account)
+    except SystemExit:
+        died = True
+    world.before_aws = None
+    world.restart()
+    return died
 
 
-def invalidated(world: World) -> None:
-    world.add_account("main")
-    put_without_event(world, "main", "{")
-    world.clock.sleep(7200)
+def next_tick(world: World) -> None:
+    """The main tick fires, after any lease that was never given back."""
+    world.clock.sleep(60)
+    world.wake("tick")
 
 
-@pytest.mark.parametrize("change", [added, re_keyed, deleted, invalidated])
-def test_a_change_that_dies_anywhere_is_finished_by_the_next_tick(
-    world: World, change: Callable[[World], None]
-) -> None:
-    at, killed = 0, True
-    while killed:
-        # Given a change, and a process that dies at some call to AWS while it acts on it
-        at += 1
-        for name in ("main", "spare", "other-spare"):
-            if name in accounts(world):
-                world.ssm.delete_parameters(Names=[f"{ACCOUNTS_PATH}/{name}"])
-                world.parameter_event(name, "Delete")
-        for appid, secret in ((APPID, SECRET), (OTHER_APPID, NEW_SECRET)):
-            world.wechat.add_app(appid, secret)
-        change(world)
-        world.before_aws = Killer(at)
-        try:
-            world.parameter_event("main")
-            killed = False
-        except SystemExit:
-            pass
-        world.before_aws = None
-        # When the next tick fires, after the lease
-        world.restart()
-        world.clock.sleep(60)
-        world.wake("tick")
-        world.wake("guard")
-        # Then the change is wholly made
-        if change is deleted:
-            assert read(world)[0] == 404, f"killed at call {at}"
-        elif change is invalidated:
-            assert "JSON" in world.health()["last_error"]["errmsg"], f"killed at call {at}"
+def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: World) -> None:
+    for call in itertools.count(1):
+        # Given a new account, and a process that dies while it acts on it
+        name, appid = f"main-{call}", f"wx-{call}"
+        world.wechat.add_app(appid, SECRET)
+        put_without_event(world, name, record(appid=appid, tickets=["jsapi"]))
+        died = dies_at(world, call, name)
+        next_tick(world)
+        # Then after the next tick its token and its ticket are there
+        assert world.wechat.accepts(token(world, name)), f"died at call {call}"
+        status, body = read(world, f"/v1/accounts/{name}/tickets/jsapi")
+        assert status == 200, f"died at call {call}"
+        assert world.wechat.accepts(body["ticket"])
+        if not died:
+            break
+    assert call > 5
+
+
+@pytest.mark.parametrize("new_appid", [OTHER_APPID, None], ids=["another appid", "deleted"])
+def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: str | None) -> None:
+    for call in itertools.count(1):
+        # Given an account whose record gets another appid or is deleted, and a process that dies while it acts on it
+        name, appid = f"main-{call}", f"wx-{call}"
+        world.add_account(name, appid=appid)
+        if new_appid:
+            world.wechat.add_app(f"{new_appid}-{call}", SECRET)
+            put_without_event(world, name, record(appid=f"{new_appid}-{call}"))
         else:
-            assert world.wechat.accepts(token(world)), f"killed at call {at}"
-            status, body = read(world, "/v1/accounts/main/tickets/jsapi")
-            assert status == 200, f"killed at call {at}"
-            assert world.wechat.accepts(body["ticket"])
-        # And the appid that the account has given up may be kept under another name
-        if change is not added:
-            free = {"appid": APPID, "secret": SECRET}
-            world.put_parameter("spare", json.dumps(free if change is not invalidated else free | {"appid": "wx9"}))
-            if change is not invalidated:
-                assert world.wechat.accepts(token(world, "spare")), f"killed at call {at}"
-    assert at > 3
+            world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/{name}")
+        died = dies_at(world, call, name)
+        next_tick(world)
+        # Then after the next tick it is another's, or gone
+        status, _ = read(world, f"/v1/accounts/{name}/access-token")
+        assert status == (200 if new_appid else 404), f"died at call {call}"
+        # And its old appid may be kept under another name
+        world.add_account(f"heir-{call}", appid=appid)
+        assert world.wechat.accepts(token(world, f"heir-{call}")), f"died at call {call}"
+        if not died:
+            break
+    assert call > 5
 
 
 def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_other(world: World) -> None:
-    world.wechat.add_app(APPID, SECRET)
-    for at in range(1, 8):
-        # Given an account whose enrolment dies somewhere, and which is then deleted
-        put_without_event(world, "main", record())
-        world.before_aws = Killer(at)
-        with pytest.raises(SystemExit):
-            world.parameter_event("main")
-        world.before_aws = None
-        world.delete_parameter("main")
+    for call in range(1, 6):
+        # Given an account whose enrolment dies somewhere, and which is deleted before the next tick
+        name, appid = f"main-{call}", f"wx-{call}"
+        world.wechat.add_app(appid, SECRET)
+        put_without_event(world, name, record(appid=appid))
+        dies_at(world, call, name)
+        world.delete_parameter(name)
         # When its appid is added under another name
-        world.put_parameter("second", record())
+        world.put_parameter(f"heir-{call}", record(appid=appid))
         world.wake("tick")
         # Then that is kept
-        assert world.wechat.accepts(token(world, "second")), f"killed at call {at}"
-        world.delete_parameter("second")
+        assert world.wechat.accepts(token(world, f"heir-{call}")), f"died at call {call}"
 
 
 def test_an_event_that_meets_a_parameter_store_that_is_down_is_made_good_by_the_next(world: World) -> None:

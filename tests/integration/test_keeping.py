@@ -162,12 +162,28 @@ def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) 
     assert world.wechat.accepts(world.token())
 
 
+def test_a_stable_token_that_comes_back_unchanged_is_asked_for_again_in_time(world: World) -> None:
+    world.add_account("main", endpoint="stable_token")
+    world.clock.sleep(7200 - 270)
+    old = world.token()
+    # Given a WeChat that does not mint a new one yet
+    world.wechat.fail(STABLE_TOKEN, granted(access_token=old, expires_in=270))
+    world.wake("guard")
+    assert promised_until(world) <= START + 7200
+    # When the guard fires a minute later
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then the new one is there before the old one expires
+    assert read(world)[1]["access_token"] != old
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+
+
 def test_a_guard_with_nothing_due_costs_one_query(world: World) -> None:
     # Given several accounts with fresh tokens
     for number in range(5):
         world.add_account(f"main-{number}", appid=f"wx{number}")
     asked: list[str] = []
-    world.before_aws = asked.append
+    world.before_aws = lambda operation, _: asked.append(operation)
     # When the guard fires
     summary = world.wake("guard")
     # Then it has asked AWS once, and WeChat not at all
@@ -193,7 +209,7 @@ def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
 
 @pytest.mark.parametrize("errcode", [-1, 45011])
 def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World, errcode: int) -> None:
-    old, expires_at, rounds = at_main_tick(world), START + 7200, 20
+    old, expires_at, rounds = at_main_tick(world), START + 7200, 14
     # Given a WeChat that refuses
     world.wechat.fail(TOKEN, *[Fault.error(errcode)] * rounds)
     world.wake("tick")
@@ -372,7 +388,7 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
     # Given a refresher that dies in the middle of a renewal
     match moment:
         case "before WeChat is asked":
-            world.before_aws = lambda operation: killed() if operation == "ssm.GetParameters" else None
+            world.before_aws = lambda operation, _: killed() if operation == "ssm.GetParameters" else None
         case "with the answer under way":
             world.during_call = killed
         case "before it is written":
@@ -394,6 +410,26 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
     assert new != old
     assert world.wechat.accepts(new)
     assert until <= died_at + OVERLAP or world.calls() == 2
+
+
+@pytest.mark.parametrize("late", ["value", "failure"])
+def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) -> None:
+    at_main_tick(world)
+    if late == "failure":
+        world.wechat.fail(TOKEN, Fault.error(-1))
+
+    def another_renews_meanwhile() -> None:
+        world.clock.sleep(61)
+        assert world.invoke({"wake": "guard"}, world.refresh_instance())["renewed"]
+
+    # Given a call to WeChat that outlasts its lease, so that somebody else has renewed
+    world.during_call = another_renews_meanwhile
+    # When its answer comes after all
+    summary = world.wake("tick")
+    # Then the newest token stays, and nothing is failing
+    assert [one["account"] for one in summary["skipped"]] == ["main"]
+    assert read(world)[1]["access_token"].startswith("simulated_token_3_" if late == "value" else "simulated_token_2_")
+    assert world.health()["state"] == "fresh"
 
 
 # --- AWS fails
@@ -538,6 +574,17 @@ def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> 
     assert read(world)[1]["access_token"] == old
 
 
+@pytest.mark.parametrize(("account", "credential"), [("nobody", "access_token"), ("main", "jsapi")])
+def test_asking_for_a_renewal_of_what_is_not_kept_is_told(world: World, account: str, credential: str) -> None:
+    world.add_account("main")
+    # When a renewal is asked for of something that is not kept
+    summary = world.invoke({"renew": {"account": account, "credential": credential}})
+    # Then the summary says so
+    assert (summary["renewed"], summary["failed"]) == ([], [])
+    assert "no such" in summary["skipped"][0]["reason"]
+    assert world.calls() == 1
+
+
 EVENTS: list[dict[str, Any]] = [
     {"wake": "tick"},
     {"wake": "guard"},
@@ -581,6 +628,28 @@ def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: Worl
     assert [one["account"] for one in summary["skipped"]] == ["main"]
     assert world.calls() == 1
     assert world.wake("guard")["renewed"]
+
+
+def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World) -> None:
+    # Given many changed secrets whose events were lost, and a WeChat that hangs when they are checked
+    names = [f"main-{number}" for number in range(18)]
+    for name in names:
+        world.add_account(name, appid=f"wx-{name}")
+        world.ssm.put_parameter(
+            Name=f"{world.environment['ACCOUNTS_PATH']}/{name}",
+            Value=json.dumps({"appid": f"wx-{name}", "secret": "another-secret"}),
+            Type="SecureString",
+            Overwrite=True,
+        )
+    world.wechat.fail(STABLE_TOKEN, *[Fault.slow(30)] * 18)
+    # When the main tick fires, with the two minutes that it has
+    began = world.clock()
+    world.invoke({"wake": "tick"}, seconds=120)
+    # Then it ends by itself
+    assert world.clock() - began < 120
+    # And the next ticks find what it left
+    world.wake("tick")
+    assert {world.health(name)["state"] for name in names} == {"failing"}
 
 
 def test_a_lost_answer_is_not_asked_for_again_where_time_runs_out(world: World) -> None:

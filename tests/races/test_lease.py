@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, Spent
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -60,7 +60,9 @@ def overtaken_leases(table: Table, account: str, number: int) -> list[Credential
 def publish(table: Table, held: Credential, value: str = "new") -> Credential | None:
     """Publish a value that was asked for when the lease began."""
     asked_at = held.lease_until - LEASE
-    return table.publish(held, Grant(value, 7200, asked_at), expires_at=asked_at + 7200, due_at=asked_at + 6660)
+    return table.publish(
+        held, Grant(value, 7200, asked_at), Spent(), expires_at=asked_at + 7200, due_at=asked_at + 6660
+    )
 
 
 def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
@@ -127,7 +129,8 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         *overtaken, last = overtaken_leases(table, f"a{number}", RUNNERS)
         # When the last publishes, and all others fail at that moment
         record_failures = [
-            partial(table.record_failure, held, FAILURE, due_at=START + 5000, at_risk=True) for held in overtaken
+            partial(table.record_failure, held, FAILURE, Spent(), due_at=START + 5000, at_risk=True)
+            for held in overtaken
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
         # Then what it published is all there is
@@ -155,7 +158,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         # When its holder records a failure at the moment in which many others try for the next one
         tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
-            partial(table.record_failure, held, FAILURE, due_at=START + 200, at_risk=True), *tries
+            partial(table.record_failure, held, FAILURE, Spent(), due_at=START + 200, at_risk=True), *tries
         )
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
         winners = [result for result in taken if result]

@@ -8,7 +8,18 @@ import pytest
 
 from tests.world import START
 from token_keeper.errors import StoreUnavailableError
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failure,
+    FailureClass,
+    Grant,
+    Kind,
+    Spent,
+    fingerprint,
+)
 from token_keeper.table import Entry, Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -17,6 +28,7 @@ APP_ID = "wx0"
 FAILURE = Failure(FailureClass.CONFIGURATION, 40013, "invalid appid", "Correct it.", START)
 PASSING = Failure(FailureClass.TRANSIENT, None, "the connection broke", "Nothing to do.", START)
 ENTRY = Entry("main", APP_ID, Kind.TOKEN, (ACCESS_TOKEN, "jsapi"), "1@0.000")
+SPENT = Spent(day=20717, epoch=1, calls=2, forced=3, forced_at=START, checks=4)
 LEASE_END = START + 60
 EXPIRES = START + 7200
 DUE = EXPIRES - 540
@@ -49,10 +61,25 @@ def leased(table: Table, now: int = START, *, rotate: bool = False) -> Credentia
     return taken
 
 
+def give(
+    table: Table, held: Credential, value: str, *, asked_at: int = START, foreign: bool = False
+) -> Credential | None:
+    """Publish a value under the lease."""
+    grant = Grant(value, 7200, asked_at)
+    return table.publish(held, grant, SPENT, expires_at=asked_at + 7200, due_at=asked_at + 6660, foreign=foreign)
+
+
+def fail(
+    table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, dead: bool = False
+) -> bool:
+    """Record a failure under the lease."""
+    return table.record_failure(held, failure, SPENT, due_at=due_at, at_risk=at_risk, dead=dead)
+
+
 def published(table: Table, value: str = "first") -> Credential:
-    """An enrolled token with a value."""
+    """An enrolled token with a value, fetched at `START`."""
     enrolled(table)
-    credential = table.publish(leased(table), Grant(value, 7200, START), expires_at=EXPIRES, due_at=DUE)
+    credential = give(table, leased(table), value)
     assert credential is not None
     return credential
 
@@ -67,7 +94,7 @@ def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
 def credential(table: Table) -> None:
     # Given a credential with all that can be known of one
     known = published(table)
-    table.record_failure(leased(table, DUE), FAILURE, due_at=DUE + 60, at_risk=True)
+    fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
     # When it is read
     # Then all of it is there; and a credential that nobody keeps is not
     assert table.credential("main", ACCESS_TOKEN) == replace(
@@ -121,7 +148,7 @@ def credentials(table: Table) -> None:
 def due(table: Table) -> None:
     # Given a token that is due, one that has failed and is due later, and an account's entry, which is no credential
     enrolled(table)
-    table.record_failure(leased(table), PASSING, due_at=LEASE_END, at_risk=False)
+    fail(table, leased(table), PASSING, LEASE_END)
     enrolled(table, "early")
     table.put_entry(ENTRY)
     # When the index is asked
@@ -146,7 +173,7 @@ def take_lease(table: Table) -> None:
         for rotate in (False, True):
             assert try_lease(table, LEASE_END + 59, second.due_at, name=name, rotate=rotate) is None
     # And, once a value is published, only who saw when that is due, or wants to rotate it
-    table.publish(second, Grant("first", 7200, START), expires_at=EXPIRES, due_at=DUE)
+    give(table, second, "first")
     assert try_lease(table, DUE - 1, second.due_at) is None
     assert try_lease(table, DUE - 1, DUE) is not None
     assert leased(table, DUE + 59, rotate=True).value == "first"
@@ -156,10 +183,10 @@ def publish(table: Table) -> None:
     # Given a token of 2000 characters, and a renewal of it that failed
     long = "x" * 2000
     published(table, long)
-    table.record_failure(leased(table, DUE), PASSING, due_at=DUE + 60, at_risk=True)
+    fail(table, leased(table, DUE), PASSING, DUE + 60, at_risk=True)
     # When a new one is published
     held = leased(table, DUE + 60)
-    now = table.publish(held, Grant("second", 7200, DUE + 60), expires_at=DUE + 7260, due_at=DUE + 6720)
+    now = give(table, held, "second", asked_at=DUE + 60)
     # Then it is all that counts, and what it replaced is known by its fingerprint
     assert now == read(table)
     assert now == Credential(
@@ -174,13 +201,16 @@ def publish(table: Table) -> None:
         previous_fingerprint=fingerprint(long),
         fetched_at=DUE + 60,
         expires_at=DUE + 7260,
+        spent=SPENT,
     )
     # And the same value again leaves that fingerprint as it is
-    again = table.publish(leased(table, DUE + 6720), Grant("second", 7200, DUE), expires_at=EXPIRES, due_at=DUE)
+    again = give(table, leased(table, DUE + 6720), "second", asked_at=DUE + 6720, foreign=True)
     assert again is not None
     assert again.previous_fingerprint == fingerprint(long)
+    # And it is counted that somebody else has rotated it
+    assert (now.foreign_rotations, again.foreign_rotations, again.foreign_rotation_at) == (0, 1, DUE + 6720)
     # And nothing is published under an epoch that is over
-    assert table.publish(held, Grant("old", 7200, DUE), expires_at=EXPIRES, due_at=DUE) is None
+    assert give(table, held, "old") is None
 
 
 def record_failure(table: Table) -> None:
@@ -188,18 +218,44 @@ def record_failure(table: Table) -> None:
     before = published(table)
     held = leased(table, DUE)
     # When WeChat refuses
-    assert table.record_failure(held, FAILURE, due_at=DUE + 60, at_risk=False)
+    assert fail(table, held, FAILURE, DUE + 60)
     # Then it is due again, at no risk, and nobody holds a lease; the value is as it was
     refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
     assert read(table) == refused
     # And a failure without an answer leaves it at risk, one without an error code is told apart
     held = leased(table, DUE + 60)
-    assert table.record_failure(held, PASSING, due_at=DUE + 120, at_risk=True)
-    assert read(table) == replace(
+    assert fail(table, held, PASSING, DUE + 120, at_risk=True)
+    unanswered = replace(
         refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
     )
+    assert read(table) == unanswered
+    # And a value that WeChat calls dead has expired, when WeChat says so
+    held = leased(table, DUE + 120)
+    assert fail(table, held, PASSING, DUE + 180, dead=True)
+    assert read(table) == replace(
+        unanswered, epoch=held.epoch, due_at=DUE + 180, at_risk_since=None, failures=3, expires_at=PASSING.at
+    )
     # And nothing is recorded under an epoch that is over
-    assert not table.record_failure(replace(held, epoch=held.epoch - 1), FAILURE, due_at=START, at_risk=False)
+    assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
+
+
+def release(table: Table) -> None:
+    # Given a live token under a lease, to check it
+    before = published(table)
+    held = leased(table, START + 10)
+    later = replace(SPENT, checks=5)
+    # When it works, and the lease is given back
+    table.release(held, later, due_at=before.due_at, at_risk=False, checked_at=START + 10)
+    # Then it is as before, but for what that cost and when it was checked
+    checked = replace(before, epoch=held.epoch, checked_at=START + 10, spent=later)
+    assert read(table) == checked
+    # And where nobody knows whether it works, only that it was at risk already is kept
+    held = leased(table, START + 20)
+    table.release(held, later, due_at=before.due_at, at_risk=True, checked_at=None)
+    assert read(table) == replace(checked, epoch=held.epoch, at_risk_since=START + 20)
+    # And nothing is given back under an epoch that is over
+    table.release(replace(held, epoch=held.epoch - 1), SPENT, due_at=START, at_risk=False, checked_at=START)
+    assert read(table) == replace(checked, epoch=held.epoch, at_risk_since=START + 20)
 
 
 def claim(table: Table) -> None:
@@ -266,7 +322,7 @@ def note(table: Table) -> None:
     assert noted == replace(before, last_error=FAILURE)
     assert read(table) == before
     # And a renewal that failed says more than a note
-    table.record_failure(leased(table, DUE), PASSING, due_at=DUE + 60, at_risk=False)
+    fail(table, leased(table, DUE), PASSING, DUE + 60)
     table.note("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
     # And what nobody keeps does not begin to exist
@@ -293,8 +349,8 @@ def drop_credential(table: Table) -> None:
     table.drop_credential("main", ACCESS_TOKEN)
     table.drop_credential("main", ACCESS_TOKEN)
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
-    assert table.publish(held, Grant("late", 7200, START), expires_at=EXPIRES, due_at=DUE) is None
-    assert not table.record_failure(held, FAILURE, due_at=DUE, at_risk=True)
+    assert give(table, held, "late") is None
+    assert not fail(table, held, FAILURE, DUE, at_risk=True)
     assert table.credential("main", ACCESS_TOKEN) is None
     assert table.due(None) == []
 
@@ -310,7 +366,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, publish, record_failure),
+        *(take_lease, publish, record_failure, release),
         *(claim, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }

@@ -1,0 +1,174 @@
+"""Reports: somebody's token was refused. Compare, check with WeChat, and replace it once if it is dead."""
+
+import pytest
+
+from infra.simulated_wechat import Fault
+from tests.world import World
+from token_keeper import budget
+from token_keeper.model import fingerprint
+
+PROBE = "/cgi-bin/get_api_domain_ip"
+
+
+def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: World) -> None:
+    # Given a token that has been renewed
+    world.add_account()
+    old = world.token()
+    world.clock.sleep(6600)
+    world.wake("tick")
+    # When somebody reports the one before
+    status, body = world.report(access_token=old)
+    # Then it gets the current one
+    assert (status, body["outcome"]) == (200, "superseded")
+    assert world.wechat.accepts(body["access_token"])
+    assert world.calls(PROBE) == 0
+
+
+def test_a_token_that_works_is_not_replaced(world: World) -> None:
+    # Given a token that works
+    world.add_account()
+    token = world.token()
+    before = world.health()
+    # When it is reported nevertheless
+    status, body = world.report(access_token=token, errcode=40001)
+    # Then it has been checked, and stays as it was
+    assert (status, body["outcome"], body["access_token"]) == (200, "still_valid", token)
+    assert body["expires_in"] == 6835
+    assert world.calls(PROBE) == 1
+    assert world.calls() == 1
+    assert {**before, "last_error": None} == world.health()
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(world: World, endpoint: str) -> None:
+    # Given a token that somebody else has killed
+    world.add_account(endpoint=endpoint)
+    dead = world.token()
+    world.wechat.kill(dead)
+    # When 20 clients report it
+    answers = [world.report(access_token=dead) for _ in range(20)]
+    # Then the first has it replaced, and all get the new one
+    assert [body["outcome"] for _, body in answers] == ["replaced"] + ["superseded"] * 19
+    assert {status for status, _ in answers} == {200}
+    (new,) = {body["access_token"] for _, body in answers}
+    assert world.wechat.accepts(new)
+    assert world.calls(f"/cgi-bin/{endpoint}") == 2
+    assert world.calls(PROBE) == 1
+    # And the account's health tells of it, and what to do
+    rotations = world.health()["foreign_rotations"]
+    assert rotations["count"] == 1
+    assert "AppSecret" in rotations["remedy"]
+
+
+def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
+    world.add_account()
+    token = fingerprint(world.token())
+    # When a living token is reported again and again for a minute
+    for _ in range(60):
+        status, body = world.report(fingerprint=token)
+        assert (status, body["outcome"]) == (200, "still_valid")
+        world.clock.sleep(1)
+    # Then WeChat is asked every ten seconds
+    assert world.calls(PROBE) == 6
+
+
+def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World) -> None:
+    # Given a dead token that normal mode repeats
+    world.add_account(endpoint="stable_token")
+    dead = world.token()
+    world.wechat.kill(dead)
+    answer = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
+    world.wechat.fail("/cgi-bin/stable_token", Fault.malformed(answer))
+    # When it is reported
+    status, body = world.report(access_token=dead)
+    # Then it is replaced by force
+    assert (status, body["outcome"]) == (200, "replaced")
+    assert world.wechat.accepts(body["access_token"])
+    assert world.calls("/cgi-bin/stable_token") == 3
+
+
+def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replaced(world: World) -> None:
+    # Given a dead token, and a WeChat that mints none
+    world.add_account()
+    dead = world.token()
+    world.wechat.kill(dead)
+    world.wechat.fail("/cgi-bin/token", Fault.error(-1))
+    # When it is reported
+    status, body = world.report(access_token=dead)
+    # Then nobody gets it any more, and everybody is told why
+    assert status == 503
+    assert body["cause"]["errcode"] == -1
+    status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
+    assert status == 503
+    assert world.health()["state"] == "expired"
+    # And a minute later there is a new one
+    world.clock.sleep(60)
+    world.wake("guard")
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_check_that_fails_changes_nothing(world: World) -> None:
+    # Given a WeChat that does not answer the check
+    world.add_account()
+    token = world.token()
+    world.wechat.fail(PROBE, Fault.http(502))
+    # When the token is reported
+    status, body = world.report(access_token=token)
+    # Then the reporter is told to come back, and the token is still handed out, with its promise
+    assert (status, body["code"]) == (503, "no_valid_value")
+    status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
+    assert (status, body["access_token"], body["expires_in"]) == (200, token, 6835)
+
+
+def test_reports_cannot_use_up_the_calls_that_renewals_need(world: World) -> None:
+    # Given somebody who kills the token whenever there is a new one, and a client that reports it each time
+    world.add_account()
+    refused_at = None
+    for report in range(600):
+        token = world.token()
+        world.wechat.kill(token)
+        world.clock.sleep(11)
+        status, body = world.report(access_token=token)
+        if status != 200:
+            refused_at = report
+            break
+    # Then the reports are limited
+    assert refused_at is not None
+    assert (status, body["code"]) == (429, "too_many_reports")
+    assert world.calls() == budget.CALLS_A_DAY["token"] - budget.RESERVE  # type: ignore[index]
+    # And the token is renewed all the same, as one that is due
+    world.clock.sleep(300)
+    world.wake("guard")
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
+    # Given an account whose token was renewed, and then killed by somebody
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(6600)
+    world.wake("tick")
+    dead = world.token()
+    world.wechat.kill(dead)
+    # When its ticket is due
+    world.clock.sleep(300)
+    summary = world.wake("guard")
+    # Then it is fetched with a new token
+    assert [one["credential"] for one in summary["renewed"]] == ["jsapi"]
+    world.restart()
+    assert world.token() != dead
+    assert world.wechat.accepts(world.token())
+    assert world.health()["foreign_rotations"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "[]", "{}", "nonsense", '{"fingerprint": "xyz"}', '{"access_token": ""}', '{"access_token": 5}', "[" * 9000],
+)
+def test_a_malformed_report_is_refused(world: World, body: str) -> None:
+    world.add_account()
+    status, answer, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
+    assert (status, answer["code"]) == (400, "invalid_request")
+
+
+def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
+    assert world.report("nobody", access_token="x")[0] == 404
