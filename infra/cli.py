@@ -175,7 +175,9 @@ def refresh(
             f"and is renewed again at {one['renews_at']}."
         )
         if one["credential"] == ACCESS_TOKEN:
-            typer.echo("Values already handed out for a `token` account work for 5 minutes more.")
+            typer.echo(
+                "What was handed out before works for 5 minutes more (`token`), or not any more (`stable_token`)."
+            )
     for one in summary["skipped"]:
         typer.echo(f"Skipped {one['account']} {one['credential']}: {one['reason']}.")
     for one in summary["failed"]:
@@ -201,6 +203,7 @@ def _print_health(shown: list[Json], now: float) -> None:
         for credential in account["credentials"]:
             state, error = credential["state"], credential["last_error"]
             colour = STATE_COLOURS[state]
+            title = f"[bold]{account['account']} {credential['credential']}[/]"
             table.add_row(
                 account["account"],
                 credential["credential"],
@@ -211,9 +214,13 @@ def _print_health(shown: list[Json], now: float) -> None:
                 str(credential["failures"]),
             )
             if error:
-                title = f"[bold]{account['account']} {credential['credential']}[/]"
                 when = _relative(error["at"], now)
                 remedies.append(f"{title}: {escape(_cause(error))}, {when}\n  → {escape(error['remedy'])}")
+            if foreign := credential.get("foreign_rotations"):
+                killed = (
+                    f"killed early by somebody else {foreign['count']} time(s), {_relative(foreign['last_at'], now)}"
+                )
+                remedies.append(f"{title}: {killed}\n  → {escape(foreign['remedy'])}")
     _print_table(table)
     for remedy in remedies:
         Console().print(f"\n{remedy}", highlight=False, soft_wrap=True)

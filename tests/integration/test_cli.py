@@ -6,11 +6,9 @@ CloudFormation and Parameter Store are moto's; the API and RefreshFunction are a
 import json
 import re
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import ModuleType
 from typing import Any
 
 import boto3
@@ -591,14 +589,3 @@ def test_a_local_stack_that_does_not_run() -> None:
     result = run("--local", "status", TOKEN_KEEPER_LOCAL_PORT=str(port - 1))
     assert result.exit_code == 2
     assert "is `token-keeper local` running?" in result.stderr
-
-
-def test_local_runs_the_local_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[dict[str, Any]] = []
-    local = ModuleType("infra.local")
-    monkeypatch.setattr(local, "run", lambda **options: runs.append(options), raising=False)
-    monkeypatch.setitem(sys.modules, "infra.local", local)
-    monkeypatch.setattr("infra.local", local, raising=False)
-    assert run("local").exit_code == 0
-    assert run("local", "--port", "4000", "--speed", "60").exit_code == 0
-    assert runs == [{"port": 3000, "speed": 1}, {"port": 4000, "speed": 60}]

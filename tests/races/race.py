@@ -155,7 +155,7 @@ class RaceWorld(World):
         """Hold the functions' next call of this name (`dynamodb.PutItem`) as it begins."""
         hold = Hold()
 
-        def stop(begun: str) -> None:
+        def stop(begun: str, _: bytes) -> None:
             if begun == operation:
                 self.before_aws = None
                 hold.stop()

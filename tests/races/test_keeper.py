@@ -18,7 +18,7 @@ TICK, GUARD = {"wake": "tick"}, {"wake": "guard"}
 RENEW = {"renew": {"account": "main", "credential": "access_token"}}
 ROTATE = {"renew": {"account": "main", "credential": "access_token", "rotate": True}}
 PATH = "/v1/accounts/main/access-token"
-TOKEN_API, STABLE_TOKEN_API = "/cgi-bin/token", "/cgi-bin/stable_token"
+TOKEN_API, STABLE_TOKEN_API, CHECK_API = "/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/get_api_domain_ip"
 
 each_endpoint = pytest.mark.parametrize(
     ("endpoint", "path"), [(Kind.TOKEN, TOKEN_API), (Kind.STABLE_TOKEN, STABLE_TOKEN_API)], ids=str
@@ -153,6 +153,36 @@ def test_readers_of_a_lost_credential_have_it_fetched_once(world: RaceWorld) -> 
     assert [status for status, _ in answers] == [200] * RUNNERS
     (token,) = {body["access_token"] for _, body in answers}
     assert world.wechat.accepts(token)
+
+
+def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
+    # Given a live token
+    world.add_account()
+    token = world.token()
+    # When many report at one moment that it was refused
+    answers = report_at_once(world, token)
+    # Then WeChat is asked once about it, and fetched is nothing
+    assert (world.calls(CHECK_API), world.calls()) == (1, 1)
+    # And all are told that it works
+    assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
+        (200, "still_valid", token)
+    }
+
+
+def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
+    # Given a token that died before its time
+    world.add_account()
+    token = world.token()
+    world.wechat.kill(token)
+    # When many report it at one moment
+    answers = report_at_once(world, token)
+    # Then WeChat is asked once about it, and once for a new one
+    assert (world.calls(CHECK_API), world.calls()) == (1, 2)
+    # And all get that one
+    assert {status for status, _ in answers} == {200}
+    (new,) = {body["access_token"] for _, body in answers}
+    assert world.wechat.accepts(new)
+    assert sorted({body["outcome"] for _, body in answers}, key=str) in (["replaced", "superseded"], ["replaced"])
 
 
 def test_a_promise_made_while_the_token_is_renewed_is_kept(world: RaceWorld) -> None:
@@ -390,6 +420,12 @@ def test_an_event_of_a_deletion_does_not_drop_what_was_created_meanwhile(world: 
 def readers(world: RaceWorld, number: int) -> list[Callable[[], tuple[int, dict[str, Any]]]]:
     """So many cold readers' requests for the token; each returns status and body."""
     return [partial(world.get, PATH, world.api_instance()) for _ in range(number)]
+
+
+def report_at_once(world: RaceWorld, token: str) -> list[tuple[int, dict[str, Any]]]:
+    """Many cold readers are told at one moment that the token was refused; status and body of each answer."""
+    reports = [partial(world.report, instance=world.api_instance(), access_token=token) for _ in range(RUNNERS)]
+    return world.race(*reports)
 
 
 def read_at_once(world: RaceWorld) -> list[tuple[int, dict[str, Any]]]:

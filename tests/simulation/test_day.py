@@ -1,4 +1,4 @@
-"""Four simulated hours, a read every 15 seconds (every other one from memory): this project keeps what it promises, and the measure can fail."""
+"""Four simulated hours, a read every 15 seconds: this project keeps its promises, and the measure is seen to fail others."""
 
 from collections.abc import Iterator
 
