@@ -207,11 +207,10 @@ def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
 # --- WeChat says no
 
 
-@pytest.mark.parametrize("errcode", [-1, 45011])
-def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World, errcode: int) -> None:
+def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World) -> None:
     old, expires_at, rounds = at_main_tick(world), START + 7200, 14
     # Given a WeChat that refuses
-    world.wechat.fail(TOKEN, *[Fault.error(errcode)] * rounds)
+    world.wechat.fail(TOKEN, *[Fault.error(-1)] * rounds)
     world.wake("tick")
     for failures in range(1, rounds):
         # Then nothing is asked before a minute has passed
@@ -333,7 +332,7 @@ def test_from_a_lost_answer_on_nobody_is_promised_more_than_the_overlap(world: W
             assert world.clock() + body["expires_in"] <= attempt + OVERLAP
         elif world.clock() >= attempt + OVERLAP:
             assert status == 503
-        world.clock.sleep(20)
+        world.clock.sleep(30)
         world.wake("guard")
 
 
@@ -524,15 +523,13 @@ def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
     assert {one["account"] for one in summary["failed"]} == {"broken"}
 
 
-def test_a_good_account_is_renewed_before_scores_of_broken_ones_are_tried_again(world: World) -> None:
-    # Given many accounts with a wrong secret, and one good account
-    broken = 60
+def test_a_good_account_is_renewed_before_a_hundred_broken_ones_are_tried_again(world: World) -> None:
+    # Given a hundred accounts that WeChat refuses or whose records are broken, and one good account
+    broken = 100
     for number in range(broken):
-        world.ssm.put_parameter(
-            Name=f"{world.environment['ACCOUNTS_PATH']}/broken-{number}",
-            Value=json.dumps({"appid": f"wx{number}", "secret": "wrong-secret"}),
-            Type="SecureString",
-        )
+        value = json.dumps({"appid": f"wx{number}", "secret": "wrong-secret"}) if number % 4 == 0 else "{}"
+        name = f"{world.environment['ACCOUNTS_PATH']}/broken-{number}"
+        world.ssm.put_parameter(Name=name, Value=value, Type="SecureString")
     world.add_account("main")
     assert len(world.wake("tick")["failed"]) == broken
     # When all of them are due at once
@@ -632,7 +629,7 @@ def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: Worl
 
 def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World) -> None:
     # Given many changed secrets whose events were lost, and a WeChat that hangs when they are checked
-    names = [f"main-{number}" for number in range(18)]
+    names = [f"main-{number}" for number in range(9)]
     for name in names:
         world.add_account(name, appid=f"wx-{name}")
         world.ssm.put_parameter(
@@ -641,12 +638,12 @@ def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World) -> No
             Type="SecureString",
             Overwrite=True,
         )
-    world.wechat.fail(STABLE_TOKEN, *[Fault.slow(30)] * 18)
-    # When the main tick fires, with the two minutes that it has
+    world.wechat.fail(STABLE_TOKEN, *[Fault.slow(30)] * 9)
+    # When the main tick fires, with a minute to run
     began = world.clock()
-    world.invoke({"wake": "tick"}, seconds=120)
+    world.invoke({"wake": "tick"}, seconds=60)
     # Then it ends by itself
-    assert world.clock() - began < 120
+    assert world.clock() - began < 60
     # And the next ticks find what it left
     world.wake("tick")
     assert {world.health(name)["state"] for name in names} == {"failing"}

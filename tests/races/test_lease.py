@@ -180,7 +180,7 @@ def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(tabl
 
 
 def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> None:
-    for number in range(10):
+    for number in range(5):
         name = f"a{number}"
         # Given a credential that nobody keeps yet
         # When many enrol it at one moment, and each tries for its lease
