@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
 import boto3
 import pytest
@@ -26,15 +26,36 @@ STARTS_WITHIN = 60
 """Seconds; two to five are usual."""
 
 
+_ENDS_WITH_ITS_PARENT = """
+import os, subprocess, sys, threading
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: (os.read(0, 1), program.kill()), daemon=True).start()
+sys.exit(program.wait())
+"""
+"""Runs a program until the other end of standard input closes: also when a test run is killed, nothing is left behind."""
+
+
 class NotAvailableError(Exception):
     """DynamoDB Local cannot run here; the text says what is missing."""
 
 
-def leave_out(missing: NotAvailableError) -> NoReturn:
-    """Skip the test that needs it. With the environment variable `CI` set nothing may be left out: fail."""
-    if os.environ.get("CI"):
-        raise missing
-    pytest.skip(f"needs DynamoDB Local: {missing}")
+@pytest.fixture(scope="session")
+def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where DynamoDB Local answers; one for each worker whose tests ask for it.
+
+    Where it cannot run, they are skipped. With the environment variable `CI` set nothing may be left out: they fail.
+    """
+    cache = pytestconfig.cache
+    assert cache is not None
+    with ExitStack() as stack:
+        server = running(cache.mkdir("dynamodb-local"), tmp_path_factory.mktemp("dynamodb-local") / "log")
+        try:
+            url = stack.enter_context(server)
+        except NotAvailableError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"needs DynamoDB Local: {error}")
+        yield url
 
 
 @contextmanager
@@ -52,19 +73,11 @@ def running(cache: Path, log: Path) -> Iterator[str]:
     command = [java, "-XX:TieredStopAtLevel=1", "-Djava.library.path=DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar"]
     command += ["-inMemory", "-port", str(port), "-disableTelemetry"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=home, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
+        watched = [sys.executable, "-c", _ENDS_WITH_ITS_PARENT, *command]
+        process = subprocess.Popen(watched, cwd=home, stdin=subprocess.PIPE, stdout=output, stderr=output)
+    with process:
         _wait_until_it_answers(process, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()  # it keeps nothing that it would have to write
-        process.wait()
-
-
-def client(url: str, **options: Any) -> Any:
-    """A client of the DynamoDB at `url`; `options` are those of boto3."""
-    session = boto3.Session("test", "test", region_name="us-east-1")
-    return session.client("dynamodb", endpoint_url=url, **options)
 
 
 def _program(name: str) -> str:
@@ -96,7 +109,8 @@ def _installed(cache: Path) -> Path:
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     once = Config(connect_timeout=1, read_timeout=STARTS_WITHIN, retries={"total_max_attempts": 1})
-    dynamodb = client(url, config=once)
+    session = boto3.Session("test", "test", region_name="us-east-1")
+    dynamodb = session.client("dynamodb", endpoint_url=url, config=once)
     ends = time.monotonic() + STARTS_WITHIN
     while process.poll() is None and time.monotonic() < ends:
         with suppress(BotoCoreError):

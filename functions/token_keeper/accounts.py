@@ -100,15 +100,21 @@ class Accounts:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
         """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
         for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
+            named = [f"{self._path}/{name}" for name in batch if ACCOUNT_NAME.fullmatch(name)]
             try:
                 with _translated_errors():
-                    answer = self._ssm.get_parameters(
-                        Names=[f"{self._path}/{name}" for name in batch], WithDecryption=True
+                    parameters = (
+                        self._ssm.get_parameters(Names=named, WithDecryption=True)["Parameters"] if named else []
                     )
             except ParametersUnavailableError as error:
-                yield from ((name, Record(None, error)) for name in batch)
+                if error.refused and len(batch) > 1:
+                    # One parameter that cannot be decrypted has all ten refused.
+                    for name in batch:
+                        yield from self.read([name])
+                else:
+                    yield from ((name, Record(None, error)) for name in batch)
                 continue
-            found = {parameter["Name"]: parameter for parameter in answer["Parameters"]}
+            found = {parameter["Name"]: parameter for parameter in parameters}
             for name in batch:
                 yield name, _record(name, found.get(f"{self._path}/{name}"))
 
@@ -139,6 +145,7 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise ParametersUnavailableError(f"Parameter Store: {error.response['Error']['Code']}") from error
+        code = error.response["Error"]["Code"]
+        raise ParametersUnavailableError(f"Parameter Store: {code}", refused=code.startswith("AccessDenied")) from error
     except BotoCoreError as error:
         raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from error

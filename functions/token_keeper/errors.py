@@ -40,10 +40,14 @@ class StoreUnavailableError(KeeperError):
 
 
 class ParametersUnavailableError(KeeperError):
-    """Parameter Store refused or did not answer; botocore has already tried again."""
+    """Parameter Store did not answer, though botocore has already tried again; or it `refused` what was asked."""
 
     code = "parameters_unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class RefresherUnavailableError(KeeperError):

@@ -114,7 +114,12 @@ class Keeper:
             return [Skipped(account, credential, "not due")]
         if rotate and not budget.may_rotate(found.kind, found.spent, self._now()):
             return [Skipped(account, credential, "the calls that are left today are kept for renewals that are due")]
-        return self._work_off([_due(found)], seconds_left, rotate=rotate)
+        dues = [_due(found)]
+        # A ticket is asked for with the token.
+        token = self._table.credential(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
+        if token is not None and token.due_at <= self._now():
+            dues.append(_due(token))
+        return self._work_off(dues, seconds_left, rotate=rotate)
 
     def verify(self, account: str, reported: str) -> list[Outcome]:
         """Somebody's access token, named by its fingerprint, was refused: check it, and replace it if it is dead.
@@ -245,15 +250,19 @@ class Keeper:
         if isinstance(account, KeeperError):
             raise account
         if account.app_id != leased.app_id or account.credentials.get(leased.name) is not leased.kind:
+            holder = self._table.holder(account)
+            if holder not in (None, account.name):
+                raise _kept_already(account, holder)
             raise RecordChangedError("the account's record has changed; the change is being taken over")
         for pause in PAUSES_WITHOUT_ANSWER:
             try:
                 return self._ask(account, leased, tally, rotate=rotate)
             except WeChatError as error:
                 in_time = seconds_left() > pause + LONGEST_ATTEMPT
-                if error.outcome_known or not renewal.RULES[leased.kind].mints_anew or not in_time:
+                if error.outcome_known or not (rotate or renewal.RULES[leased.kind].mints_anew) or not in_time:
                     raise
             self._sleep(pause)
+            rotate = False  # stable_token: normal mode now tells what the forced refresh has minted
         return self._ask(account, leased, tally, rotate=rotate)
 
     def _ask(self, account: Account, leased: Credential, tally: "_Tally", *, rotate: bool = False) -> Grant:
@@ -287,13 +296,11 @@ class Keeper:
         return token
 
     def _fetch_token(self, account: Account, tally: "_Tally", *, force: bool = False) -> Grant:
-        tally.calls += 1
         tally.forced += force
-        return self._wechat.fetch_token(account, force=force)
+        return tally.counted(lambda: self._wechat.fetch_token(account, force=force))
 
     def _fetch_ticket(self, account: Account, name: str, token: Credential, tally: "_Tally") -> Grant:
-        tally.calls += 1
-        return self._wechat.fetch_ticket(account, name, token.value or "")
+        return tally.counted(lambda: self._wechat.fetch_ticket(account, name, token.value or ""))
 
     def _publish(self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False) -> Outcome:
         expires_at = renewal.expiry(leased, grant)
@@ -317,8 +324,7 @@ class Keeper:
     ) -> Outcome:
         failure = _failure(error, self._now())
         due_at = failure.at + renewal.retry_after(failure, leased.failures + 1)
-        unknown = isinstance(error, WeChatError) and not error.outcome_known
-        at_risk = unknown or leased.at_risk_since != began_at
+        at_risk = tally.lost or leased.at_risk_since != began_at
         spent = self._spent(leased, tally)
         if not self._table.record_failure(leased, failure, spent, due_at=due_at, at_risk=at_risk, dead=dead):
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
@@ -344,6 +350,9 @@ class Keeper:
         due: list[Due] = []
         outcomes: list[Outcome] = []
         for name, record in self._accounts.read(names):
+            if seconds_left() < LONGEST_ATTEMPT:
+                outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next wake-up goes on"))
+                continue
             try:
                 due_now, refused = self._take_over(name, record)
             except KeeperError as error:
@@ -368,20 +377,24 @@ class Keeper:
             return [], [self._refuse(name, error)]
 
     def _enrol(self, account: Account, version: str | None) -> list[Due]:
-        holder = self._table.claim(account)
-        if holder != account.name:
-            raise InvalidRecordError(f"{account.app_id} is already kept with this endpoint, as account {holder}")
+        holder = self._table.holder(account)
+        if holder not in (None, account.name):
+            raise _kept_already(account, holder)
         now = self._now()
         old = self._table.entry(account.name)
         entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
-        # Without a version until all is done: whatever dies halfway is begun again by the next tick.
-        self._table.put_entry(entry)
+        # The directory forgets the old record only when nothing of it is left, and learns of the new one before anything
+        # of it is there; without a version until all is. So whatever dies halfway is begun again by the next tick.
         if old is not None:
             self._table.release_claims(
                 account.name, old.app_id, but=account.claim if old.app_id == account.app_id else None
             )
             for name in set(old.credentials) - account.credentials.keys():
                 self._table.drop_credential(account.name, name)
+        self._table.put_entry(entry)
+        holder = self._table.claim(account)
+        if holder != account.name:
+            raise _kept_already(account, holder)
         for name, kind in account.credentials.items():
             self._table.enrol(account.name, name, kind, account.app_id, due_at=now)
         due = [self._due_on_change(account, name, kind) for name, kind in account.credentials.items()]
@@ -394,11 +407,11 @@ class Keeper:
             now = self._now()
             if now < credential.lease_until:
                 self._sleep(1)  # somebody is renewing it, perhaps with the old record: what comes of that decides
+            elif credential.kind is kind and credential.due_at <= now:
+                return _due(credential)
             elif credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
                 self._table.note(account.name, name, self._secret_failure(account, kind))
                 return None
-            elif credential.kind is kind and credential.due_at <= now:
-                return _due(credential)
             else:
                 self._table.make_due(credential, kind, now=now)
         return None
@@ -409,6 +422,8 @@ class Keeper:
         try:
             self._wechat.check_secret(account)
         except WeChatError as error:
+            if error.retryable:
+                raise  # the record is not taken over yet, so it is checked again
             return _failure(error, self._now())
         return None
 
@@ -439,11 +454,20 @@ class Keeper:
 
 @dataclass
 class _Tally:
-    """What was asked of WeChat under one lease."""
+    """What was asked of WeChat under one lease, and whether an answer was lost that may have brought a value."""
 
     calls: int = 0
     forced: int = 0
     checks: int = 0
+    lost: bool = False
+
+    def counted(self, fetch: Callable[[], Grant]) -> Grant:
+        self.calls += 1
+        try:
+            return fetch()
+        except WeChatError as error:
+            self.lost |= not error.outcome_known
+            raise
 
 
 def _due(credential: Credential) -> Due:
@@ -453,6 +477,10 @@ def _due(credential: Credential) -> Due:
 def _not_stored(account: str, credential: str, failure: Failure) -> Failed:
     """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
     return Failed(account, credential, failure, failure.at + renewal.LEASE)
+
+
+def _kept_already(account: Account, holder: str) -> InvalidRecordError:
+    return InvalidRecordError(f"{account.app_id} is already kept with this endpoint, as account {holder}")
 
 
 def _failure(error: KeeperError, at: int) -> Failure:

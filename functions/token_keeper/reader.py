@@ -105,7 +105,8 @@ class Reader:
         remembered = self._remembered.get((account, name))
         if remembered is not None:
             credential, read_at = remembered
-            if 0 <= now - read_at <= REMEMBERED_FOR and (reading := _reading(credential, read_at, now)):
+            in_time = 0 <= now - read_at <= REMEMBERED_FOR and now < renewal.promised_until(credential, read_at)
+            if in_time and (reading := _reading(credential, read_at, now)):
                 return reading
         try:
             return self._read_afresh(account, name)
@@ -152,6 +153,8 @@ class Reader:
         reading = _reading(credential, read_at, self._now()) if credential else None
         if credential and reading:
             self._remember(credential, read_at)
+        else:
+            self._remembered.pop((account, name), None)
         return credential, reading
 
     def _read_after_renewal(self, account: str, name: str, credential: Credential | None) -> Reading:

@@ -226,6 +226,13 @@ class Table:
             return str(refused.item["account"])
         return account.name
 
+    def holder(self, account: Account) -> str | None:
+        """The account that has claimed this account's appid and endpoint."""
+        key = _wire({"pk": f"claim#{account.app_id}", "sk": account.claim})
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=key, ConsistentRead=True)
+        return _plain(answer["Item"])["account"] if "Item" in answer else None
+
     def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, but for one endpoint."""
         with _translated_errors():
@@ -262,10 +269,13 @@ class Table:
         self._update(_key(seen.account, seen.name), update, condition, values)
 
     def note(self, account: str, name: str, failure: Failure | None) -> None:
-        """Note in a credential's health what is wrong with its record (None: nothing any more); no renewal has failed."""
-        update = "REMOVE last_error" if failure is None else "SET last_error = :last_error"
-        values = {} if failure is None else {":last_error": asdict(failure)}
-        self._update(_key(account, name), update, "attribute_exists(pk) AND failures = :zero", {**values, ":zero": 0})
+        """Note in a credential's health what is wrong with its record; None: nothing any more, unless a renewal failed."""
+        key = _key(account, name)
+        if failure is None:
+            self._update(key, "REMOVE last_error", "failures = :zero", {":zero": 0})
+        else:
+            values = {":last_error": asdict(failure)}
+            self._update(key, "SET last_error = :last_error", "attribute_exists(pk)", values)
 
     def put_entry(self, entry: Entry) -> None:
         """Write the account's directory entry."""

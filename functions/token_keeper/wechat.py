@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import requests
 from urllib3.exceptions import NewConnectionError
@@ -37,6 +38,8 @@ _CLASSES = {
     FailureClass.CONFIRMATION: {89501, 89503, 89506, 89507},
     FailureClass.DEFECT: {40002, 41001, 41002, 41004, 43002, 43003},
 }
+_SENSITIVE = ("secret", "corpsecret", "access_token")
+
 _CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
 
 _SECRET_REMEDY = (
@@ -207,7 +210,8 @@ def _send(call: _Call) -> bytes:
             ) as response,
         ):
             ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
-            for chunk in response.iter_content(8192):
+            # Byte by byte: a larger chunk is waited for until it is full, however slowly it drips.
+            for chunk in response.iter_content(1):
                 body += chunk
                 if len(body) > ANSWER_LIMIT or time.monotonic() > ends:
                     break
@@ -243,10 +247,12 @@ def _parse(body: bytes) -> dict[str, Any]:
 def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
     if type(errcode) is not int:
         return _no_answer("WeChat's answer holds an errcode that is no number")
-    message = str(errmsg)[:500]
-    for sent in (*call.query.values(), *(call.body or {}).values()):
-        if isinstance(sent, str) and len(sent) >= 16:
-            message = message.replace(sent, "…")
+    message = str(errmsg)
+    for field, sent in (*call.query.items(), *(call.body or {}).items()):
+        if field in _SENSITIVE:
+            for form in (str(sent), quote(str(sent)), quote(str(sent), safe="")):
+                message = message.replace(form, "…")
+    message = message[:500]
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
     if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
         failure_class = FailureClass.CONFIGURATION

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from infra.simulated_wechat import Fault
 from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from token_keeper.errors import KeeperError
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
@@ -245,7 +247,8 @@ def test_a_check_that_did_not_work_out_leaves_no_lasting_alarm(world: World, fau
     # Given a WeChat that happens to be busy when the new, right secret is checked
     change_secret(world)
     world.wechat.fail(STABLE_TOKEN, fault)
-    world.put_parameter("main", record(secret=NEW_SECRET))
+    with suppress(KeeperError):  # the event may be asked for again
+        world.put_parameter("main", record(secret=NEW_SECRET))
     # When ten quiet minutes have passed
     for _ in range(10):
         world.clock.sleep(60)
@@ -382,23 +385,15 @@ def test_a_change_is_acted_on_when_the_lease_of_a_dead_renewal_ends(world: World
 # --- records that cannot be used
 
 INVALID = {
-    "no JSON": ('{"appid": "wx1", "secret": "~"', "JSON"),
     "just the secret": ("~", "JSON"),
-    "a list": ('["~"]', "JSON object"),
     "no secret": ('{"appid": "wx1"}', "secret"),
-    "no appid": ('{"secret": "~"}', "appid"),
-    "a field too many": ('{"appid": "wx1", "secret": "~", "password": "~"}', "unknown field"),
     "the secret as a field's name": ('{"appid": "wx1", "secret": "~", "~": 1}', "unknown field"),
-    "appid and corpid": ('{"appid": "wx1", "corpid": "ww1", "secret": "~"}', "unknown field"),
     "a blank secret": ('{"appid": "wx1", "secret": ""}', "secret"),
-    "blanks around the secret": ('{"appid": "wx1", "secret": " ~ "}', "secret"),
     "a number as secret": ('{"appid": "wx1", "secret": 55555555}', "secret"),
-    "a number as appid": ('{"appid": 1, "secret": "~"}', "appid"),
     "the secret as appid": ('{"appid": "~ ~", "secret": "~"}', "appid"),
-    "an unknown endpoint": ('{"appid": "wx1", "secret": "~", "endpoint": "~"}', "endpoint"),
     "an unknown ticket": ('{"appid": "wx1", "secret": "~", "tickets": ["~"]}', "tickets"),
-    "tickets in text": ('{"appid": "wx1", "secret": "~", "tickets": "jsapi"}', "tickets"),
 }
+"""Some of what is no record; the whole table stands beside the adapter's tests."""
 
 
 @pytest.mark.parametrize(("value", "says"), INVALID.values(), ids=INVALID)
@@ -605,6 +600,23 @@ def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: 
         if not died:
             break
     assert call > 5
+
+
+def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: World) -> None:
+    for call in itertools.count(1):
+        # Given an account that gives up its ticket, and a process that dies while it acts on it
+        name, appid = f"main-{call}", f"wx-{call}"
+        world.add_account(name, appid=appid, tickets=["jsapi"])
+        put_without_event(world, name, record(appid=appid))
+        if not dies_at(world, call, name):
+            break
+    # When all is due again, hours after the next tick
+    next_tick(world)
+    world.clock.sleep(7200)
+    summary = world.wake("guard")
+    # Then only the tokens are renewed, and nothing fails
+    assert {one["credential"] for one in summary["renewed"]} == {"access_token"}
+    assert summary["failed"] == []
 
 
 def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_other(world: World) -> None:

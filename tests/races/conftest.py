@@ -1,7 +1,6 @@
 """DynamoDB Local for the whole layer; where it cannot run, the layer is left out, but not in CI."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -15,21 +14,7 @@ from tests.races.race import RUNNERS, RaceWorld
 from tests.world import REGION, create_table
 from token_keeper.table import Table
 
-
-@pytest.fixture(scope="session")
-def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where DynamoDB Local answers. Without it a test that needs it is skipped; with `CI` set, it fails."""
-    cache = pytestconfig.cache
-    assert cache is not None
-    with ExitStack() as stack:
-        server = dynamodb_local.running(
-            cache.mkdir("dynamodb-local"), tmp_path_factory.mktemp("dynamodb-local") / "log"
-        )
-        try:
-            url = stack.enter_context(server)
-        except dynamodb_local.NotAvailableError as error:
-            dynamodb_local.leave_out(error)
-        yield url
+dynamodb_url = dynamodb_local.dynamodb_url
 
 
 @pytest.fixture(scope="session")

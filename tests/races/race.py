@@ -13,7 +13,7 @@ from tests.world import Clock, World
 
 RUNNERS = 24
 
-INSTANCES = 8
+INSTANCES = 4
 """Instances of RefreshFunction; each takes several events at once, which Lambda would not do, but costs time to make."""
 
 DEADLINE = 30

@@ -9,7 +9,6 @@ import pytest
 
 from tests import dynamodb_local
 
-RACE = "tests/races/test_table.py::test_the_engine_takes_what_the_method_sends"
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,27 +29,66 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         pass
 
 
-def test_what_is_left_out_is_told_at_the_end(tmp_path: Path) -> None:
-    # Given a machine with neither of them
-    variables = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith("PYTEST_")}
-    # When some of the races are run
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-k", "entry", RACE],
-        cwd=ROOT,
-        env={**variables, "PATH": str(tmp_path)},
+def test_what_a_java_that_cannot_run_it_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a machine with a Java that is too old
+    jar = tmp_path / "cache" / f"{dynamodb_local.PACKAGE}-{dynamodb_local.VERSION}"
+    jar /= f"node_modules/{dynamodb_local.PACKAGE}/lib/dynamodb_local/DynamoDBLocal.jar"
+    jar.parent.mkdir(parents=True)
+    jar.touch()
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho UnsupportedClassVersionError >&2\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # When DynamoDB Local is to run
+    # Then what that Java says is told
+    with (
+        pytest.raises(dynamodb_local.NotAvailableError, match="UnsupportedClassVersionError"),
+        dynamodb_local.running(tmp_path / "cache", tmp_path / "log"),
+    ):
+        pass
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    """A layer of tests with two that need DynamoDB Local, and one that does not."""
+    (tmp_path / "conftest.py").write_text(
+        "from tests.conftest import pytest_terminal_summary\nfrom tests.dynamodb_local import dynamodb_url\n"
+    )
+    (tmp_path / "test_layer.py").write_text(
+        "def test_1(dynamodb_url): pass\ndef test_2(dynamodb_url): pass\ndef test_3(): pass\n"
+    )
+    return tmp_path
+
+
+def run_without_java(layer: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the layer's tests on a machine without Java."""
+    inherited = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith("PYTEST_")}
+    inherited["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they cost seconds
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--rootdir", str(layer), str(layer)],
+        cwd=layer,
+        env={**inherited, "PATH": str(layer), "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
     )
+
+
+def test_what_is_left_out_is_told_at_the_end(layer: Path) -> None:
+    # Given a machine without Java
+    # When tests are run
+    run = run_without_java(layer)
     # Then the run passes and tells at its end what it left out, and why
     assert run.returncode == 0, run.stdout + run.stderr
     _, end = run.stdout.split(" left out ")
-    assert "tests/races/test_table.py, 3 tests: needs DynamoDB Local: java is not installed" in end
+    assert "test_layer.py, 2 tests: needs DynamoDB Local: java is not installed" in end
+    assert "1 passed, 2 skipped" in end
 
 
-def test_ci_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given CI
-    monkeypatch.setenv("CI", "true")
-    # When DynamoDB Local cannot run
-    # Then the tests that need it fail, and say what is missing
-    with pytest.raises(dynamodb_local.NotAvailableError, match=r"^java is not installed$"):
-        dynamodb_local.leave_out(dynamodb_local.NotAvailableError("java is not installed"))
+def test_ci_leaves_nothing_out(layer: Path) -> None:
+    # Given a machine without Java that is CI
+    # When tests are run
+    run = run_without_java(layer, CI="true")
+    # Then those that need it fail, and say what is missing
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "NotAvailableError: java is not installed" in run.stdout
+    assert "1 passed, 2 errors" in run.stdout

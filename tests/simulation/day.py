@@ -114,6 +114,15 @@ class ThisProject:
         return (body["access_token"], int(self.clock()) + body["expires_in"]) if answer["statusCode"] == 200 else None
 
 
+def ask(wechat: SimulatedWeChat, endpoint: Kind) -> tuple[str, int] | None:
+    """Ask WeChat for a token as a script does; the token and WeChat's `expires_in`, or None for any other answer."""
+    fields = {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
+    method = "GET" if endpoint is Kind.TOKEN else "POST"
+    answer = wechat.answer(method, f"/cgi-bin/{endpoint}", fields, json.dumps(fields).encode())
+    body = {} if answer.drop else json.loads(answer.body)
+    return (body["access_token"], body["expires_in"]) if "access_token" in body else None
+
+
 class BareTimer:
     """A scheduled script: each run asks WeChat and stores the answer; a failed run leaves what was stored.
 
@@ -124,16 +133,14 @@ class BareTimer:
         self.clock = Clock()
         self.wechat: SimulatedWeChat = FailingWeChat(self.clock, failing_renewal)
         self._timer = Timer(BARE_TIMER_RATE, self.clock)
-        self._method, self._path = ("GET" if endpoint is Kind.TOKEN else "POST"), f"/cgi-bin/{endpoint}"
+        self._endpoint = endpoint
         self._stored: Reading | None = None
 
     def step(self) -> None:
         """Fetch and store when the timer fires."""
-        if self._timer.fires():
-            fields = {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
-            answer = json.loads(self.wechat.answer(self._method, self._path, fields, json.dumps(fields).encode()).body)
-            if "access_token" in answer:
-                self._stored = answer["access_token"], int(self.clock()) + answer["expires_in"]
+        if self._timer.fires() and (answer := ask(self.wechat, self._endpoint)):
+            token, expires_in = answer
+            self._stored = token, int(self.clock()) + expires_in
 
     def token_at(self) -> Reading | None:
         """What is stored, however old."""

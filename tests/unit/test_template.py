@@ -119,6 +119,7 @@ def test_every_route_needs_iam_and_has_no_prefix(template: Template) -> None:
         Route("GET", "/v1/accounts/{account}", "ApiFunction"),
         Route("GET", "/v1/accounts/{account}/access-token", "ApiFunction"),
         Route("GET", "/v1/accounts/{account}/tickets/{type}", "ApiFunction"),
+        Route("POST", "/v1/accounts/{account}/access-token/reports", "ApiFunction"),
     }
     operations = [operation for path in body["paths"].values() for operation in path.values()]
     assert all(operation["security"] == [{"AWS_IAM": []}] for operation in operations)

@@ -7,7 +7,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -429,6 +429,36 @@ def test_over_a_real_connection_a_token_arrives() -> None:
     body = granted("value").encode()
     with server(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body) as address:
         assert WeChat(address, address, lambda: NOW).fetch_token(PUBLIC).value == "value"
+
+
+def test_an_answer_that_only_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a WeChat that sends its answer byte by byte, none of them late by itself, for three seconds
+    monkeypatch.setattr("token_keeper.wechat.ANSWER_TIMEOUT", 0.3)
+    left, finished = threading.Event(), threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+            for _ in range(30):
+                if left.wait(0.1):
+                    return
+                with suppress(OSError):
+                    connection.sendall(b" ")
+            finished.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        # When the whole answer takes longer than an answer may
+        error = refused(WeChat(address, address, lambda: NOW))
+        # Then it is not waited for
+        assert not finished.is_set()
+        left.set()
+        thread.join()
+    assert not error.outcome_known
 
 
 # --- no secret in any error

@@ -1,0 +1,106 @@
+"""The real code with one small thing broken: what the simulation must catch. Each name says what is broken."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from token_keeper import budget, reader, renewal, table, wechat
+from token_keeper.keeper import Keeper
+from token_keeper.model import Grant, Verdict
+from token_keeper.table import Table
+from token_keeper.wechat import WeChat
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One thing broken in `owner`: its attribute `name` becomes `broken`. `caught_as`: the invariants that may fail."""
+
+    owner: Any
+    name: str
+    broken: Any
+    caught_as: tuple[str, ...]
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Break it meanwhile."""
+        with patch.object(self.owner, self.name, self.broken):
+            yield
+
+
+_update, _update_leased = Table._update, Table._update_leased
+_record_failure = Table.record_failure
+_refusal, _ask = wechat._refusal, Keeper._ask
+
+
+def _without_epoch(self: Table, leased: Any, update: str, values: Any) -> Any:
+    key = table._key(leased.account, leased.name)
+    return _update(self, key, update, "attribute_exists(pk) OR epoch = :epoch", {**values, ":epoch": leased.epoch})
+
+
+def _failure_ends_the_value(self: Table, leased: Any, failure: Any, spent: Any, **told: Any) -> bool:
+    return _record_failure(self, leased, failure, spent, **{**told, "dead": True})
+
+
+def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any) -> Any:
+    if ":last_error" in values:
+        update += ", #value, fingerprint" if " REMOVE " in update else " REMOVE #value, fingerprint"
+    return _update_leased(self, leased, update, values)
+
+
+def _error_stored(self: Keeper, *asked: Any, **options: Any) -> Any:
+    try:
+        return _ask(self, *asked, **options)
+    except wechat.WeChatError as error:
+        return Grant(error.errmsg, 7200, int(self._clock()))
+
+
+def _secret_told(errcode: object, errmsg: object, call: Any) -> Any:
+    return _refusal(errcode, f"{errmsg} {dict(call.query)} {call.body}", wechat._Call("GET", "", {}))
+
+
+def _still_served(self: Keeper, name: str) -> bool:
+    return False
+
+
+def _promise_whole_life(credential: Any, read_at: int) -> int:
+    return int(credential.expires_at)
+
+
+def _ttl_trusted(credential: Any) -> int:
+    return 2**40 if credential.value else 0
+
+
+def _life_from_now(credential: Any, grant: Any) -> int:
+    return int(grant.asked_at + 7200)
+
+
+MUTANTS = {
+    "publishing does not require the epoch": Mutant(
+        Table, "_update_leased", _without_epoch, ("order", "answers", "promise", "deleted")
+    ),
+    "a failure ends the live value": Mutant(Table, "record_failure", _failure_ends_the_value, ("answers",)),
+    "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
+    "an error is stored as a value": Mutant(Keeper, "_ask", _error_stored, ("answers",)),
+    "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
+    "the item's presence is trusted instead of its times": Mutant(
+        renewal, "usable_until", _ttl_trusted, ("promise", "liveness")
+    ),
+    "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
+    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers")),
+    "a report is not compared": Mutant(reader.Reader, "report", None, ("reader",)),
+    "the forced refreshes are not counted": Mutant(budget, "may_force", lambda *_: True, ("budget",)),
+    "the secret stands in the error's text": Mutant(wechat, "_refusal", _secret_told, ("secret",)),
+    "a deleted account stays": Mutant(Keeper, "_drop", _still_served, ("deleted",)),
+}
+"""By what is broken."""
+
+
+def _report_uncompared(self: Any, account: str, reported: str) -> Any:
+    # Whatever was reported, the current token is rotated for it.
+    self._refresher._invoke({"renew": {"account": account, "credential": "access_token", "rotate": True}})
+    return Verdict.REPLACED, self._read_afresh(account, "access_token")
+
+
+MUTANTS["a report is not compared"] = Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise"))

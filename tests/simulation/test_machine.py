@@ -1,0 +1,24 @@
+"""The simulation finds no violation in the code as it is, and finds one in each broken variant of it."""
+
+import pytest
+
+from tests.simulation.machine import simulate
+from tests.simulation.mutants import MUTANTS
+
+
+def test_nothing_is_violated_whatever_happens() -> None:
+    """A small part of the nightly run, always the same."""
+    simulate(30, 40)
+
+
+@pytest.mark.parametrize("broken", MUTANTS)
+def test_the_simulation_catches_what_is_broken(broken: str) -> None:
+    """Each invariant would be missed."""
+    # Given the real code with one small thing broken
+    mutant = MUTANTS[broken]
+    with mutant.alive(), pytest.raises(AssertionError) as caught:
+        # When everything happens to it that happens to the real code
+        simulate(40, 40, shrink=False)
+    # Then an invariant fails, and the one that is meant
+    violated = {line.partition(":")[0] for line in str(caught.value).splitlines()}
+    assert violated & set(mutant.caught_as), caught.value
