@@ -17,6 +17,7 @@ from token_keeper.errors import (
     BudgetError,
     InvalidRecordError,
     KeeperError,
+    ParametersUnavailableError,
     RecordChangedError,
     StoreUnavailableError,
 )
@@ -86,7 +87,7 @@ class Keeper:
         """
         now = self._now()
         listed = self._table.due(None)
-        about = [due for due in listed if due.due_at <= renewal.due_for_tick(due.kind, now)]
+        about = [due for due in listed if renewal.due_for_tick(due, now)]
         yield from self._work_off(about, seconds_left)
         yield from self._sync(self._changed({(due.account, due.credential) for due in listed}), seconds_left)
 
@@ -99,8 +100,7 @@ class Keeper:
 
         Raises `ParametersUnavailableError` or `StoreUnavailableError`: the event is then to be delivered again.
         """
-        due, outcomes = self._take_over(account, self._accounts.read_one(account))
-        return outcomes + self._work_off(due, seconds_left)
+        return self._sync([account], seconds_left, raising=True)
 
     def renew(
         self, account: str, credential: str, seconds_left: Callable[[], float], *, rotate: bool = False
@@ -112,6 +112,8 @@ class Keeper:
             return outcomes or [Skipped(account, credential, "there is no such account or credential")]
         if not rotate and found.due_at > self._now():
             return [Skipped(account, credential, "not due")]
+        if rotate and self._now() - found.fetched_at < budget.FORCED_APART:
+            return [Skipped(account, credential, f"it was fetched less than {budget.FORCED_APART} s ago")]
         if rotate and not budget.may_rotate(found.kind, found.spent, self._now()):
             return [Skipped(account, credential, "the calls that are left today are kept for renewals that are due")]
         dues = [_due(found)]
@@ -144,8 +146,7 @@ class Keeper:
             record = self._accounts.read_one(account).content
             if not isinstance(record, Account):
                 break
-            until = now + renewal.LEASE
-            leased = self._table.take_lease(account, ACCESS_TOKEN, now=now, until=until, seen_due_at=token.due_at)
+            leased = self._table.take_lease(_due(token), now=now, until=now + renewal.LEASE)
             if leased is not None:
                 return self._check(leased, record, before=token)
         return [Skipped(account, ACCESS_TOKEN, "it cannot be checked right now")]
@@ -219,14 +220,7 @@ class Keeper:
             return Skipped(due.account, due.credential, "out of time; the next wake-up goes on")
         now = self._now()
         try:
-            leased = self._table.take_lease(
-                due.account,
-                due.credential,
-                now=now,
-                until=now + renewal.LEASE,
-                seen_due_at=due.due_at,
-                rotate=rotate,
-            )
+            leased = self._table.take_lease(due, now=now, until=now + renewal.LEASE)
             if leased is None:
                 return Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")
             tally = _Tally()
@@ -345,31 +339,44 @@ class Keeper:
         known = {name: entry.version for name, entry in entries.items()}
         return lost | {name for name in known.keys() | versions.keys() if known.get(name) != versions.get(name)}
 
-    def _sync(self, names: Iterable[str], seconds_left: Callable[[], float]) -> list[Outcome]:
-        """Bring each named account in line with its parameter as it is now, and renew what that makes due."""
+    def _sync(self, names: Iterable[str], seconds_left: Callable[[], float], *, raising: bool = False) -> list[Outcome]:
+        """Bring each named account in line with its parameter as it is now, and renew what that makes due.
+
+        `raising`: let out what hinders that, and do not note it as a failure.
+        """
         due: list[Due] = []
         outcomes: list[Outcome] = []
-        for name, record in self._accounts.read(names):
-            if seconds_left() < LONGEST_ATTEMPT:
-                outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next wake-up goes on"))
-                continue
-            try:
-                due_now, refused = self._take_over(name, record)
-            except KeeperError as error:
-                outcomes.append(_not_stored(name, ACCESS_TOKEN, _failure(error, self._now())))
-            else:
-                due += due_now
-                outcomes += refused
+        pending = list(names)
+        while pending:
+            taken: dict[str, str | None] = {}
+            for name, record in self._accounts.read(pending):
+                if seconds_left() < LONGEST_ATTEMPT:
+                    outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next wake-up goes on"))
+                    continue
+                try:
+                    due_now, refused = self._take_over(name, record)
+                except KeeperError as error:
+                    if raising:
+                        raise
+                    outcomes.append(_not_stored(name, ACCESS_TOKEN, _failure(error, self._now())))
+                else:
+                    taken[name] = record.version
+                    due += due_now
+                    outcomes += refused
+            # Where a record changed meanwhile, whoever took that over may have been undone by this.
+            pending = [
+                name
+                for name, record in self._accounts.read(taken)
+                if record.version != taken[name] and not isinstance(record.content, ParametersUnavailableError)
+            ]
         return outcomes + self._work_off(due, seconds_left)
 
     def _take_over(self, name: str, record: Record) -> tuple[list[Due], list[Outcome]]:
         """What the account's record makes due, and what is wrong with it."""
-        while record.content is None:
-            if not self._drop(name):
-                return [], []
-            # Whoever added it again meanwhile may have lost to the drop what it enrolled.
-            record = self._accounts.read_one(name)
         try:
+            if record.content is None:
+                self._drop(name)
+                return [], []
             if isinstance(record.content, KeeperError):
                 raise record.content
             return self._enrol(record.content, record.version), []
@@ -437,16 +444,15 @@ class Keeper:
         self._table.note(name, ACCESS_TOKEN, failure)
         return Failed(name, ACCESS_TOKEN, failure, tried_again_at)
 
-    def _drop(self, name: str) -> bool:
-        """Forget the account; False where there was nothing to forget."""
+    def _drop(self, name: str) -> None:
+        """Forget the account."""
         entry = self._table.entry(name)
         if entry is None:
-            return False
+            return
         for credential in entry.credentials:
             self._table.drop_credential(name, credential)
         self._table.release_claims(name, entry.app_id)
         self._table.drop_entry(name)
-        return True
 
     def _now(self) -> int:
         return int(self._clock())
@@ -471,7 +477,14 @@ class _Tally:
 
 
 def _due(credential: Credential) -> Due:
-    return Due(credential.account, credential.name, credential.kind, credential.due_at, credential.failures)
+    return Due(
+        credential.account,
+        credential.name,
+        credential.kind,
+        credential.due_at,
+        credential.failures,
+        credential.epoch,
+    )
 
 
 def _not_stored(account: str, credential: str, failure: Failure) -> Failed:

@@ -138,13 +138,17 @@ class Credential:
 
 @dataclass(frozen=True)
 class Due:
-    """An entry of the index that tells what is due. It may lag: the lease decides."""
+    """What is to be renewed, as it was seen: in the index, which may lag, or in the table itself, with its `epoch`.
+
+    The lease decides whether it is still so.
+    """
 
     account: str
     credential: str
     kind: Kind
     due_at: int
     failures: int
+    epoch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ All times are UTC epoch seconds.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from token_keeper.model import Credential, Failure, FailureClass, Grant, Kind
+from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
 
 LEASE = 60
 """Seconds a renewal may take before somebody else may try. Three attempts and their pauses fit (see keeper); a lease
@@ -54,8 +54,6 @@ RULES = {
     Kind.CORP_TICKET: Rule(300, 0, overlap=0, mints_anew=True, asks_again=None, counts_from_first_seen=True),
 }
 
-LOOK_AHEAD = max(rule.look_ahead for rule in RULES.values())
-
 
 class State(StrEnum):
     """The health of a credential in a word."""
@@ -91,9 +89,9 @@ def next_due(credential: Credential, grant: Grant) -> int:
     return expires_at if rule.asks_again is None else min(expires_at, grant.asked_at + rule.asks_again)
 
 
-def due_for_tick(kind: Kind, now: int) -> int:
-    """The latest `due_at` that the main tick renews at `now`."""
-    return now + RULES[kind].look_ahead
+def due_for_tick(due: Due, now: int) -> bool:
+    """Whether the main tick renews it at `now`: it looks ahead, but not to the next attempt after a failure."""
+    return due.due_at <= now + (0 if due.failures else RULES[due.kind].look_ahead)
 
 
 def usable_until(credential: Credential) -> int:

@@ -116,10 +116,8 @@ class Table:
 
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(
-        self, account: str, name: str, *, now: int, until: int, seen_due_at: int, rotate: bool = False
-    ) -> Credential | None:
-        """Take the right to renew; None if somebody holds it, or nothing is due (any more).
+    def take_lease(self, due: Due, *, now: int, until: int) -> Credential | None:
+        """Take the right to renew; None if somebody holds it, or it is not any more as it was seen.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
         lease ends, and at risk from now on (unless it already was).
@@ -129,16 +127,21 @@ class Table:
                             now = at_risk_since    until = due_at: the next guard takes it
         """
         nobody_renews = "lease_until <= :now"
-        due = "due_at <= :now"
-        # The main tick looks ahead; what it saw must still be so, or another instance was faster.
-        as_it_was_seen = "due_at = :seen_due_at"
-        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
+        # The main tick looks ahead: what it saw is not due yet, but must still be so, or another instance was faster.
+        as_it_was_seen = "(due_at <= :now OR due_at = :seen)" if due.epoch is None else "epoch = :seen"
+        values = {
+            ":now": now,
+            ":until": until,
+            ":one": 1,
+            ":ttl": until + HOUSEKEEPING,
+            ":seen": due.due_at if due.epoch is None else due.epoch,
+        }
         item = self._update(
-            _key(account, name),
+            _key(due.account, due.credential),
             "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl "
             "ADD epoch :one",
-            nobody_renews if rotate else f"{nobody_renews} AND ({due} OR {as_it_was_seen})",
-            values if rotate else {**values, ":seen_due_at": seen_due_at},
+            f"{nobody_renews} AND {as_it_was_seen}",
+            values,
         )
         return _credential(item) if item else None
 

@@ -76,53 +76,45 @@ def at_once(*calls: Callable[[], Any], clock: RaceClock | None = None) -> list[A
 
 
 class Hold:
-    """One call to WeChat that is held: `reached` when it has come that far, and goes on when it is `released`."""
+    """Where one thread is held: when it has reached this, it goes on only when it is released."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
         self._released = threading.Event()
 
     def wait_until_reached(self) -> None:
-        """Wait for the call to come; AssertionError where it does not."""
-        assert self._reached.wait(DEADLINE), "no call came to be held"
+        """Wait until a thread is held here; AssertionError where none comes."""
+        assert self._reached.wait(DEADLINE), "nobody came to be held"
 
     def release(self) -> None:
-        """Let the call go on."""
+        """Let that thread go on."""
         self._released.set()
 
     def stop(self) -> None:
         """Hold the calling thread."""
         self._reached.set()
-        assert self._released.wait(DEADLINE), "the held call was never released"
+        assert self._released.wait(DEADLINE), "a held thread was never released"
 
 
 class HoldingWeChat(SimulatedWeChat):
-    """WeChat with a slow line: the next call can be held on its way there, or its answer on the way back."""
+    """WeChat with a slow line: an answer can be held on its way back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
-        self._requests: list[Hold] = []
-        self._answers: list[Hold] = []
-
-    def hold_request(self) -> Hold:
-        """Hold the next call before WeChat has done anything."""
-        self._requests.append(Hold())
-        return self._requests[-1]
+        self._holds: list[Hold] = []
 
     def hold_answer(self) -> Hold:
         """Hold the answer to the next call: WeChat has done its part."""
-        self._answers.append(Hold())
-        return self._answers[-1]
+        self._holds.append(Hold())
+        return self._holds[-1]
 
     def answer(self, *call: Any, **more: Any) -> Answer:
         """As WeChat does, but held where a hold waits for it."""
-        request, answer = (holds.pop() if holds else None for holds in (self._requests, self._answers))
-        if request:
-            request.stop()
-        answered = super().answer(*call, **more)
-        if answer:
-            answer.stop()
-        return answered
+        hold = self._holds.pop() if self._holds else None
+        answer = super().answer(*call, **more)
+        if hold:
+            hold.stop()
+        return answer
 
 
 class RaceWorld(World):

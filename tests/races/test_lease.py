@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, Spent
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Spent
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -33,19 +33,24 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
-def try_lease(table: Table, seen: Credential, now: int = START) -> Credential | None:
+def listed(seen: Credential) -> Due:
+    """The credential as the index lists it."""
+    return Due(seen.account, seen.name, seen.kind, seen.due_at, seen.failures)
+
+
+def try_lease(table: Table, seen: Due, now: int = START) -> Credential | None:
     """Try for a lease, as somebody who saw the credential like this."""
-    return table.take_lease(seen.account, seen.name, now=now, until=now + LEASE, seen_due_at=seen.due_at, rotate=False)
+    return table.take_lease(seen, now=now, until=now + LEASE)
 
 
 def enrol_and_try(table: Table, account: str) -> Credential | None:
     """Enrol a token, then try for its lease."""
-    return try_lease(table, enrolled(table, account))
+    return try_lease(table, listed(enrolled(table, account)))
 
 
 def lease(table: Table, seen: Credential, now: int = START) -> Credential:
     """Take the lease, for which nobody else tries."""
-    held = try_lease(table, seen, now)
+    held = try_lease(table, listed(seen), now)
     assert held is not None
     return held
 
@@ -70,15 +75,35 @@ def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
     # Given a token that is due
     seen = enrolled(table)
     for number in range(40):
-        # When many try for its lease at one moment, and every time nobody has given the one before back
+        # When many that saw it in the index or in the table try for its lease at one moment, time and again, and the
+        # lease before was never given back
         now = START + number * LEASE
-        taken = at_once(*[partial(try_lease, table, seen, now)] * RUNNERS)
+        tries = [partial(try_lease, table, due, now) for due in (listed(seen), replace(listed(seen), epoch=seen.epoch))]
+        taken = at_once(*tries * (RUNNERS // 2))
         # Then one of them holds it, under the next epoch
         (held,) = [lease for lease in taken if lease]
         assert held == read(table)
         assert held.epoch == seen.epoch + 1
         assert held.lease_until == now + LEASE
         seen = held
+
+
+def test_of_many_that_saw_a_live_token_one_gets_a_lease_however_soon_it_is_given_back(table: Table) -> None:
+    def lease_and_release(seen: Credential) -> bool:
+        held = try_lease(table, replace(listed(seen), epoch=seen.epoch), START + 1)
+        if held is not None:
+            table.release(held, Spent(), due_at=seen.due_at, at_risk=False, checked_at=None)
+        return held is not None
+
+    for number in range(ROUNDS):
+        # Given a live token
+        seen = publish(table, lease(table, enrolled(table, f"a{number}")))
+        assert seen is not None
+        # When many that saw it want to do something to it at one moment, and each gives the lease back at once
+        taken = at_once(*[partial(lease_and_release, seen)] * RUNNERS)
+        # Then only one of them does it
+        assert taken.count(True) == 1
+        assert read(table, f"a{number}") == replace(seen, epoch=seen.epoch + 1)
 
 
 class ReadsThenWrites:
@@ -92,7 +117,7 @@ class ReadsThenWrites:
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
         if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        del update["ExpressionAttributeValues"][":seen_due_at"]
+        del update["ExpressionAttributeValues"][":seen"]
         return self._dynamodb.update_item(**update)
 
 
@@ -105,7 +130,7 @@ def test_a_lease_without_its_condition_is_seen_to_have_several_holders(
     holders = []
     for number in range(10):
         seen = enrolled(table, f"a{number}")
-        taken = at_once(*[partial(try_lease, careless, seen)] * RUNNERS)
+        taken = at_once(*[partial(try_lease, careless, listed(seen))] * RUNNERS)
         holders.append(sum(lease is not None for lease in taken))
     # Then several hold the same lease: these threads do meet
     assert min(holders) >= 1
@@ -145,7 +170,7 @@ def test_a_renewal_publishes_or_is_overtaken_but_never_both(table: Table) -> Non
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder publishes at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
         published, *taken = at_once(partial(publish, table, held), *tries)
         # Then either it has published and nobody begins anew, or one has begun and it has not published
         winners = [result for result in (published, *taken) if result]
@@ -157,7 +182,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder records a failure at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
             partial(table.record_failure, held, FAILURE, Spent(), due_at=START + 200, at_risk=True), *tries
         )

@@ -48,15 +48,16 @@ def enrolled(table: Table, account: str = "main") -> Credential:
 
 
 def try_lease(
-    table: Table, now: int, seen_due_at: int, *, name: str = "main", rotate: bool = False
+    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
 ) -> Credential | None:
-    """Try for a lease of a minute."""
-    return table.take_lease(name, ACCESS_TOKEN, now=now, until=now + 60, seen_due_at=seen_due_at, rotate=rotate)
+    """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
+    due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
+    return table.take_lease(due, now=now, until=now + 60)
 
 
-def leased(table: Table, now: int = START, *, rotate: bool = False) -> Credential:
+def leased(table: Table, now: int = START) -> Credential:
     """The token under a lease taken at `now`."""
-    taken = try_lease(table, now, read(table).due_at, rotate=rotate)
+    taken = try_lease(table, now, read(table).due_at)
     assert taken is not None
     return taken
 
@@ -170,13 +171,19 @@ def take_lease(table: Table) -> None:
     assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
     # And nobody gets one before that end, or of what nobody keeps
     for name in ("main", "other"):
-        for rotate in (False, True):
-            assert try_lease(table, LEASE_END + 59, second.due_at, name=name, rotate=rotate) is None
-    # And, once a value is published, only who saw when that is due, or wants to rotate it
-    give(table, second, "first")
+        for epoch in (None, second.epoch):
+            assert try_lease(table, LEASE_END + 59, second.due_at, name=name, epoch=epoch) is None
+    # And, once a value is published, only who saw it as it is; until it is due, then anybody
+    live = give(table, second, "first")
+    assert live is not None
     assert try_lease(table, DUE - 1, second.due_at) is None
-    assert try_lease(table, DUE - 1, DUE) is not None
-    assert leased(table, DUE + 59, rotate=True).value == "first"
+    assert try_lease(table, DUE - 1, DUE, epoch=live.epoch - 1) is None
+    for in_the_table in (False, True):
+        held = try_lease(table, DUE - 1, DUE, epoch=live.epoch if in_the_table else None)
+        assert held is not None
+        table.release(held, SPENT, due_at=DUE, at_risk=False, checked_at=None)
+        live = replace(live, epoch=held.epoch)
+    assert try_lease(table, DUE, second.due_at) is not None
 
 
 def publish(table: Table) -> None:
@@ -267,6 +274,13 @@ def claim(table: Table) -> None:
     assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
 
 
+def holder(table: Table) -> None:
+    assert table.holder(account()) is None
+    table.claim(account())
+    assert table.holder(account("other")) == "main"
+    assert table.holder(account("other", Kind.STABLE_TOKEN)) is None
+
+
 def release_claims(table: Table) -> None:
     # Given an account with claims on both endpoints of an appid
     table.claim(account())
@@ -321,12 +335,13 @@ def note(table: Table) -> None:
     # Then it is in its health for as long
     assert noted == replace(before, last_error=FAILURE)
     assert read(table) == before
-    # And a renewal that failed says more than a note
+    # And what a failed renewal says is not taken back
     fail(table, leased(table, DUE), PASSING, DUE + 60)
     table.note("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
     # And what nobody keeps does not begin to exist
-    table.note("other", ACCESS_TOKEN, FAILURE)
+    for failure in (FAILURE, None):
+        table.note("other", ACCESS_TOKEN, failure)
     assert table.credential("other", ACCESS_TOKEN) is None
 
 
@@ -367,7 +382,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
         *(take_lease, publish, record_failure, release),
-        *(claim, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
+        *(claim, holder, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }
 

@@ -11,7 +11,7 @@ from moto import mock_aws
 
 from tests.simulation.memory_aws import MemoryAws
 from tests.world import REGION, create_table
-from token_keeper.model import Account, Failure, FailureClass, Grant, Kind, Spent
+from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Spent
 from token_keeper.table import Entry, Table
 
 FAILURE = Failure(FailureClass.TRANSIENT, -1, "busy", "wait", 5)
@@ -65,9 +65,8 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
             table.put_entry(Entry(account, f"app{now % 2}", Kind.TOKEN, ("access_token",), str(now)))
             return table.enrol(account, "access_token", Kind.TOKEN, f"app{now % 2}", due_at=now)
         case "lease" | "rotate":
-            return table.take_lease(
-                account, "access_token", now=now, until=now + 2, seen_due_at=now, rotate=what == "rotate"
-            )
+            epoch = seen.epoch if seen and what == "rotate" else None
+            return table.take_lease(Due(account, "access_token", Kind.TOKEN, now, 0, epoch), now=now, until=now + 2)
         case "publish" if seen:
             return table.publish(
                 seen, Grant(f"value{now}", 9, now), Spent(calls=now), expires_at=now + 9, due_at=now, foreign=now == 3
