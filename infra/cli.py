@@ -5,6 +5,7 @@ the way; standard error says what.
 """
 
 import json
+import os
 import sys
 from datetime import datetime
 from functools import partial
@@ -77,9 +78,10 @@ def run_local(
     ] = "127.0.0.1",
 ) -> None:
     """Run the whole system on this machine, with a simulated WeChat and nothing to set up."""
+    record = operations.real_record(os.environ)
     from infra import local  # it brings an embedded AWS, which the other commands need not load
 
-    local.run(port=port, speed=speed, host=host)
+    local.run(port=port, speed=speed, host=host, record=record)
 
 
 @accounts.command("add")

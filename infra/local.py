@@ -205,30 +205,8 @@ def told(summary: Mapping[str, Any]) -> Iterable[str]:
         yield f"    {one['remedy']} Next attempt: {one['next_attempt_at']}"
 
 
-def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The record of the real account that WECHAT_APPID and WECHAT_APPSECRET name; None where neither is set.
-
-    Its endpoint is `stable_token`: that takes no token away from whoever else uses the account. Raises OperatorError
-    that says what is wrong with them, without their values.
-    """
-    names = ("WECHAT_APPID", "WECHAT_APPSECRET")
-    if not any(name in environment for name in names):
-        return None
-    for name, form, meaning in zip(names, (r"wx[0-9a-f]{16}", r"[0-9A-Fa-f]{32}"), _FORMS, strict=True):
-        value = environment.get(name, "")
-        if not value.strip():
-            raise OperatorError(f"{name} is blank: set both {' and '.join(names)}, or neither for a simulated account.")
-        if not re.fullmatch(form, value):
-            raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
-    return {"appid": environment[names[0]], "secret": environment[names[1]], "endpoint": "stable_token"}
-
-
-_FORMS = ("'wx' and 16 lower-case hex digits", "32 hex digits")
-
-
-def run(port: int, speed: float, host: str) -> None:
-    """Run until Ctrl-C. Raises OperatorError where it cannot start."""
-    record = real_record(os.environ)
+def run(port: int, speed: float, host: str, record: Mapping[str, str] | None) -> None:
+    """Run until Ctrl-C; with the record of a real account, keep that. Raises OperatorError where it cannot start."""
     if not 1 <= speed <= FASTEST:
         raise OperatorError(f"--speed takes a number from 1 to {FASTEST}.")
     if record and speed != 1:

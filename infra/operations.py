@@ -7,7 +7,7 @@ API, and RefreshFunction is asked to renew; all of it with the operator's own AW
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -40,6 +40,9 @@ kills the value before the last."""
 LOCAL_ONCE = Config(proxies={}, retries={"total_max_attempts": 1})
 """No proxy reaches this machine's own address, and what does not answer there at once is not running."""
 
+APPID = re.compile(r"wx[0-9a-f]{16}")
+APPSECRET = re.compile(r"[0-9A-Fa-f]{32}")
+
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException")
 SIGN_IN = "sign in to AWS again, or choose a profile with AWS_PROFILE"
 
@@ -59,7 +62,7 @@ def new_record(appid: str | None, corpid: str | None, endpoint: str | None, tick
         if endpoint is not None:
             raise OperatorError("--endpoint belongs to --appid: WeCom has one token endpoint.")
         return {"corpid": corpid, "tickets": tickets}
-    if not re.fullmatch(r"wx[0-9a-f]{16}", appid):
+    if not APPID.fullmatch(appid):
         raise OperatorError(f"'{appid}' is no appid: that is 'wx' and 16 lower-case hex digits.")
     return {"appid": appid, "endpoint": endpoint or "token", "tickets": tickets}
 
@@ -71,9 +74,31 @@ def with_secret(account: str, record: Json, secret: str) -> Json:
         parse_record(account, json.dumps(record))
     except InvalidRecordError as error:
         raise OperatorError(f"Nothing was stored: {error}.") from None
-    if "appid" in record and not re.fullmatch(r"[0-9A-Fa-f]{32}", secret):
+    if "appid" in record and not APPSECRET.fullmatch(secret):
         raise OperatorError("Nothing was stored: an AppSecret has 32 hex digits. Copy it again from WeChat's console.")
     return record
+
+
+def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The record of the real account that WECHAT_APPID and WECHAT_APPSECRET name; None where neither is set.
+
+    Its endpoint is `stable_token`: that takes no token away from whoever else uses the account. Raises OperatorError
+    that says what is wrong with them, without their values.
+    """
+    forms = {
+        "WECHAT_APPID": (APPID, "'wx' and 16 lower-case hex digits"),
+        "WECHAT_APPSECRET": (APPSECRET, "32 hex digits"),
+    }
+    if not forms.keys() & environment.keys():
+        return None
+    for name, (form, meaning) in forms.items():
+        value = environment.get(name, "")
+        if not value.strip():
+            raise OperatorError(f"{name} is blank: set both {' and '.join(forms)}, or neither for a simulated account.")
+        if not form.fullmatch(value):
+            raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
+    appid, secret = (environment[name] for name in forms)
+    return {"appid": appid, "secret": secret, "endpoint": "stable_token"}
 
 
 class Stack:

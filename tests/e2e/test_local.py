@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-SPEED = 100
+SPEED = 120
 PROGRAM = Path(sys.executable).with_name("token-keeper")
 APPID, SECRET = "wx617a123bb8bc99cd", "00112233445566778899aabbccddeeff"
 
