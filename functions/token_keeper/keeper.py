@@ -112,6 +112,8 @@ class Keeper:
             return outcomes or [Skipped(account, credential, "there is no such account or credential")]
         if not rotate and found.due_at > self._now():
             return [Skipped(account, credential, "not due")]
+        if self._now() < found.lease_until:
+            return [Skipped(account, credential, "somebody else is renewing it")]
         if rotate and self._now() - found.fetched_at < budget.FORCED_APART:
             return [Skipped(account, credential, f"it was fetched less than {budget.FORCED_APART} s ago")]
         if rotate and not budget.may_rotate(found.kind, found.spent, self._now()):
@@ -252,7 +254,8 @@ class Keeper:
             try:
                 return self._ask(account, leased, tally, rotate=rotate)
             except WeChatError as error:
-                in_time = seconds_left() > pause + LONGEST_ATTEMPT
+                ends_at = self._now() + pause + LONGEST_ATTEMPT
+                in_time = seconds_left() > pause + LONGEST_ATTEMPT and ends_at <= leased.lease_until
                 if error.outcome_known or not (rotate or renewal.RULES[leased.kind].mints_anew) or not in_time:
                     raise
             self._sleep(pause)
@@ -303,6 +306,8 @@ class Keeper:
             leased, grant, self._spent(leased, tally), expires_at=expires_at, due_at=due_at, foreign=foreign
         )
         if published is None or published.fingerprint is None:
+            if renewal.RULES[leased.kind].mints_anew:
+                self._table.distrust(leased, now=self._now(), since=grant.asked_at)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(
             account=leased.account,

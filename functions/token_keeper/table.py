@@ -127,15 +127,14 @@ class Table:
                             now = at_risk_since    until = due_at: the next guard takes it
         """
         nobody_renews = "lease_until <= :now"
-        # The main tick looks ahead: what it saw is not due yet, but must still be so, or another instance was faster.
-        as_it_was_seen = "(due_at <= :now OR due_at = :seen)" if due.epoch is None else "epoch = :seen"
-        values = {
-            ":now": now,
-            ":until": until,
-            ":one": 1,
-            ":ttl": until + HOUSEKEEPING,
-            ":seen": due.due_at if due.epoch is None else due.epoch,
-        }
+        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
+        if due.epoch is None:
+            # The main tick looks ahead: what it saw must still be so, and must not be a failure's next attempt.
+            as_it_was_seen = "(due_at <= :now OR (due_at = :seen AND failures = :zero))"
+            values |= {":seen": due.due_at, ":zero": 0}
+        else:
+            as_it_was_seen = "epoch = :seen"
+            values[":seen"] = due.epoch
         item = self._update(
             _key(due.account, due.credential),
             "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl "
@@ -210,6 +209,15 @@ class Table:
             update += ", checked_at = :checked_at"
             values[":checked_at"] = checked_at
         self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values)
+
+    def distrust(self, overtaken: Credential, *, now: int, since: int) -> None:
+        """Have what was published instead renewed at once: the overtaken renewal may have minted its successor."""
+        self._update(
+            _key(overtaken.account, overtaken.name),
+            "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now",
+            "app_id = :app_id AND attribute_exists(#value)",
+            {":since": since, ":now": now, ":app_id": overtaken.app_id},
+        )
 
     # --- enrolling and dropping accounts
 
@@ -302,7 +310,7 @@ class Table:
         return self._update(key, update, "epoch = :epoch", {**values, ":epoch": leased.epoch})
 
     def _update(self, key: Any, update: str, condition: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        names = {f"#{reserved}": reserved for reserved in ("ttl", "value") if f"#{reserved}" in update}
+        names = {f"#{reserved}": reserved for reserved in ("ttl", "value") if f"#{reserved}" in update + condition}
         try:
             with _translated_errors():
                 answer = self._dynamodb.update_item(

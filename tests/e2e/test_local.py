@@ -120,8 +120,8 @@ def test_what_api_gateway_does_not_route_is_not_found(local: Local) -> None:
 
 
 def test_it_tells_why_a_renewal_failed_and_what_to_do(local: Local) -> None:
-    # Given a WeChat that does not let this address in, a dozen times
-    local.fail(path="/cgi-bin/token", errcode=40164, times=12)
+    # Given a WeChat that does not let this address in, some times
+    local.fail(path="/cgi-bin/token", errcode=40164, times=6)
     # When the operator has the token replaced
     refresh = local.operate("refresh", "demo")
     # Then operator, status and the running system say what is wrong and what to do

@@ -97,23 +97,31 @@ class Hold:
 
 
 class HoldingWeChat(SimulatedWeChat):
-    """WeChat with a slow line: an answer can be held on its way back."""
+    """WeChat with a slow line: a call can be held on its way there, or its answer on the way back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
-        self._holds: list[Hold] = []
+        self._requests: list[Hold] = []
+        self._answers: list[Hold] = []
+
+    def hold_request(self) -> Hold:
+        """Hold the next call: WeChat has done nothing yet."""
+        self._requests.append(Hold())
+        return self._requests[-1]
 
     def hold_answer(self) -> Hold:
         """Hold the answer to the next call: WeChat has done its part."""
-        self._holds.append(Hold())
-        return self._holds[-1]
+        self._answers.append(Hold())
+        return self._answers[-1]
 
     def answer(self, *call: Any, **more: Any) -> Answer:
         """As WeChat does, but held where a hold waits for it."""
-        hold = self._holds.pop() if self._holds else None
+        before, after = (holds.pop() if holds else None for holds in (self._requests, self._answers))
+        if before:
+            before.stop()
         answer = super().answer(*call, **more)
-        if hold:
-            hold.stop()
+        if after:
+            after.stop()
         return answer
 
 

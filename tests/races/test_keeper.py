@@ -258,6 +258,25 @@ def test_a_late_failure_is_not_told_of_a_newer_token(world: RaceWorld) -> None:
     assert healthy["state"] == "fresh"
 
 
+def test_a_renewal_that_reaches_wechat_after_it_was_overtaken_breaks_no_promise(world: RaceWorld) -> None:
+    # Given a renewal whose request is stuck before it reaches WeChat
+    world.add_account()
+    world.clock.sleep(DUE_AFTER[Kind.TOKEN])
+    held = world.slow_wechat.hold_request()
+    with world.meanwhile(GUARD) as summary_of_first:
+        held.wait_until_reached()
+        # When its lease ends and the next guard renews
+        world.clock.sleep(60)
+        world.wake("guard")
+        # And then it reaches WeChat, which replaces that guard's token
+        held.release()
+        summary_of_first()
+    # Then no reader is promised more than what that token has left
+    _, body = world.get(PATH)
+    world.clock.sleep(body["expires_in"] - 1)
+    assert world.wechat.accepts(body["access_token"])
+
+
 def test_an_account_dropped_while_it_is_renewed_stays_dropped(world: RaceWorld) -> None:
     # Given a renewal under way
     world.add_account()

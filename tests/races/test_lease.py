@@ -117,7 +117,8 @@ class ReadsThenWrites:
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
         if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        del update["ExpressionAttributeValues"][":seen"]
+        for value in (":seen", ":zero"):
+            del update["ExpressionAttributeValues"][value]
         return self._dynamodb.update_item(**update)
 
 

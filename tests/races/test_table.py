@@ -265,6 +265,21 @@ def release(table: Table) -> None:
     assert read(table) == replace(checked, epoch=held.epoch, at_risk_since=START + 20)
 
 
+def distrust(table: Table) -> None:
+    # Given a published token, and a renewal that was overtaken by it
+    enrolled(table)
+    overtaken, overtaking = leased(table), leased(table, LEASE_END)
+    live = give(table, overtaking, "second")
+    assert live is not None
+    # When that tells that it has minted something, too
+    table.distrust(overtaken, now=LEASE_END + 20, since=LEASE_END + 10)
+    # Then the published one is at risk since, and due
+    assert read(table) == replace(live, at_risk_since=LEASE_END + 10, due_at=LEASE_END + 20)
+    # And nothing is known of what nobody keeps
+    table.distrust(replace(overtaken, account="other"), now=START, since=START)
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
 def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
     assert table.claim(account()) == table.claim(account()) == "main"
@@ -381,7 +396,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, publish, record_failure, release),
+        *(take_lease, publish, record_failure, release, distrust),
         *(claim, holder, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }
