@@ -11,6 +11,7 @@ def test_nothing_is_violated_whatever_happens() -> None:
     simulate(30, 40)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", MUTANTS)
 def test_the_simulation_catches_what_is_broken(broken: str) -> None:
     """Each invariant would be missed."""

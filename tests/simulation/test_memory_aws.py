@@ -40,6 +40,7 @@ operations = st.lists(
 )
 
 
+@pytest.mark.long
 @given(operations)
 @settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_the_table_behaves_as_over_moto(steps: list[tuple[str, str, int]]) -> None:

@@ -13,6 +13,8 @@ from tests.simulation.day import Reading
 from tests.simulation.year import CONTENDERS, INTERVAL, Contender, Faults, Result, ThisProject, Windows, run
 from token_keeper.model import Kind
 
+pytestmark = pytest.mark.long
+
 SEED = 3
 SPAN = 36 * HOUR
 FAULTS = Faults(SEED, SPAN, density=4)
