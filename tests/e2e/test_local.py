@@ -18,6 +18,9 @@ SPEED = 120
 PROGRAM = Path(sys.executable).with_name("token-keeper")
 APPID, SECRET = "wx617a123bb8bc99cd", "00112233445566778899aabbccddeeff"
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""As a user's: what is started a dozen times may keep its bytecode."""
+
 pytestmark = pytest.mark.xdist_group("local")
 
 
@@ -31,7 +34,7 @@ class Local:
             [PROGRAM, "local", "--port", str(self._port), "--speed", str(SPEED)],
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
         )
         self.api, self.aws, self.wechat = (self._url(name) for name in ("ready", "AWS", "WeChat"))
 
@@ -65,7 +68,7 @@ class Local:
 
     def operate(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `token-keeper --local …`."""
-        environment = os.environ | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "COLUMNS": "200"}
+        environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "COLUMNS": "200"}
         command: list[str | Path] = [PROGRAM, "--local", *arguments]
         return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
 
@@ -168,7 +171,7 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(local: Local) -> No
         reads, refused = reads + 1, refused + (not local.accepts(token))
         if token != first:
             break
-        time.sleep(0.2)
+        time.sleep(0.4)
     # Then a new one came, and no read ever got one that WeChat refuses
     assert token != first
     assert refused == 0, f"{refused} of {reads}"
@@ -189,7 +192,7 @@ def test_without_proper_credentials_of_a_real_account_it_does_not_start(
 ) -> None:
     # When it is started with credentials that cannot be right
     ended = subprocess.run(
-        [PROGRAM, "local"], env=os.environ | environment, capture_output=True, text=True, check=False
+        [PROGRAM, "local"], env=ENVIRONMENT | environment, capture_output=True, text=True, check=False
     )
     # Then it says which and why, without their values, and ends
     assert ended.returncode == 2
