@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
 APP_ID = "wx0"
 LEASE = 60
-ROUNDS = 6
+ROUNDS = 4
 FAILURE = Failure(FailureClass.TRANSIENT, -1, "system error", "Nothing to do.", START)
 
 
