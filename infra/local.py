@@ -233,7 +233,8 @@ def run(port: int, speed: float, host: str, record: Mapping[str, str] | None) ->
             local.tried.wait(timeout=60)
             console.print(f"ready: {local.api_url}")
             console.print(f"try:   curl {local.api_url}/v1/accounts/{name}/access-token")
-            console.print("       uv run token-keeper --local status")
+            where = "" if port == 3000 else f"TOKEN_KEEPER_LOCAL_PORT={port} "
+            console.print(f"       {where}uv run token-keeper --local status")
             console.print(f"AWS:   {local.aws_url} (embedded)")
             console.print(f"WeChat: {'the real one' if record else f'{local.wechat_url} (simulated)'}")
             console.print("Ctrl-C ends it.")

@@ -55,7 +55,7 @@ POLL_INTERVAL = 0.5
 """Seconds."""
 
 LONGEST_ATTEMPT = 15
-"""Seconds of run time that must be left to begin an attempt: connecting, the answer, and publishing it."""
+"""Seconds of run time that must be left to begin an attempt. A peer that drips can take longer: then the epoch decides."""
 
 DEFECT_REMEDY = "A defect of the token keeper: please report it. It is tried again by itself."
 

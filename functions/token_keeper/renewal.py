@@ -15,7 +15,7 @@ from enum import StrEnum
 from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
 
 LEASE = 60
-"""Seconds a renewal may take before somebody else may try. Three attempts and their pauses fit (see keeper); a lease
+"""Seconds a renewal may take before somebody else may try. Further attempts are begun only while it lasts; a lease
 that is never given back, plus one guard interval, fits twice into the 300 s that an old token has left."""
 
 MARGIN = 5

@@ -17,8 +17,8 @@ from token_keeper.model import Account, FailureClass, Grant, Kind
 CONNECT_TIMEOUT = 3
 READ_TIMEOUT = 8
 ANSWER_TIMEOUT = 10
-"""Seconds for a whole answer; a peer that drips bytes never meets `READ_TIMEOUT`. The longest attempt is the sum of
-connecting and this."""
+"""Seconds for a body, counted from its head, and looked at after each byte; a peer that drips never meets `READ_TIMEOUT`.
+An attempt takes at most the connecting, the head, this, and one more read: 29 seconds."""
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
