@@ -37,14 +37,20 @@ def today(spent: Spent, now: int) -> Spent:
     return spent if spent.day == day else Spent(day=day, epoch=spent.epoch, forced_at=spent.forced_at)
 
 
-def spend(spent: Spent, now: int, *, epoch: int, calls: int = 0, forced: int = 0, checks: int = 0) -> Spent:
-    """Add what the lease of this epoch has spent, and one call for each lease before it that never told."""
+def spent_before(spent: Spent, now: int, epoch: int) -> Spent:
+    """What had been spent today before the lease of this epoch; a forced call for each lease that never told."""
     before = today(spent, now)
     untold = max(epoch - before.epoch - 1, 0) if before.epoch else 0
+    return replace(before, epoch=epoch - 1, calls=before.calls + untold, forced=before.forced + untold)
+
+
+def spend(spent: Spent, now: int, *, epoch: int, calls: int = 0, forced: int = 0, checks: int = 0) -> Spent:
+    """Add what the lease of this epoch has spent."""
+    before = spent_before(spent, now, epoch)
     return replace(
         before,
         epoch=epoch,
-        calls=before.calls + calls + untold,
+        calls=before.calls + calls,
         forced=before.forced + forced,
         forced_at=now if forced else before.forced_at,
         checks=before.checks + checks,

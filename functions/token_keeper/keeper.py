@@ -148,35 +148,35 @@ class Keeper:
             record = self._accounts.read_one(account).content
             if not isinstance(record, Account):
                 break
-            leased = self._table.take_lease(_due(token), now=now, until=now + renewal.LEASE)
+            leased = self._table.take_lease(_due(token), now=now, until=now + renewal.LEASE, to_check=True)
             if leased is not None:
-                return self._check(leased, record, before=token)
+                return self._check(leased, record)
         return [Skipped(account, ACCESS_TOKEN, "it cannot be checked right now")]
 
     # --- checking
 
-    def _check(self, leased: Credential, account: Account, *, before: Credential) -> list[Outcome]:
-        """Ask WeChat about the token under the lease: give it back as it was `before`, or replace it."""
+    def _check(self, leased: Credential, account: Account) -> list[Outcome]:
+        """Ask WeChat about the token under the lease, and replace it if it is dead."""
         began_at = self._now()
         tally = _Tally(checks=1)
-        at_risk = before.at_risk_since is not None
         checked_at: int | None = None
         outcome: Outcome
         try:
             if not self._wechat.accepts(leased.kind, leased.value or ""):
-                return self._replace(leased, account, tally, began_at=began_at, foreign=not at_risk)
+                return self._replace(leased, account, tally)
             checked_at = began_at
             outcome = Verified(leased.account, leased.name, Verdict.STILL_VALID, leased.fingerprint)
         except WeChatError as error:
             outcome = _not_stored(leased.account, leased.name, _failure(error, began_at))
-        spent = self._spent(leased, tally)
-        self._table.release(leased, spent, due_at=before.due_at, at_risk=at_risk, checked_at=checked_at)
+        self._table.release(leased, self._spent(leased, tally), checked_at=checked_at)
         return [outcome]
 
-    def _replace(
-        self, leased: Credential, account: Account, tally: "_Tally", *, began_at: int, foreign: bool
-    ) -> list[Outcome]:
+    def _replace(self, checked: Credential, account: Account, tally: "_Tally") -> list[Outcome]:
         """Put a value in place of one that is dead."""
+        began_at, foreign = self._now(), checked.at_risk_since is None
+        leased = self._table.begin_renewal(checked, now=began_at, until=began_at + renewal.LEASE)
+        if leased is None:
+            return [Skipped(checked.account, checked.name, "a later renewal has overtaken this one")]
         try:
             if not budget.may_wish(leased.kind, leased.spent, began_at):
                 raise BudgetError("the day's calls for reported tokens are used up; what is left is kept for renewals")
@@ -272,7 +272,8 @@ class Keeper:
             if grant.value != leased.value or grant.asked_at < leased.expires_at:
                 return grant
         # The value is dead or unwanted, and normal mode repeats it for the rest of its life.
-        if not budget.may_force(leased.spent, self._now()):
+        before = budget.spent_before(leased.spent, self._now(), leased.epoch)
+        if not budget.may_force(before, self._now()):
             raise BudgetError("WeChat repeats the old token, and may not be forced to mint another one yet")
         return self._fetch_token(account, tally, force=True)
 
@@ -401,20 +402,28 @@ class Keeper:
             self._table.release_claims(
                 account.name, old.app_id, but=account.claim if old.app_id == account.app_id else None
             )
-            for name in set(old.credentials) - account.credentials.keys():
-                self._table.drop_credential(account.name, name)
+            kept = account.credentials.keys() if old.app_id == account.app_id else set()
+            for name in set(old.credentials) - kept:
+                self._drop_credential(old, name)
         self._table.put_entry(entry)
         holder = self._table.claim(account)
         if holder != account.name:
             raise _kept_already(account, holder)
+        seen = self._table.tickets_seen(account.name, account.app_id, account.tickets, now)
+        if old is not None and old.version is not None and old.app_id == account.app_id:
+            seen |= set(old.credentials)  # where its item is not there any more
         for name, kind in account.credentials.items():
-            self._table.enrol(account.name, name, kind, account.app_id, due_at=now)
-        due = [self._due_on_change(account, name, kind) for name, kind in account.credentials.items()]
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=now, age_unknown=name in seen)
+        is_known = old is not None and old.version == version
+        due = [self._due_on_change(account, name, kind, is_known) for name, kind in account.credentials.items()]
         self._table.put_entry(replace(entry, version=version))
         return [each for each in due if each]
 
-    def _due_on_change(self, account: Account, name: str, kind: Kind) -> Due | None:
-        """What a created or changed record makes due. A live value is never rotated early for it."""
+    def _due_on_change(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | None:
+        """What a created or changed record makes due. A live value is never rotated early for it.
+
+        `is_known`: this very record was taken over before, and its secret checked.
+        """
         while (credential := self._table.credential(account.name, name)) is not None:
             now = self._now()
             if now < credential.lease_until:
@@ -422,7 +431,8 @@ class Keeper:
             elif credential.kind is kind and credential.due_at <= now:
                 return _due(credential)
             elif credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
-                self._table.note(account.name, name, self._secret_failure(account, kind))
+                if not is_known:
+                    self._table.note(account.name, name, self._secret_failure(account, kind))
                 return None
             else:
                 self._table.make_due(credential, kind, now=now)
@@ -455,9 +465,12 @@ class Keeper:
         if entry is None:
             return
         for credential in entry.credentials:
-            self._table.drop_credential(name, credential)
+            self._drop_credential(entry, credential)
         self._table.release_claims(name, entry.app_id)
         self._table.drop_entry(name)
+
+    def _drop_credential(self, entry: Entry, credential: str) -> None:
+        self._table.drop_credential(entry.account, credential, entry.app_id, gone_at=self._now() + renewal.TICKET_LIFE)
 
     def _now(self) -> int:
         return int(self._clock())

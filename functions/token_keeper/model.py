@@ -111,6 +111,7 @@ class Credential:
     `due_at`: when it is to be renewed, tried again, or taken from a renewal that died.
     `at_risk_since`: when the first renewal went out that has not ended well; since then the value may have a successor.
     `epoch`: raised by every lease; only its holder may publish.
+    `age_unknown`: its first value may be older than this item, for instance a ticket that was kept before under another name.
     `checked_at`: when WeChat last said that the value works, though somebody had reported it.
     `foreign_rotations`: how often the value died before its time and not by us; the last time at `foreign_rotation_at`.
     """
@@ -121,6 +122,7 @@ class Credential:
     app_id: str
     epoch: int
     due_at: int
+    age_unknown: bool = False
     lease_until: int = 0
     value: str | None = field(default=None, repr=False)
     fingerprint: str | None = None

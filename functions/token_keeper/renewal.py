@@ -24,8 +24,12 @@ MARGIN = 5
 CACHE_FOR = 60
 """The longest a client should keep a value before it asks again: WeChat's own advice is about a minute."""
 
+TICKET_LIFE = 7200
+"""Seconds after which WeChat surely gives another ticket than it gave before."""
+
 OLD_TICKET_LIFE = 300
-"""Seconds trusted to a value that WeChat still hands out when its life, counted from when it was first seen, is over."""
+"""Seconds trusted at a time to a ticket whose life may be over: it came back after its end as we count it, or somebody
+here saw it before and it is not known when."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,18 @@ class State(StrEnum):
 
 
 def expiry(credential: Credential, grant: Grant) -> int:
-    """When the granted value dies, at the earliest."""
-    if not RULES[credential.kind].counts_from_first_seen or grant.value != credential.value:
+    """When the granted value dies, at the earliest. A new ticket may be the one of an earlier attempt without an answer."""
+    if not RULES[credential.kind].counts_from_first_seen:
         return grant.asked_at + grant.expires_in
-    if grant.asked_at < credential.expires_at:
-        return min(credential.expires_at, grant.asked_at + grant.expires_in)
-    return grant.asked_at + min(OLD_TICKET_LIFE, grant.expires_in)
+    trusted_at_least = grant.asked_at + min(OLD_TICKET_LIFE, grant.expires_in)
+    if grant.value == credential.value:
+        if grant.asked_at < credential.expires_at:
+            return min(credential.expires_at, grant.asked_at + grant.expires_in)
+        return trusted_at_least
+    if credential.value is None and credential.age_unknown:
+        return trusted_at_least
+    asked_first_at = min(grant.asked_at, credential.at_risk_since or grant.asked_at)
+    return max(asked_first_at + grant.expires_in, trusted_at_least)
 
 
 def next_due(credential: Credential, grant: Grant) -> int:

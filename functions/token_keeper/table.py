@@ -5,6 +5,7 @@
 | `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
 | `claim#<appid>` | endpoint | the one account that keeps this appid with this endpoint |
+| `claim#<appid>` | `dropped#<ticket>` | that a ticket of this appid was forgotten, which WeChat may still repeat |
 
 The index `due` lists every credential by `due_at`. The attribute `ttl` is housekeeping: whatever nobody has touched for
 `HOUSEKEEPING` seconds disappears. No rule relies on it.
@@ -19,7 +20,18 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from token_keeper.errors import StoreUnavailableError
-from token_keeper.model import Account, Credential, Due, Failure, FailureClass, Grant, Kind, Spent, fingerprint
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failure,
+    FailureClass,
+    Grant,
+    Kind,
+    Spent,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -28,6 +40,8 @@ HOUSEKEEPING = 7 * 86400
 """Seconds an item outlives the last thing that is planned for it."""
 
 _BATCH_GET_LIMIT = 100
+
+_BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
 
 
 @dataclass(frozen=True)
@@ -116,18 +130,18 @@ class Table:
 
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(self, due: Due, *, now: int, until: int) -> Credential | None:
+    def take_lease(self, due: Due, *, now: int, until: int, to_check: bool = False) -> Credential | None:
         """Take the right to renew; None if somebody holds it, or it is not any more as it was seen.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
-        lease ends, and at risk from now on (unless it already was).
+        lease ends, and at risk from now on (unless it already was). A lease `to_check` the value does neither.
 
             |  nobody renews  |        leased        |  the lease was never given back
             |-----------------|----------------------|------------------------------------> (time)
                             now = at_risk_since    until = due_at: the next guard takes it
         """
         nobody_renews = "lease_until <= :now"
-        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
+        values = {":now": now, ":until": until, ":one": 1} | ({} if to_check else {":ttl": until + HOUSEKEEPING})
         if due.epoch is None:
             # The main tick looks ahead: what it saw must still be so, and must not be a failure's next attempt.
             as_it_was_seen = "(due_at <= :now OR (due_at = :seen AND failures = :zero))"
@@ -137,11 +151,15 @@ class Table:
             values[":seen"] = due.epoch
         item = self._update(
             _key(due.account, due.credential),
-            "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl "
-            "ADD epoch :one",
+            ("SET lease_until = :until" if to_check else _BEGIN) + " ADD epoch :one",
             f"{nobody_renews} AND {as_it_was_seen}",
             values,
         )
+        return _credential(item) if item else None
+
+    def begin_renewal(self, checked: Credential, *, now: int, until: int) -> Credential | None:
+        """Go on from a check to a renewal under the same lease; None where a later lease was taken meanwhile."""
+        item = self._update_leased(checked, _BEGIN, {":now": now, ":until": until, ":ttl": until + HOUSEKEEPING})
         return _credential(item) if item else None
 
     def publish(
@@ -201,14 +219,14 @@ class Table:
             values[":dead_at"] = min(failure.at, leased.expires_at)
         return self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values) is not None
 
-    def release(self, leased: Credential, spent: Spent, *, due_at: int, at_risk: bool, checked_at: int | None) -> None:
-        """Give the lease back with everything as it was before, but for what was spent and when it was found alive."""
-        values: dict[str, Any] = {":due_at": due_at, ":zero": 0, ":spent": asdict(spent)}
-        update = "SET due_at = :due_at, lease_until = :zero, spent = :spent"
+    def release(self, checked: Credential, spent: Spent, *, checked_at: int | None) -> None:
+        """Give the lease back after a check. `checked_at`: when the value was found alive."""
+        values: dict[str, Any] = {":zero": 0, ":spent": asdict(spent)}
+        update = "SET lease_until = :zero, spent = :spent"
         if checked_at is not None:
             update += ", checked_at = :checked_at"
             values[":checked_at"] = checked_at
-        self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values)
+        self._update_leased(checked, update, values)
 
     def distrust(self, overtaken: Credential, *, now: int, since: int) -> None:
         """Have what was published instead renewed at once: the overtaken renewal may have minted its successor."""
@@ -246,24 +264,28 @@ class Table:
 
     def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, but for one endpoint."""
-        with _translated_errors():
-            claims = self._dynamodb.query(
-                TableName=self._name,
-                KeyConditionExpression="pk = :claim",
-                ExpressionAttributeValues=_wire({":claim": f"claim#{app_id}"}),
-                ConsistentRead=True,
-            )["Items"]
-        for claim in map(_plain, claims):
-            if claim["account"] == account and claim["sk"] != but:
+        for claim in self._claims(app_id):
+            if claim.get("account") == account and claim["sk"] != but:
                 self._delete({"pk": claim["pk"], "sk": claim["sk"]}, "account = :account", {":account": account})
 
-    def enrol(self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int) -> None:
+    def tickets_seen(self, account: str, app_id: str, tickets: Iterable[str], now: int) -> set[str]:
+        """Which of these tickets of the appid may have been seen before: another account keeps it, or one was dropped."""
+        claims = self._claims(app_id)
+        if any(claim.get("account", account) != account for claim in claims):
+            return set(tickets)
+        dropped = {claim["sk"] for claim in claims if claim.get("gone_at", 0) > now}
+        return {ticket for ticket in tickets if f"dropped#{ticket}" in dropped}
+
+    def enrol(
+        self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int, age_unknown: bool = False
+    ) -> None:
         """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid."""
         item = {
             **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
             **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
+            **({"age_unknown": 1} if age_unknown else {}),
         }
         with _unless_refused(), _translated_errors():
             self._dynamodb.put_item(
@@ -295,8 +317,12 @@ class Table:
         with _translated_errors():
             self._dynamodb.put_item(TableName=self._name, Item=_wire(item))
 
-    def drop_credential(self, account: str, name: str) -> None:
-        """Forget a credential and its value."""
+    def drop_credential(self, account: str, name: str, app_id: str, *, gone_at: int) -> None:
+        """Forget a credential and its value; not yet, that WeChat may repeat it until `gone_at` if it is a ticket."""
+        if name != ACCESS_TOKEN:
+            item = {"pk": f"claim#{app_id}", "sk": f"dropped#{name}", "gone_at": gone_at}
+            with _translated_errors():
+                self._dynamodb.put_item(TableName=self._name, Item=_wire(item | {"ttl": gone_at + HOUSEKEEPING}))
         self._delete({"pk": f"credential#{account}", "sk": name})
 
     def drop_entry(self, account: str) -> None:
@@ -304,6 +330,16 @@ class Table:
         self._delete({"pk": "accounts", "sk": account})
 
     # --- the wire
+
+    def _claims(self, app_id: str) -> list[dict[str, Any]]:
+        with _translated_errors():
+            answer = self._dynamodb.query(
+                TableName=self._name,
+                KeyConditionExpression="pk = :claim",
+                ExpressionAttributeValues=_wire({":claim": f"claim#{app_id}"}),
+                ConsistentRead=True,
+            )
+        return [_plain(item) for item in answer["Items"]]
 
     def _update_leased(self, leased: Credential, update: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
         key = _key(leased.account, leased.name)
@@ -400,6 +436,7 @@ def _credential(item: dict[str, Any]) -> Credential:
         app_id=item["app_id"],
         epoch=item["epoch"],
         due_at=item["due_at"],
+        age_unknown="age_unknown" in item,
         lease_until=item["lease_until"],
         value=item.get("value"),
         fingerprint=item.get("fingerprint"),

@@ -195,6 +195,7 @@ def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
 def _send(call: _Call) -> bytes:
     # A requests exception holds the URL with the secret in it, also as the context of an exception that is raised while
     # it is handled. So it is only noted here, and ours is raised after it is gone.
+    ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
     try:
         with (
             requests.Session() as session,
@@ -209,7 +210,6 @@ def _send(call: _Call) -> bytes:
                 stream=True,
             ) as response,
         ):
-            ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
             # Byte by byte: a larger chunk is waited for until it is full, however slowly it drips.
             for chunk in response.iter_content(1):
                 body += chunk

@@ -90,9 +90,10 @@ def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
 
 def test_of_many_that_saw_a_live_token_one_gets_a_lease_however_soon_it_is_given_back(table: Table) -> None:
     def lease_and_release(seen: Credential) -> bool:
-        held = try_lease(table, replace(listed(seen), epoch=seen.epoch), START + 1)
+        as_seen = replace(listed(seen), epoch=seen.epoch)
+        held = table.take_lease(as_seen, now=START + 1, until=START + 1 + LEASE, to_check=True)
         if held is not None:
-            table.release(held, Spent(), due_at=seen.due_at, at_risk=False, checked_at=None)
+            table.release(held, Spent(), checked_at=None)
         return held is not None
 
     for number in range(ROUNDS):
@@ -200,7 +201,7 @@ def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(tabl
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When the account is dropped at the moment in which the renewal ends
-        drops = [partial(table.drop_credential, held.account, held.name)] * (RUNNERS - 1)
+        drops = [partial(table.drop_credential, held.account, held.name, APP_ID, gone_at=START)] * (RUNNERS - 1)
         at_once(partial(publish, table, held), *drops)
         # Then nothing of it is left
         assert table.credential(f"a{number}", ACCESS_TOKEN) is None

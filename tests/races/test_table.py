@@ -48,16 +48,16 @@ def enrolled(table: Table, account: str = "main") -> Credential:
 
 
 def try_lease(
-    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
+    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None, to_check: bool = False
 ) -> Credential | None:
     """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
     due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
-    return table.take_lease(due, now=now, until=now + 60)
+    return table.take_lease(due, now=now, until=now + 60, to_check=to_check)
 
 
-def leased(table: Table, now: int = START) -> Credential:
+def leased(table: Table, now: int = START, *, to_check: bool = False) -> Credential:
     """The token under a lease taken at `now`."""
-    taken = try_lease(table, now, read(table).due_at)
+    taken = try_lease(table, now, read(table).due_at, to_check=to_check)
     assert taken is not None
     return taken
 
@@ -181,8 +181,8 @@ def take_lease(table: Table) -> None:
     for in_the_table in (False, True):
         held = try_lease(table, DUE - 1, DUE, epoch=live.epoch if in_the_table else None)
         assert held is not None
-        table.release(held, SPENT, due_at=DUE, at_risk=False, checked_at=None)
-        live = replace(live, epoch=held.epoch)
+        live = give(table, held, "next")
+        assert live is not None
     assert try_lease(table, DUE, second.due_at) is not None
 
 
@@ -247,22 +247,51 @@ def record_failure(table: Table) -> None:
 
 
 def release(table: Table) -> None:
-    # Given a live token under a lease, to check it
+    # Given a live token under a lease, to check it: nothing else has changed
     before = published(table)
-    held = leased(table, START + 10)
+    held = leased(table, START + 10, to_check=True)
+    assert held == replace(before, epoch=before.epoch + 1, lease_until=START + 70)
     later = replace(SPENT, checks=5)
     # When it works, and the lease is given back
-    table.release(held, later, due_at=before.due_at, at_risk=False, checked_at=START + 10)
+    table.release(held, later, checked_at=START + 10)
     # Then it is as before, but for what that cost and when it was checked
     checked = replace(before, epoch=held.epoch, checked_at=START + 10, spent=later)
     assert read(table) == checked
-    # And where nobody knows whether it works, only that it was at risk already is kept
-    held = leased(table, START + 20)
-    table.release(held, later, due_at=before.due_at, at_risk=True, checked_at=None)
-    assert read(table) == replace(checked, epoch=held.epoch, at_risk_since=START + 20)
+    # And where nobody knows whether it works, not even that
+    held = leased(table, START + 20, to_check=True)
+    table.release(held, later, checked_at=None)
+    assert read(table) == replace(checked, epoch=held.epoch)
     # And nothing is given back under an epoch that is over
-    table.release(replace(held, epoch=held.epoch - 1), SPENT, due_at=START, at_risk=False, checked_at=START)
-    assert read(table) == replace(checked, epoch=held.epoch, at_risk_since=START + 20)
+    table.release(replace(held, epoch=held.epoch - 1), SPENT, checked_at=START)
+    assert read(table) == replace(checked, epoch=held.epoch)
+
+
+def begin_renewal(table: Table) -> None:
+    # Given a live token under a lease, to check it
+    before = published(table)
+    held = leased(table, START + 10, to_check=True)
+    # When it is dead, and its renewal begins
+    begun = table.begin_renewal(held, now=START + 20, until=START + 80)
+    # Then it is under a lease like any other
+    until = START + 80
+    assert begun == replace(before, epoch=held.epoch, lease_until=until, due_at=until, at_risk_since=START + 20)
+    assert give(table, begun, "next") is not None
+    # And nothing begins under an epoch that is over
+    leased(table, DUE)
+    assert table.begin_renewal(held, now=DUE, until=DUE + 60) is None
+
+
+def tickets_seen(table: Table) -> None:
+    tickets = ("jsapi", "wx_card")
+    # Given an appid that one account keeps
+    table.claim(account())
+    assert table.tickets_seen("main", APP_ID, tickets, START) == set()
+    # When it drops a ticket, then that may come again, for a while
+    table.drop_credential("main", "jsapi", APP_ID, gone_at=START + 100)
+    assert table.tickets_seen("main", APP_ID, tickets, START + 99) == {"jsapi"}
+    assert table.tickets_seen("main", APP_ID, tickets, START + 100) == set()
+    # And another account may find all of them seen
+    assert table.tickets_seen("other", APP_ID, tickets, START) == set(tickets)
 
 
 def distrust(table: Table) -> None:
@@ -376,8 +405,8 @@ def drop_credential(table: Table) -> None:
     enrolled(table)
     held = leased(table)
     # When it is dropped, twice
-    table.drop_credential("main", ACCESS_TOKEN)
-    table.drop_credential("main", ACCESS_TOKEN)
+    table.drop_credential("main", ACCESS_TOKEN, APP_ID, gone_at=DUE)
+    table.drop_credential("main", ACCESS_TOKEN, APP_ID, gone_at=DUE)
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
@@ -396,8 +425,8 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, publish, record_failure, release, distrust),
-        *(claim, holder, release_claims, enrol, make_due, note, put_entry, drop_credential, drop_entry),
+        *(take_lease, begin_renewal, publish, record_failure, release, distrust),
+        *(claim, holder, release_claims, tickets_seen, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }
 

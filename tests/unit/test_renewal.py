@@ -198,3 +198,21 @@ def test_each_class_of_failure_has_its_next_attempt(
 def test_a_dead_renewal_is_repaired_while_the_old_token_works() -> None:
     guard_interval = 60
     assert renewal.LEASE + guard_interval < renewal.RULES[Kind.TOKEN].overlap
+
+
+@pytest.mark.parametrize(
+    ("changes", "expires_at"),
+    [
+        ({}, FETCHED + 7200),
+        # An attempt an hour ago had no answer: the ticket may be the one that it made
+        ({"at_risk_since": FETCHED - 3600}, FETCHED + 3600),
+        ({"at_risk_since": FETCHED - 90_000}, FETCHED + 300),
+        # It was kept before, and it is not known since when
+        ({"age_unknown": True}, FETCHED + 300),
+    ],
+)
+def test_a_tickets_life_counts_from_when_it_may_first_have_been_given(
+    changes: dict[str, object], expires_at: int
+) -> None:
+    without_value = replace(credential(Kind.TICKET), value=None, **changes)  # type: ignore[arg-type]
+    assert renewal.expiry(without_value, Grant("new", 7200, FETCHED)) == expires_at
