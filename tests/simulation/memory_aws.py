@@ -39,7 +39,19 @@ class MemoryAws:
         self.after_write: AfterWrite = lambda _what, _before, _after: None
         self._clock = clock
         self._written = 0
+        self._listed: dict[tuple[str, str], Item] = {}
+        self._lags_until = 0.0
         self._clients = {"dynamodb": _MemoryDynamoDB(self), "ssm": _MemoryParameterStore(self)}
+
+    def lag(self, seconds: float) -> None:
+        """From now on and for so long, the index tells what it tells now."""
+        self._listed = {key: dict(item) for key, item in self.items.items()}
+        self._lags_until = self._clock() + seconds
+
+    @property
+    def listed(self) -> dict[tuple[str, str], Item]:
+        """The items as the index knows them."""
+        return self._listed if self._clock() < self._lags_until else self.items
 
     def client(self, service: str, **_: Any) -> Any:
         """The one client of the service."""
@@ -92,7 +104,8 @@ class _MemoryDynamoDB(_Client):
         self._begin("Query")
         holds = _condition(asked["KeyConditionExpression"])
         values = _plain(asked["ExpressionAttributeValues"])
-        found = [item for item in self._aws.items.values() if holds(item, values)]
+        items = self._aws.listed if "IndexName" in asked else self._aws.items
+        found = [item for item in items.values() if holds(item, values)]
         found.sort(key=lambda item: _value(item["due_at" if "IndexName" in asked else "sk"]))
         if "ExclusiveStartKey" in asked:
             after = _key(asked["ExclusiveStartKey"])
@@ -216,7 +229,7 @@ def _comparison(tokens: list[str]) -> Condition:
         tokens.pop()
         return inner
     if first in ("attribute_exists", "attribute_not_exists"):
-        name, wanted = [tokens.pop() for _ in range(3)][1], first == "attribute_exists"
+        name, wanted = [tokens.pop() for _ in range(3)][1].lstrip("#"), first == "attribute_exists"
         return lambda item, _values: (name in item) == wanted
     compare, operand = _OPERATORS[tokens.pop()], tokens.pop()
     return lambda item, values: compare(_value(item.get(first)), values[operand])

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from token_keeper import budget, reader, renewal, table, wechat
 from token_keeper.keeper import Keeper
-from token_keeper.model import Grant, Verdict
+from token_keeper.model import Failed, Grant, Verdict
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
@@ -76,6 +76,34 @@ def _life_from_now(credential: Any, grant: Any) -> int:
     return int(grant.asked_at + 7200)
 
 
+def _lease_though_held(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+    return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
+
+
+def _bare_timer(credential: Any, grant: Any) -> int:
+    return int(grant.asked_at + 110 * 60)
+
+
+def _lost_answer_is_a_refusal(self: Table, leased: Any, failure: Any, spent: Any, **told: Any) -> bool:
+    return _record_failure(self, leased, failure, spent, **{**told, "at_risk": False})
+
+
+def _stopped_by_a_failure(self: Keeper, dues: Any, seconds_left: Any, *, rotate: bool = False) -> Any:
+    outcomes: list[Any] = []
+    for due in sorted(dues, key=lambda due: -due.failures):
+        for _name, record in self._accounts.read([due.account]):
+            outcomes.append(self._renew(due, record, seconds_left, rotate=rotate))
+        if isinstance(outcomes[-1], Failed):
+            break
+    return outcomes
+
+
+def _report_uncompared(self: Any, account: str, reported: str) -> Any:
+    # Whatever was reported, the current token is rotated for it.
+    self._refresher._invoke({"renew": {"account": account, "credential": "access_token", "rotate": True}})
+    return Verdict.REPLACED, self._read_afresh(account, "access_token")
+
+
 MUTANTS = {
     "publishing does not require the epoch": Mutant(
         Table, "_update_leased", _without_epoch, ("order", "answers", "promise", "deleted")
@@ -89,18 +117,20 @@ MUTANTS = {
     ),
     "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
     "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers")),
-    "a report is not compared": Mutant(reader.Reader, "report", None, ("reader",)),
+    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
+    "a lease is taken though somebody holds it": Mutant(Table, "_update", _lease_though_held, ("one fetch", "promise")),
+    "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness",)),
+    "a lease does not make due again": Mutant(
+        table, "_BEGIN", table._BEGIN.replace("due_at = :until, ", ""), ("liveness",)
+    ),
+    "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
+    "a lost answer is taken for a refusal": Mutant(
+        Table, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
+    ),
+    "a broken account stops the others": Mutant(Keeper, "_work_off", _stopped_by_a_failure, ("liveness",)),
+    "a ticket of unknown age is trusted": Mutant(Table, "tickets_seen", lambda *_: set(), ("promise", "liveness")),
     "the forced refreshes are not counted": Mutant(budget, "may_force", lambda *_: True, ("budget",)),
     "the secret stands in the error's text": Mutant(wechat, "_refusal", _secret_told, ("secret",)),
     "a deleted account stays": Mutant(Keeper, "_drop", _still_served, ("deleted",)),
 }
 """By what is broken."""
-
-
-def _report_uncompared(self: Any, account: str, reported: str) -> Any:
-    # Whatever was reported, the current token is rotated for it.
-    self._refresher._invoke({"renew": {"account": account, "credential": "access_token", "rotate": True}})
-    return Verdict.REPLACED, self._read_afresh(account, "access_token")
-
-
-MUTANTS["a report is not compared"] = Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise"))
