@@ -6,8 +6,9 @@ API, and RefreshFunction is asked to renew; all of it with the operator's own AW
 
 import json
 import re
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -23,7 +24,7 @@ from requests.auth import AuthBase
 
 from token_keeper.accounts import parse_record
 from token_keeper.errors import InvalidRecordError
-from token_keeper.model import CORP_TICKETS, PUBLIC_TICKETS
+from token_keeper.model import CORP_TICKETS, PUBLIC_TICKETS, digest
 
 type Json = dict[str, Any]
 
@@ -39,6 +40,8 @@ kills the value before the last."""
 
 LOCAL_ONCE = Config(proxies={}, retries={"total_max_attempts": 1})
 """No proxy reaches this machine's own address, and what does not answer there at once is not running."""
+
+ACCOUNT_PATTERN = re.compile(r"[a-z0-9*][a-z0-9*-]{0,63}")
 
 APPID = re.compile(r"wx[0-9a-f]{16}")
 APPSECRET = re.compile(r"[0-9A-Fa-f]{32}")
@@ -99,6 +102,26 @@ def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
             raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
     appid, secret = (environment[name] for name in forms)
     return {"appid": appid, "secret": secret, "endpoint": "stable_token"}
+
+
+def new_consumer(name: str, accounts: Iterable[str], *, may_report: bool, now: int) -> tuple[str, Json]:
+    """A consumer's key, which is kept nowhere, and its item for the table; refuses with OperatorError what is no account.
+
+    `accounts`: names, or patterns with `*`. `now`: epoch seconds.
+    """
+    accounts = list(dict.fromkeys(accounts))
+    if wrong := [account for account in accounts if not ACCOUNT_PATTERN.fullmatch(account)]:
+        raise OperatorError(f"'{wrong[0]}' is no account: use names like main, or patterns like mini-*, with commas.")
+    key = "wtk_" + secrets.token_urlsafe(32)
+    item = {
+        "pk": {"S": "consumers"},
+        "sk": {"S": digest(key)},
+        "name": {"S": name},
+        "accounts": {"S": " ".join(accounts)},
+        "may_report": {"N": str(int(may_report))},
+        "created_at": {"N": str(now)},
+    }
+    return key, item
 
 
 class Stack:
