@@ -18,7 +18,8 @@ from tests.integration.wechats_calls import (
     refused,
     token_query,
 )
-from tests.world import APPID, REQUEST_ID, START, World, gateway_event
+from tests.simulation.memory_aws import MemoryAws
+from tests.world import APPID, REQUEST_ID, START, Clock, World, gateway_event
 from token_keeper.model import fingerprint
 
 OTHER_APPID = "wx89abcdef01234567"
@@ -417,7 +418,9 @@ def test_a_read_only_consumers_force_refresh_changes_nothing(world: World) -> No
 
 
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
-def test_force_refresh_cannot_be_used_to_burn_budgets(world: World, endpoint: str) -> None:
+def test_force_refresh_cannot_be_used_to_burn_budgets(endpoint: str) -> None:
+    clock = Clock()
+    world = World(MemoryAws(clock).client, clock=clock)
     world.add_account("main", endpoint=endpoint)
     key = world.add_consumer("shop", ["main"], may_report=True)
     token = world.token()
