@@ -1,4 +1,5 @@
-"""A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way."""
+"""A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way,
+and each answer must be one that the OpenAPI document describes."""
 
 import json
 import logging
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from moto import mock_aws
 
+from tests import openapi
 from tests.world import World
 
 
@@ -25,6 +27,7 @@ class _Log(logging.Handler):
 def world() -> Iterator[World]:
     with mock_aws():
         world = World()
+        world.answered = openapi.check
         log = _Log(world.told)
         loggers = [logging.getLogger(name) for name in ("refresh", "api")]
         for logger in loggers:

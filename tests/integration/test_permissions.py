@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from moto import mock_aws
 
+from tests import openapi
 from tests.integration.wechats_calls import CORPID, ask_corp_token, ask_stable_token, ask_ticket, ask_token, refused
 from tests.world import APPID, World
 
@@ -47,6 +48,7 @@ def populated() -> Iterator[tuple[World, dict[str, str]]]:
     """A world with these accounts and consumers, and the consumers' keys."""
     with mock_aws():
         world = World()
+        world.answered = openapi.check
         for name, record in ACCOUNTS.items():
             world.add_account(name, **record)
         keys = {name: world.add_consumer(name, accounts) for name, accounts in CONSUMERS.items()}
