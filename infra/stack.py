@@ -117,13 +117,11 @@ def _fill_in(node: Any, known: Mapping[str, str]) -> Any:
 
 
 def _resolved(node: Template, conditions: Template) -> Template:
-    """The branch that holds of a `Fn::If` whose condition compares two parameters; nothing for `AWS::NoValue`."""
+    """The branch that holds of a `Fn::If` whose condition compares a parameter with a text."""
     match node:
         case {"Fn::If": [condition, then, otherwise]}:
             left, right = conditions[condition]["Fn::Equals"]
             return _resolved(then if left == right else otherwise, conditions)
-        case {"Ref": "AWS::NoValue"}:
-            return {}
         case _:
             return node
 

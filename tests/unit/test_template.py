@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
+from samcli.lib.providers.api_provider import ApiProvider
+from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, routes, schedules, translate
 
@@ -163,11 +165,21 @@ def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
 
     for path in {route.path for route in COMPATIBLE_ROUTES}:
         condition, operations, otherwise = paths[path]["Fn::If"]
-        assert (condition, otherwise) == ("HasCompatibleApi", {"Ref": "AWS::NoValue"})
+        assert (condition, otherwise) == ("HasCompatibleApi", {})
         for operation in operations.values():
             # Otherwise SAM would add the API's default authorizer.
             assert operation["security"] == [{"NONE": []}]
             assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+
+
+@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
+    # When SAM's own command line reads the template
+    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
+    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+
+    # Then
+    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
