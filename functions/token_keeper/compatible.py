@@ -117,7 +117,8 @@ class CompatibleApi:
             return self.routes[route](_parameters(event))
         except RefusedError as error:
             errcode, hint = error.errcode, error.hint
-        except (NoValidValueError, StoreUnavailableError):
+        except (NoValidValueError, StoreUnavailableError) as error:
+            logger.warning("no value", extra={"route": route, "error": str(error)})
             errcode, hint = -1, _NOTHING_USABLE
         except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other answer than WeChat's
             logger.error("failed", extra={"route": route, "error": type(error).__name__})

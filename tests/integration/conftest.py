@@ -4,6 +4,7 @@ and each answer must be one that the OpenAPI document describes."""
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from moto import mock_aws
@@ -25,6 +26,19 @@ class _Log(logging.Handler):
 
 @pytest.fixture
 def world() -> Iterator[World]:
+    with _watched_world() as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def shared_world() -> Iterator[World]:
+    """One for all tests of a module that change nothing in it. No such module may use `world` too."""
+    with _watched_world() as world:
+        yield world
+
+
+@contextmanager
+def _watched_world() -> Iterator[World]:
     with mock_aws():
         world = World()
         world.answered = openapi.check

@@ -1,6 +1,5 @@
 """The WeChat-compatible API: who holds a consumer's key gets what WeChat would answer, and nobody gets more."""
 
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -76,39 +75,6 @@ def test_the_answers_are_wechats_to_the_byte(world: World) -> None:
         assert headers == {"Content-Type": "application/json; encoding=utf-8", "Cache-Control": "no-store"}
 
 
-@pytest.mark.parametrize(
-    ("call", "where", "content_type"),
-    [
-        ("GET /cgi-bin/token", "query", ""),
-        ("POST /cgi-bin/token", "query", ""),
-        ("POST /cgi-bin/token", "form", "application/x-www-form-urlencoded"),
-        ("POST /cgi-bin/token", "json", "application/json"),
-        ("GET /cgi-bin/token", "json", "application/json"),
-        ("POST /cgi-bin/stable_token", "json", "application/json"),
-        ("POST /cgi-bin/stable_token", "json", "application/json; charset=utf-8"),
-        ("POST /cgi-bin/stable_token", "json", "text/plain"),
-        # as `curl -d '{…}'` sends it, and API Gateway then in base64
-        ("POST /cgi-bin/stable_token", "json", "application/x-www-form-urlencoded"),
-        ("POST /cgi-bin/stable_token", "json", ""),
-        ("POST /cgi-bin/stable_token", "form", "application/x-www-form-urlencoded"),
-        ("POST /cgi-bin/stable_token", "query", ""),
-    ],
-)
-def test_parameters_are_taken_from_wherever_sdks_send_them(
-    world: World, call: str, where: str, content_type: str
-) -> None:
-    world.add_account("main")
-    query = token_query(world.add_consumer("shop", ["main"]))
-    match where:
-        case "query":
-            answer = world.ask(call, **query)
-        case "form":
-            answer = world.ask(call, body=urlencode(query), content_type=content_type)
-        case _:
-            answer = world.ask(call, body=json.dumps(query), content_type=content_type)
-    assert answer == {"access_token": world.token(), "expires_in": 6835}
-
-
 def test_expires_in_is_a_promise_here_too(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
@@ -119,94 +85,10 @@ def test_expires_in_is_a_promise_here_too(world: World) -> None:
     assert answer["expires_in"] == 295
 
 
-# --- refusals
-
-WRONG = {
-    "no grant_type": ("GET /cgi-bin/token", {"grant_type": None}, 40002, "invalid grant_type"),
-    "another grant_type": ("GET /cgi-bin/token", {"grant_type": "password"}, 40002, "invalid grant_type"),
-    "no appid": ("GET /cgi-bin/token", {"appid": None}, 41002, "appid missing"),
-    "an empty appid": ("GET /cgi-bin/token", {"appid": ""}, 41002, "appid missing"),
-    "no secret": ("GET /cgi-bin/token", {"secret": None}, 41004, "appsecret missing"),
-    "a key that nobody holds": ("GET /cgi-bin/token", {"secret": REVOKED}, 40125, "invalid appsecret"),
-    "no key at all": ("GET /cgi-bin/token", {"secret": "0123456789abcdef0123456789abcdef"}, 40125, "invalid appsecret"),
-    "an odd key": ("GET /cgi-bin/token", {"secret": "wtk_é\n' OR 1"}, 40125, "invalid appsecret"),
-    "an unknown appid": ("GET /cgi-bin/token", {"appid": OTHER_APPID}, 40013, "invalid appid"),
-    "an odd appid": ("GET /cgi-bin/token", {"appid": "../accounts"}, 40013, "invalid appid"),
-    "a key that nobody holds for an unknown appid": (
-        "GET /cgi-bin/token",
-        {"secret": REVOKED, "appid": OTHER_APPID},
-        40125,
-        "invalid appsecret",
-    ),
-    "a corpid where an appid is asked for": ("GET /cgi-bin/token", {"appid": CORPID}, 40013, "invalid appid"),
-    "stable: no grant_type": ("POST /cgi-bin/stable_token", {"grant_type": None}, 40002, "invalid grant_type"),
-    "stable: an unknown appid": ("POST /cgi-bin/stable_token", {"appid": OTHER_APPID}, 40013, "invalid appid"),
-    "corp: no corpid": ("GET /cgi-bin/gettoken", {"corpid": None}, 41002, "corpid missing"),
-    "corp: no corpsecret": ("GET /cgi-bin/gettoken", {"corpsecret": None}, 41004, "corpsecret missing"),
-    "corp: a key that nobody holds": ("GET /cgi-bin/gettoken", {"corpsecret": REVOKED}, 40125, "invalid appsecret"),
-    "corp: an unknown corpid": ("GET /cgi-bin/gettoken", {"corpid": "ww1"}, 40013, "invalid corpid"),
-    "corp: an appid where a corpid is asked for": ("GET /cgi-bin/gettoken", {"corpid": APPID}, 40013, "invalid corpid"),
-    "ticket: no token": ("GET /cgi-bin/ticket/getticket", {"access_token": None}, 41001, "access_token missing"),
-    "ticket: an unknown token": (
-        "GET /cgi-bin/ticket/getticket",
-        {"access_token": "nobody's"},
-        40001,
-        "invalid credential, access_token is invalid or not latest",
-    ),
-    "ticket: no type": ("GET /cgi-bin/ticket/getticket", {"type": None}, 40097, "invalid args"),
-    "ticket: an unknown type": ("GET /cgi-bin/ticket/getticket", {"type": "access_token"}, 40097, "invalid args"),
-    "ticket: one that is not kept": (
-        "GET /cgi-bin/ticket/getticket",
-        {"type": "wx_card"},
-        48001,
-        "api unauthorized, no wx_card ticket is kept for this account",
-    ),
-}
+# --- refusals: see also test_permissions
 
 
-@pytest.mark.parametrize(("call", "change", "errcode", "errmsg"), WRONG.values(), ids=WRONG)
-def test_what_wechat_refuses_is_refused_with_wechats_code(
-    world: World, call: str, change: dict[str, str | None], errcode: int, errmsg: str
-) -> None:
-    # Given parameters that are right but for one
-    world.add_account("main", tickets=["jsapi"])
-    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
-    key = world.add_consumer("shop", ["*"])
-    right: dict[str, str | None] = {
-        **token_query(key),
-        **{"corpid": CORPID, "corpsecret": key, "access_token": world.token(), "type": "jsapi"},
-    }
-    query = {name: value for name, value in (right | change).items() if value is not None}
-    # Then it is refused, also by an instance that remembers the right ones
-    assert world.ask(call, **query) == refused(errcode, errmsg)
-    for name in ("body", "query"):
-        assert (world.ask(call, body=json.dumps(query)) if name == "body" else world.ask(call, **query))["errcode"]
-
-
-BODIES = {
-    "broken JSON": (b'{"grant_type"', 47001),
-    "too deep": (b'{"a":' * 1500 + b"1" + b"}" * 1500, 47001),
-    "no UTF-8": (b"\xff\xfe", 47001),
-    "too long": (b"grant_type=client_credential&appid=" + b"x" * 9000, 47001),
-    "many fields": (b"&".join(b"a=1" for _ in range(200)), 47001),
-    "a list": (b'["client_credential"]', 40002),
-    "numbers": (b'{"grant_type":"client_credential","appid":1,"secret":2}', 41002),
-    "half a surrogate": (b'{"grant_type":"client_credential","appid":"\\ud800","secret":"\\ud800"}', 40125),
-    "nothing": (b"", 40002),
-}
-
-
-@pytest.mark.parametrize(("body", "errcode"), BODIES.values(), ids=BODIES)
-@pytest.mark.parametrize("content_type", ["application/octet-stream", "application/json"])
-def test_a_body_that_is_none_is_refused(world: World, body: bytes, errcode: int, content_type: str) -> None:
-    answer = world.ask("POST /cgi-bin/stable_token", body=body, content_type=content_type)
-    if body == b"\xff\xfe" and content_type == "application/json":
-        errcode = 40002  # the gateway has made text of it
-    assert answer["errcode"] == errcode
-    assert answer["errmsg"].endswith(f" rid: {REQUEST_ID}")
-
-
-def test_what_nobody_foresaw_is_a_system_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     # Given a consumer whose item holds what it should not
@@ -238,6 +120,18 @@ def test_without_a_usable_value_the_system_is_busy(world: World) -> None:
 
 
 # --- who may read what: see also test_permissions
+
+
+def test_what_is_remembered_of_one_call_does_not_serve_another(world: World) -> None:
+    world.add_account("main")
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["*"])
+    # When appid and corpid have been looked up
+    assert "access_token" in ask_token(world, key, APPID)
+    assert "access_token" in ask_corp_token(world, key, CORPID)
+    # Then neither is taken for the other
+    assert ask_corp_token(world, key, APPID) == refused(40013, "invalid corpid")
+    assert ask_token(world, key, CORPID) == refused(40013, "invalid appid")
 
 
 def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one(world: World) -> None:
