@@ -173,6 +173,7 @@ def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
 
 
 @pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
 def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
     # When SAM's own command line reads the template
     stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
