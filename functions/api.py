@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from token_keeper.compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
@@ -25,6 +27,7 @@ from token_keeper.reader import (
     UnknownCredentialError,
 )
 from token_keeper.refresher import ANSWER_TIMEOUT, Refresher
+from token_keeper.signature import sign
 from token_keeper.table import Table
 
 logger = logging.getLogger("api")
@@ -38,7 +41,16 @@ LONGEST_REPORT = 8192
 
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 
-TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
+LONGEST_URL = 2048
+"""Characters of a page's address: what the gateway lets through is longer, and no browser needs it."""
+
+PAGE_ADDRESS = re.compile(r"https?://[!-~]+")
+
+JSAPI = "jsapi"
+TICKET_TYPES = (JSAPI, "wx_card", "agent_config")
+
+WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
+"""As WeChat sends it; SDKs look for its beginning."""
 
 type Answer = dict[str, Any]
 type Handler = Callable[[Mapping[str, Any], Any], Answer]
@@ -60,22 +72,26 @@ _STATUS = {
 
 
 class Api:
-    """The HTTP API (CONTRACT section 4)."""
+    """The HTTP API (CONTRACT sections 4 and 5)."""
 
     def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
         self._table = table
         self._reader = reader
         self._clock = clock
+        self._compatible = CompatibleApi(table, reader, clock)
         self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "GET /v1/accounts": self._accounts,
             "GET /v1/accounts/{account}": self._account,
             "GET /v1/accounts/{account}/access-token": self._access_token,
             "POST /v1/accounts/{account}/access-token/reports": self._report,
             "GET /v1/accounts/{account}/tickets/{type}": self._ticket,
+            "GET /v1/accounts/{account}/jsapi-signature": self._signature,
         }
 
     def answer(self, event: Mapping[str, Any]) -> Answer:
         """Answer an API Gateway request (payload format 2.0)."""
+        if event["routeKey"] in self._compatible.routes:
+            return _answer(200, self._compatible.answer(event), content_type=WECHATS_CONTENT_TYPE)
         try:
             return _answer(200, self._routes[event["routeKey"]](event))
         except KeeperError as error:
@@ -113,6 +129,18 @@ class Api:
         if ticket_type not in TICKET_TYPES:
             raise UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
         return self._hand_out(event, self._reader.read(_account_name(event), ticket_type), "ticket")
+
+    def _signature(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        url = _page(event)
+        reading = self._reader.read(_account_name(event), JSAPI)
+        nonce, timestamp = secrets.token_hex(8), int(self._clock())
+        logger.info("signed", extra=_handed_out(event, reading))
+        return {
+            "appId": reading.credential.app_id,
+            "timestamp": timestamp,
+            "nonceStr": nonce,
+            "signature": sign(reading.value, nonce, timestamp, url),
+        }
 
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         logger.info("handed out", extra=_handed_out(event, reading))
@@ -154,6 +182,15 @@ def _account_name(event: Mapping[str, Any]) -> str:
     return account
 
 
+def _page(event: Mapping[str, Any]) -> str:
+    url: str = (event.get("queryStringParameters") or {}).get("url", "")
+    if len(url) > LONGEST_URL or not PAGE_ADDRESS.fullmatch(url.partition("#")[0]):
+        raise InvalidRequestError(
+            f"url must be the page's address as location.href gives it, of at most {LONGEST_URL} characters"
+        )
+    return url
+
+
 def _reported(event: Mapping[str, Any]) -> str:
     """The fingerprint of the token that a report's body is about."""
     body = event.get("body") or ""
@@ -166,7 +203,7 @@ def _reported(event: Mapping[str, Any]) -> str:
     if not isinstance(report, dict):
         raise InvalidRequestError("a report is a JSON object")
     match report:
-        case {"access_token": str(token)} if token:
+        case {"access_token": str(token)} if token and token.isascii():
             return fingerprint(token)
         case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
             return reported

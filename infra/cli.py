@@ -42,6 +42,10 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 accounts = typer.Typer(no_args_is_help=True)
 app.add_typer(accounts, name="accounts", help="The accounts whose credentials are kept.")
+consumers = typer.Typer(no_args_is_help=True)
+app.add_typer(
+    consumers, name="consumers", help="Who may ask in WeChat's own format, with a key instead of an AppSecret."
+)
 
 
 def _checked_name(account: str | None) -> str | None:
@@ -53,6 +57,7 @@ def _checked_name(account: str | None) -> str | None:
 AccountName = Annotated[
     str, typer.Argument(metavar="ACCOUNT", callback=_checked_name, help="The account's name in this stack.")
 ]
+ConsumerName = Annotated[str, typer.Argument(metavar="NAME", callback=_checked_name, help="The consumer's name.")]
 
 
 @app.callback()
@@ -137,6 +142,43 @@ def set_secret(ctx: typer.Context, account: AccountName) -> None:
     record = stack.record(account)
     stack.put_record(account, operations.with_secret(account, record, _read_secret()), overwrite=True)
     typer.echo(f"Changed the secret of {account}: it is checked within seconds, see `token-keeper status {account}`.")
+
+
+@consumers.command("add")
+def add_consumer(
+    ctx: typer.Context,
+    name: ConsumerName,
+    accounts: Annotated[str, typer.Option(help="What it may read: names, or patterns with *, separated by commas.")],
+    may_report: Annotated[
+        bool, typer.Option("--may-report", help="Its force_refresh has a token checked, and replaced if it is dead.")
+    ] = False,
+) -> None:
+    """Let another service ask. Standard output gets its key, this once."""
+    stack: Stack = ctx.obj()
+    key = stack.add_consumer(name, accounts.split(","), may_report=may_report)
+    typer.echo(f"Added {name}. This is its key, to be used as the AppSecret; it is not shown again:", err=True)
+    typer.echo(key)
+    if not stack.has_compatible_api:
+        note = "Note: nobody answers it. WeChat's format is switched off in this stack (WeChatCompatibleApi=disabled)."
+        typer.echo(note, err=True)
+
+
+@consumers.command("list")
+def list_consumers(ctx: typer.Context) -> None:
+    """List the consumers."""
+    stack: Stack = ctx.obj()
+    table = _table("consumer", "accounts", "may report")
+    for consumer in stack.consumers():
+        table.add_row(consumer.name, ", ".join(consumer.accounts), "yes" if consumer.may_report else "no")
+    _print_table(table)
+
+
+@consumers.command("revoke")
+def revoke_consumer(ctx: typer.Context, name: ConsumerName) -> None:
+    """Let a consumer ask no longer."""
+    stack: Stack = ctx.obj()
+    stack.revoke_consumer(name)
+    typer.echo(f"Revoked {name}: within 15 seconds its key is refused. A token that it has got lives on.")
 
 
 @app.command()

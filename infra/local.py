@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
+from secrets import token_urlsafe
 from threading import Event, Thread
 from time import monotonic, time
 from time import sleep as wait
@@ -28,7 +29,7 @@ import api
 import refresh
 from infra import stack
 from infra.embedded_aws import REGION, EmbeddedAws
-from infra.loopback import LOOPBACK, Server
+from infra.loopback import LOOPBACK, Server, gateway_body
 from infra.operations import LOCAL_STACK, OperatorError
 from infra.simulated_wechat import SimulatedWeChat
 
@@ -252,11 +253,13 @@ def _rule(route: stack.Route) -> Rule:
 def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[str, str]) -> dict[str, Any]:
     """The request as API Gateway hands it on (HTTP API, payload format 2.0), as far as ApiFunction reads it."""
     query = {name: ",".join(request.args.getlist(name)) for name in request.args}
+    caller = {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/local"}}}
     return {
         "version": "2.0",
         "routeKey": route_key,
         "rawPath": request.path,
         "pathParameters": dict(path_parameters),
         **({"queryStringParameters": query} if query else {}),
-        "requestContext": {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/local"}}},
+        **gateway_body(request.get_data(), request.mimetype),
+        "requestContext": {"requestId": token_urlsafe(11), **(caller if request.path.startswith("/v1/") else {})},
     }

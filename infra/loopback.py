@@ -2,10 +2,11 @@
 
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from email.utils import formatdate
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -61,3 +62,12 @@ class _QuietHandler(WSGIRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Write no line for a request: its URL can hold a secret."""
+
+
+def gateway_body(body: bytes, content_type: str) -> dict[str, Any]:
+    """A request's body as API Gateway hands it on: text where its type says so, anything else (a form, too) in base64."""
+    if not body:
+        return {"isBase64Encoded": False}
+    if content_type.startswith(("text/", "application/json")):
+        return {"body": body.decode(errors="replace"), "isBase64Encoded": False}
+    return {"body": b64encode(body).decode(), "isBase64Encoded": True}

@@ -6,8 +6,9 @@ API, and RefreshFunction is asked to renew; all of it with the operator's own AW
 
 import json
 import re
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -23,7 +24,7 @@ from requests.auth import AuthBase
 
 from token_keeper.accounts import parse_record
 from token_keeper.errors import InvalidRecordError
-from token_keeper.model import CORP_TICKETS, PUBLIC_TICKETS
+from token_keeper.model import CORP_TICKETS, PUBLIC_TICKETS, Consumer, digest
 
 type Json = dict[str, Any]
 
@@ -39,6 +40,8 @@ kills the value before the last."""
 
 LOCAL_ONCE = Config(proxies={}, retries={"total_max_attempts": 1})
 """No proxy reaches this machine's own address, and what does not answer there at once is not running."""
+
+ACCOUNT_PATTERN = re.compile(r"[a-z0-9*][a-z0-9*-]{0,63}")
 
 APPID = re.compile(r"wx[0-9a-f]{16}")
 APPSECRET = re.compile(r"[0-9A-Fa-f]{32}")
@@ -101,6 +104,26 @@ def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
     return {"appid": appid, "secret": secret, "endpoint": "stable_token"}
 
 
+def new_consumer(name: str, accounts: Iterable[str], *, may_report: bool, now: int) -> tuple[str, Json]:
+    """A consumer's key, which is kept nowhere, and its item for the table; refuses with OperatorError what is no account.
+
+    `accounts`: names, or patterns with `*`. `now`: epoch seconds.
+    """
+    accounts = list(dict.fromkeys(accounts))
+    if wrong := [account for account in accounts if not ACCOUNT_PATTERN.fullmatch(account)]:
+        raise OperatorError(f"'{wrong[0]}' is no account: use names like main, or patterns like mini-*, with commas.")
+    key = "wtk_" + secrets.token_urlsafe(32)
+    item = {
+        "pk": {"S": "consumers"},
+        "sk": {"S": digest(key)},
+        "name": {"S": name},
+        "accounts": {"S": " ".join(accounts)},
+        "may_report": {"N": str(int(may_report))},
+        "created_at": {"N": str(now)},
+    }
+    return key, item
+
+
 class Stack:
     """A stack and what one can do with it. Every method raises OperatorError where it cannot do it."""
 
@@ -125,11 +148,14 @@ class Stack:
             self._api_url = outputs["ApiUrl"].rstrip("/")
             self._accounts_path = outputs["AccountsPath"].rstrip("/")
             self._refresh_function = outputs["RefreshFunctionName"]
+            self._table = outputs["TokenTableName"]
         except KeyError as missing:
             raise OperatorError(
                 f"The stack '{name}' has no output {missing}: is it another, or still being made?"
             ) from None
         self._kms_key = parameters.get("KmsKeyArn")
+        self.has_compatible_api = parameters.get("WeChatCompatibleApi") != "disabled"
+        """Whether anybody answers a consumer: the stack's parameter `WeChatCompatibleApi`."""
 
     def health(self, account: str | None = None) -> tuple[Json, float]:
         """The API's document on the account, or `{"accounts": […]}` with all; and the API's time in epoch seconds."""
@@ -170,6 +196,47 @@ class Stack:
         """Delete the account's record."""
         with self._aws(account):
             self._ssm.delete_parameter(Name=self._parameter(account))
+
+    def consumers(self) -> list[Consumer]:
+        """The consumers, by name."""
+        query = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :consumers",
+            "ExpressionAttributeValues": {":consumers": {"S": "consumers"}},
+            "ConsistentRead": True,
+        }
+        with self._aws(self._table):
+            pages = self._dynamodb().get_paginator("query").paginate(**query)
+            items = [item for page in pages for item in page["Items"]]
+        found = [
+            Consumer(
+                item["name"]["S"], item["sk"]["S"], tuple(item["accounts"]["S"].split()), item["may_report"]["N"] == "1"
+            )
+            for item in items
+        ]
+        return sorted(found, key=lambda consumer: consumer.name)
+
+    def add_consumer(self, name: str, accounts: Iterable[str], *, may_report: bool) -> str:
+        """Let another consumer read these accounts; returns its key, which is kept nowhere."""
+        key, item = new_consumer(name, accounts, may_report=may_report, now=int(time.time()))
+        if any(consumer.name == name for consumer in self.consumers()):
+            raise OperatorError(f"The consumer '{name}' exists: choose another name, or revoke it first.")
+        with self._aws(self._table):
+            self._dynamodb().put_item(TableName=self._table, Item=item)
+        return key
+
+    def revoke_consumer(self, name: str) -> None:
+        """Let the consumer's key (each, had two operators added the same name at once) be valid no longer."""
+        revoked = [consumer for consumer in self.consumers() if consumer.name == name]
+        if not revoked:
+            raise OperatorError(f"There is no consumer '{name}': `token-keeper consumers list` shows those there are.")
+        for consumer in revoked:
+            key = {"pk": {"S": "consumers"}, "sk": {"S": consumer.key_digest}}
+            with self._aws(self._table):
+                self._dynamodb().delete_item(TableName=self._table, Key=key)
+
+    def _dynamodb(self) -> Any:
+        return self._session.client("dynamodb", endpoint_url=self._endpoint, config=self._config)
 
     def renew(self, account: str, credential: str) -> Json:
         """Have a credential replaced now, and return RefreshFunction's summary."""

@@ -69,10 +69,11 @@ def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-
 
 
 def routes(template: Template) -> list[Route]:
-    """The routes of a translated template's HTTP API."""
+    """The routes of a translated template's HTTP API, without those that its parameters switch off."""
     found = []
     for api in _resources(template, "AWS::ApiGatewayV2::Api").values():
-        for path, operations in sorted(api["Body"]["paths"].items()):
+        for path, conditional in sorted(api["Body"]["paths"].items()):
+            operations = _resolved(conditional, template["Conditions"])
             for method, operation in operations.items():
                 uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
                 (function,) = re.findall(r"\$\{(\w+)\.Arn\}", uri)
@@ -111,6 +112,16 @@ def _fill_in(node: Any, known: Mapping[str, str]) -> Any:
             return {name: _fill_in(value, known) for name, value in node.items()}
         case list():
             return [_fill_in(value, known) for value in node]
+        case _:
+            return node
+
+
+def _resolved(node: Template, conditions: Template) -> Template:
+    """The branch that holds of a `Fn::If` whose condition compares a parameter with a text."""
+    match node:
+        case {"Fn::If": [condition, then, otherwise]}:
+            left, right = conditions[condition]["Fn::Equals"]
+            return _resolved(then if left == right else otherwise, conditions)
         case _:
             return node
 

@@ -12,11 +12,11 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import boto3
 import requests
@@ -27,13 +27,18 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 import api
 import refresh
-from infra import stack
+from infra import operations, stack
+from infra.loopback import gateway_body
 from infra.simulated_wechat import SimulatedWeChat
+from token_keeper.model import digest
 
 ACCOUNTS_PATH = "/wechat-token-keeper/accounts"
 REGION = "us-east-1"
 START = 1_790_000_000
 """2026-09-21, 14:13:20 UTC."""
+
+REQUEST_ID = "JKJaXmPLvHcESHA="
+"""As API Gateway makes them."""
 
 APPID, SECRET = "wx0123456789abcdef", "0123456789abcdef0123456789abcdef"
 
@@ -67,6 +72,7 @@ class World:
     `before_aws` is called with the name of each AWS call of both functions (`dynamodb.PutItem`, `lambda.Invoke`) and what
     it sends, as it begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
     and its answer is still under way. `unreachable`: no connection to WeChat comes about.
+    `answered` is called with the route key and the answer of each request.
     `told` is everything but values that the system has said: summaries, health, problem documents.
     """
 
@@ -85,6 +91,7 @@ class World:
         self.secrets: set[str] = set()
         self.before_aws: Callable[[str, bytes], None] | None = None
         self.during_call: Callable[[], object] | None = None
+        self.answered: Callable[[str, Mapping[str, Any]], object] = lambda _route, _answer: None
         self.unreachable = False
         self._online = 0
         self._internet = responses.RequestsMock(assert_all_requests_are_fired=False)
@@ -148,6 +155,19 @@ class World:
         self.ssm.put_parameter(Name=f"{ACCOUNTS_PATH}/{name}", Value=value, Type="SecureString", Overwrite=True)
         return self.parameter_event(name)
 
+    def add_consumer(self, name: str, accounts: Iterable[str], *, may_report: bool = False) -> str:
+        """Keep a consumer; returns its key."""
+        key, item = operations.new_consumer(name, accounts, may_report=may_report, now=int(self.clock()))
+        self.secrets.add(key)
+        self.dynamodb.put_item(TableName=self.environment["TABLE_NAME"], Item=item)
+        return key
+
+    def revoke(self, key: str) -> None:
+        """Let a consumer's key be valid no longer."""
+        self.dynamodb.delete_item(
+            TableName=self.environment["TABLE_NAME"], Key={"pk": {"S": "consumers"}, "sk": {"S": digest(key)}}
+        )
+
     def delete_parameter(self, name: str) -> dict[str, Any]:
         """Delete an account's parameter and deliver its event; returns the summary."""
         self.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/{name}")
@@ -190,11 +210,34 @@ class World:
         self, path: str, instance: api.Handler | None = None, body: str | None = None
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
         """GET a path of the API, or POST a body to it; returns status, body and headers."""
+        event = gateway_event(path, body)
         with self.internet():
-            answer = (instance or self._api)(gateway_event(path, body), None)
+            answer = (instance or self._api)(event, None)
         if answer["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
             self.told.append(answer["body"])
+        self.answered(event["routeKey"], answer)
         return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
+
+    def ask(
+        self,
+        call: str,
+        instance: api.Handler | None = None,
+        *,
+        body: str | bytes | None = None,
+        content_type: str = "application/json",
+        **query: str,
+    ) -> dict[str, Any]:
+        """Make a call of WeChat's (`GET /cgi-bin/token`) as an SDK does, and return what WeChat would have answered."""
+        method, path = call.split()
+        event = gateway_event(f"{path}?{urlencode(query)}", body, method=method, content_type=content_type)
+        with self.internet():
+            answer = (instance or self._api)(event, None)
+        assert answer["statusCode"] == 200, answer
+        told: dict[str, Any] = json.loads(answer["body"])
+        if told.get("errcode"):
+            self.told.append(answer["body"])
+        self.answered(event["routeKey"], answer)
+        return told
 
     def token(self, name: str = "main") -> str:
         """The access token that the API hands out."""
@@ -312,10 +355,14 @@ _ROUTES = [(route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path)
 _VALUE_PATHS = ("/access-token", "/reports", "/jsapi", "/wx_card", "/agent_config")
 
 
-def gateway_event(path: str, body: str | None = None) -> dict[str, Any]:
-    """A GET request, or a POST of a body, as API Gateway hands it to ApiFunction, routed by the template's routes."""
+def gateway_event(
+    path: str, body: str | bytes | None = None, method: str | None = None, content_type: str = "application/json"
+) -> dict[str, Any]:
+    """A request (a GET, or a POST where there is a body) as API Gateway hands it to ApiFunction, routed by the template."""
     url = urlsplit(path)
-    method = "GET" if body is None else "POST"
+    method = method or ("GET" if body is None else "POST")
+    sent = body.encode() if isinstance(body, str) else body
+    caller = {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}}
     for route, pattern in _ROUTES:
         if route.method == method and (match := pattern.fullmatch(url.path)):
             query = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -324,7 +371,7 @@ def gateway_event(path: str, body: str | None = None) -> dict[str, Any]:
                 "routeKey": f"{method} {route.path}",
                 "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
-                **({} if body is None else {"body": body, "isBase64Encoded": False}),
-                "requestContext": {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}},
+                **({} if sent is None else gateway_body(sent, content_type)),
+                "requestContext": {"requestId": REQUEST_ID, **(caller if url.path.startswith("/v1/") else {})},
             }
     raise AssertionError(f"the template has no route for {method} {path}")

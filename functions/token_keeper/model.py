@@ -8,11 +8,15 @@ import re
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 ACCESS_TOKEN = "access_token"
 """The name of every account's token credential; a ticket credential bears its ticket type."""
 
 ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+CONSUMER_KEY = re.compile(r"wtk_[A-Za-z0-9_-]{43}")
+"""`wtk_` and 32 random bytes in base64url without padding."""
 
 PUBLIC_TICKETS = ("jsapi", "wx_card")
 CORP_TICKETS = ("jsapi", "agent_config")
@@ -42,7 +46,12 @@ class FailureClass(StrEnum):
 
 def fingerprint(value: str) -> str:
     """Name a secret value without showing it: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(value.encode()).hexdigest()[:16]
+    return digest(value)[:16]
+
+
+def digest(value: str) -> str:
+    """The SHA-256 of a secret value in lower-case hex: what is stored of a consumer's key."""
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
 def rfc3339(epoch_seconds: int) -> str:
@@ -70,6 +79,21 @@ class Account:
     def claim(self) -> str:
         """What must not be kept twice: WeChat mints per appid and endpoint, WeCom per corp and app secret."""
         return f"{self.kind}#{fingerprint(self.secret)}" if self.kind is Kind.CORP_TOKEN else str(self.kind)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
+    its reports of a token that does not work are acted upon."""
+
+    name: str
+    key_digest: str
+    accounts: tuple[str, ...]
+    may_report: bool
+
+    def may_read(self, account: str) -> bool:
+        """Whether the account's token may be handed to this consumer."""
+        return any(fnmatchcase(account, pattern) for pattern in self.accounts)
 
 
 @dataclass(frozen=True)

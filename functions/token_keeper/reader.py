@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hmac import compare_digest
 
 from token_keeper import renewal
 from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
@@ -124,10 +125,23 @@ class Reader:
             reading = self._read_afresh(account, ACCESS_TOKEN)
             if reading.credential.fingerprint != fingerprint:
                 return Verdict.SUPERSEDED, reading
-            verdict = self._verify(account, fingerprint)
+            try:
+                verdict = self._verify(account, fingerprint)
+            except NoValidValueError:
+                self._remembered.pop((account, ACCESS_TOKEN), None)  # it may have been found dead
+                raise
             return verdict, self._read_afresh(account, ACCESS_TOKEN)
         except (StoreUnavailableError, RefresherUnavailableError) as error:
             raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+
+    def holder(self, access_token: str) -> str | None:
+        """The account whose current access token this is, as far as this reader remembers."""
+        now, asked = self._now(), access_token.encode()
+        for (account, name), (credential, read_at) in list(self._remembered.items()):
+            is_asked_for = name == ACCESS_TOKEN and compare_digest((credential.value or "").encode(), asked)
+            if is_asked_for and 0 <= now - read_at <= REMEMBERED_FOR and now < renewal.usable_until(credential):
+                return account
+        return None
 
     def _verify(self, account: str, fingerprint: str) -> Verdict:
         summary = self._refresher.verify(account, fingerprint)
@@ -152,7 +166,7 @@ class Reader:
         credential = self._table.credential(account, name)
         reading = _reading(credential, read_at, self._now()) if credential else None
         if credential and reading:
-            self._remember(credential, read_at)
+            self.remember(credential, read_at)
         else:
             self._remembered.pop((account, name), None)
         return credential, reading
@@ -185,7 +199,8 @@ class Reader:
         if name not in entry.credentials:
             raise UnknownCredentialError(f"the account {account} has no {name}")
 
-    def _remember(self, credential: Credential, read_at: int) -> None:
+    def remember(self, credential: Credential, read_at: int) -> None:
+        """Hand out this credential, which was read (consistently) at `read_at`, as if this reader had read it itself."""
         if len(self._remembered) >= REMEMBERED_AT_MOST:
             self._remembered.pop(next(iter(self._remembered)))
         self._remembered[credential.account, credential.name] = (credential, read_at)

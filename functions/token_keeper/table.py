@@ -1,13 +1,16 @@
-"""Adapter: the table. One item per credential, one per account in a directory, one per claim on an appid.
+"""Adapter: the table. One item per credential, one per account in a directory, one per claim on an appid, one per
+consumer.
 
 | pk | sk | holds |
 |---|---|---|
 | `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
 | `claim#<appid>` | endpoint | the one account that keeps this appid with this endpoint |
-| `claim#<appid>` | `dropped#<ticket>` | that a ticket of this appid was forgotten, which WeChat may still repeat |
+| `dropped#<appid>` | ticket type | that such a ticket of this appid was forgotten, which WeChat may still repeat |
+| `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
 
-The index `due` lists every credential by `due_at`. The attribute `ttl` is housekeeping: whatever nobody has touched for
+The index `due` lists every credential by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
+value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: whatever nobody has touched for
 `HOUSEKEEPING` seconds disappears. No rule relies on it.
 """
 
@@ -23,6 +26,7 @@ from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
+    Consumer,
     Credential,
     Due,
     Failure,
@@ -42,6 +46,7 @@ HOUSEKEEPING = 7 * 86400
 _BATCH_GET_LIMIT = 100
 
 _BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
+_CONSUMERS = "consumers"
 
 
 @dataclass(frozen=True)
@@ -103,18 +108,48 @@ class Table:
 
     def credentials(self, entries: Iterable[Entry]) -> dict[tuple[str, str], Credential]:
         """The credentials of the given accounts, by (account, name)."""
-        keys = [_key(entry.account, name) for entry in entries for name in entry.credentials]
-        found = {}
-        while keys:
-            with _translated_errors():
-                answer: Any = self._dynamodb.batch_get_item(
-                    RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": True}}
-                )
-            keys = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + keys[_BATCH_GET_LIMIT:]
-            for item in answer["Responses"].get(self._name, []):
-                credential = _credential(_plain(item))
-                found[credential.account, credential.name] = credential
-        return found
+        items = self._items([_key(entry.account, name) for entry in entries for name in entry.credentials])
+        credentials = map(_credential, items)
+        return {(credential.account, credential.name): credential for credential in credentials}
+
+    def consumer_and_claims(self, key_digest: str, app_id: str) -> tuple[Consumer | None, dict[str, str]]:
+        """A consumer by its key, and the accounts that keep the appid, by endpoint; in one round trip."""
+        claims = [_wire({"pk": f"claim#{app_id}", "sk": endpoint}) for endpoint in (Kind.TOKEN, Kind.STABLE_TOKEN)]
+        items = self._items([_consumer_key(key_digest), *claims])
+        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
+        holders = {item["sk"]: item["account"] for item in items if item["pk"] != _CONSUMERS}
+        return next(iter(consumers), None), holders
+
+    def consumer_and_tokens(
+        self, key_digest: str, accounts: Iterable[str]
+    ) -> tuple[Consumer | None, dict[str, Credential]]:
+        """A consumer by its key, and the accounts' access tokens, by account; in one round trip."""
+        items = self._items([_consumer_key(key_digest), *(_key(account, ACCESS_TOKEN) for account in accounts)])
+        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
+        tokens = [_credential(item) for item in items if item["pk"] != _CONSUMERS]
+        return next(iter(consumers), None), {token.account: token for token in tokens}
+
+    def token_and_ticket(self, account: str, ticket: str) -> tuple[Credential | None, Credential | None]:
+        """An account's access token and one of its tickets; in one round trip."""
+        items = self._items([_key(account, ACCESS_TOKEN), _key(account, ticket)])
+        found = {item["sk"]: _credential(item) for item in items}
+        return found.get(ACCESS_TOKEN), found.get(ticket)
+
+    def holder_of_token(self, index: str, token_fingerprint: str) -> str | None:
+        """The account whose access token has, or had, that fingerprint by the index, which may lag."""
+        with _translated_errors():
+            answer = self._dynamodb.query(
+                TableName=self._name,
+                IndexName=index,
+                KeyConditionExpression=f"{index} = :fingerprint",
+                ExpressionAttributeValues=_wire({":fingerprint": token_fingerprint}),
+            )
+        found = map(_plain, answer["Items"])
+        return next((_account_of(item) for item in found if item["sk"] == ACCESS_TOKEN), None)
+
+    def claims(self, app_id: str) -> dict[str, str]:
+        """The accounts that keep this appid or corpid, by what they claim of it."""
+        return {item["sk"]: item["account"] for item in self._partition(f"claim#{app_id}")}
 
     def due(self, until: int | None) -> list[Due]:
         """What the index lists as due at `until` or before; everything it lists, where that is None."""
@@ -264,17 +299,15 @@ class Table:
 
     def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, but for one endpoint."""
-        for claim in self._claims(app_id):
-            if claim.get("account") == account and claim["sk"] != but:
-                self._delete({"pk": claim["pk"], "sk": claim["sk"]}, "account = :account", {":account": account})
+        for claim, holder in self.claims(app_id).items():
+            if holder == account and claim != but:
+                self._delete({"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account})
 
     def tickets_seen(self, account: str, app_id: str, tickets: Iterable[str], now: int) -> set[str]:
-        """Which of these tickets of the appid may have been seen before: another account keeps it, or one was dropped."""
-        claims = self._claims(app_id)
-        if any(claim.get("account", account) != account for claim in claims):
+        """Tickets of the appid that may have been seen before: all, where another account keeps it; those just dropped."""
+        if set(self.claims(app_id).values()) - {account}:
             return set(tickets)
-        dropped = {claim["sk"] for claim in claims if claim.get("gone_at", 0) > now}
-        return {ticket for ticket in tickets if f"dropped#{ticket}" in dropped}
+        return {item["sk"] for item in self._partition(f"dropped#{app_id}") if now < item["gone_at"]}
 
     def enrol(
         self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int, age_unknown: bool = False
@@ -320,7 +353,7 @@ class Table:
     def drop_credential(self, account: str, name: str, app_id: str, *, gone_at: int) -> None:
         """Forget a credential and its value; not yet, that WeChat may repeat it until `gone_at` if it is a ticket."""
         if name != ACCESS_TOKEN:
-            item = {"pk": f"claim#{app_id}", "sk": f"dropped#{name}", "gone_at": gone_at}
+            item = {"pk": f"dropped#{app_id}", "sk": name, "gone_at": gone_at}
             with _translated_errors():
                 self._dynamodb.put_item(TableName=self._name, Item=_wire(item | {"ttl": gone_at + HOUSEKEEPING}))
         self._delete({"pk": f"credential#{account}", "sk": name})
@@ -331,15 +364,26 @@ class Table:
 
     # --- the wire
 
-    def _claims(self, app_id: str) -> list[dict[str, Any]]:
+    def _partition(self, pk: str) -> list[dict[str, Any]]:
         with _translated_errors():
             answer = self._dynamodb.query(
                 TableName=self._name,
-                KeyConditionExpression="pk = :claim",
-                ExpressionAttributeValues=_wire({":claim": f"claim#{app_id}"}),
+                KeyConditionExpression="pk = :pk",
+                ExpressionAttributeValues=_wire({":pk": pk}),
                 ConsistentRead=True,
             )
         return [_plain(item) for item in answer["Items"]]
+
+    def _items(self, keys: list[Any]) -> list[dict[str, Any]]:
+        items = []
+        while keys:
+            with _translated_errors():
+                answer: Any = self._dynamodb.batch_get_item(
+                    RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": True}}
+                )
+            keys = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + keys[_BATCH_GET_LIMIT:]
+            items += [_plain(item) for item in answer["Responses"].get(self._name, [])]
+        return items
 
     def _update_leased(self, leased: Credential, update: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
         key = _key(leased.account, leased.name)
@@ -404,6 +448,10 @@ def _directory_key(account: str) -> Any:
     return _wire({"pk": "accounts", "sk": account})
 
 
+def _consumer_key(key_digest: str) -> Any:
+    return _wire({"pk": _CONSUMERS, "sk": key_digest})
+
+
 # The items hold text, whole numbers and one map; boto3's own serializer costs the readers an import and makes Decimals.
 
 
@@ -430,7 +478,7 @@ def _plain_value(value: Mapping[str, Any]) -> Any:
 def _credential(item: dict[str, Any]) -> Credential:
     error = item.get("last_error")
     return Credential(
-        account=item["pk"].partition("#")[2],
+        account=_account_of(item),
         name=item["sk"],
         kind=Kind(item["kind"]),
         app_id=item["app_id"],
@@ -461,9 +509,17 @@ def _credential(item: dict[str, Any]) -> Credential:
     )
 
 
+def _account_of(item: dict[str, Any]) -> str:
+    account: str = item["pk"].partition("#")[2]
+    return account
+
+
+def _consumer(item: dict[str, Any]) -> Consumer:
+    return Consumer(item["name"], item["sk"], tuple(item["accounts"].split()), bool(item["may_report"]))
+
+
 def _due(item: dict[str, Any]) -> Due:
-    account = item["pk"].partition("#")[2]
-    return Due(account, item["sk"], Kind(item["kind"]), item["due_at"], item["failures"])
+    return Due(_account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item["failures"])
 
 
 def _entry(item: dict[str, Any]) -> Entry:

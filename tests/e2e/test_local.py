@@ -142,6 +142,27 @@ def test_it_tells_why_a_renewal_failed_and_what_to_do(local: Local) -> None:
     assert local.operate("status").returncode == 0
 
 
+def test_a_consumer_asks_in_wechats_format_until_its_key_is_revoked(local: Local) -> None:
+    # Given a consumer's key, as an operator gets it
+    added = local.operate("consumers", "add", "shop", "--accounts", "demo")
+    assert added.returncode == 0, added.stderr
+    key = added.stdout.strip()
+    call = {"grant_type": "client_credential", "appid": "wx0123456789abcdef", "secret": key}
+    # When it is used as an AppSecret, in a form, which API Gateway hands on in base64, and in JSON
+    for answer in (
+        requests.post(f"{local.api}/cgi-bin/token", data=call, timeout=30),
+        requests.post(f"{local.api}/cgi-bin/stable_token", json=call, timeout=30),
+    ):
+        # Then it gets a token that WeChat accepts
+        assert local.accepts(answer.json()["access_token"])
+    assert key not in local.printed
+    # And 15 seconds after it was revoked it gets none
+    assert local.operate("consumers", "revoke", "shop").returncode == 0
+    time.sleep(16 / SPEED)
+    answer = requests.get(f"{local.api}/cgi-bin/token", params=call, timeout=30)
+    assert (answer.status_code, answer.json()["errcode"]) == (200, 40125)
+
+
 def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
     # When an account is added that WeChat does not know
     added = local.operate("accounts", "add", "shop", "--appid", APPID, stdin=SECRET)

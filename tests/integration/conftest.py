@@ -1,12 +1,15 @@
-"""A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way."""
+"""A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way,
+and each answer must be one that the OpenAPI document describes."""
 
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from moto import mock_aws
 
+from tests import openapi
 from tests.world import World
 
 
@@ -23,8 +26,22 @@ class _Log(logging.Handler):
 
 @pytest.fixture
 def world() -> Iterator[World]:
+    with _watched_world() as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def shared_world() -> Iterator[World]:
+    """One for all tests of a module that change nothing in it. No such module may use `world` too."""
+    with _watched_world() as world:
+        yield world
+
+
+@contextmanager
+def _watched_world() -> Iterator[World]:
     with mock_aws():
         world = World()
+        world.answered = openapi.check
         log = _Log(world.told)
         loggers = [logging.getLogger(name) for name in ("refresh", "api")]
         for logger in loggers:

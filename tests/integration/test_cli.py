@@ -3,6 +3,7 @@
 CloudFormation and Parameter Store are moto's; the API and RefreshFunction are answered over HTTP by the tests.
 """
 
+import hashlib
 import json
 import re
 import socket
@@ -29,13 +30,19 @@ API = "https://api.example.com"
 NOW = "Sun, 22 Nov 2026 13:27:00 GMT"
 
 TEMPLATE = {
-    "Parameters": {"KmsKeyArn": {"Type": "String", "Default": ""}},
+    "Parameters": {
+        "KmsKeyArn": {"Type": "String", "Default": ""},
+        "WeChatCompatibleApi": {"Type": "String", "Default": "enabled"},
+    },
     "Resources": {
         "TokenTable": {
             "Type": "AWS::DynamoDB::Table",
             "Properties": {
-                "AttributeDefinitions": [{"AttributeName": "pk", "AttributeType": "S"}],
-                "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}],
+                "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
+                "KeySchema": [
+                    {"AttributeName": "pk", "KeyType": "HASH"},
+                    {"AttributeName": "sk", "KeyType": "RANGE"},
+                ],
                 "BillingMode": "PAY_PER_REQUEST",
             },
         }
@@ -508,6 +515,98 @@ def test_a_broken_refresh_function_is_asked_once(refresh_function: Service) -> N
     assert "refresh failed with KeyError: read its log" in result.stderr
     assert SECRET not in result.output
     assert len(refresh_function.requests) == 1
+
+
+# --- consumers
+
+
+def kept_consumers() -> list[dict[str, Any]]:
+    table = boto3.client("cloudformation").describe_stacks()["Stacks"][0]["Outputs"]
+    name = next(output["OutputValue"] for output in table if output["OutputKey"] == "TokenTableName")
+    items: list[dict[str, Any]] = boto3.client("dynamodb").scan(TableName=name)["Items"]
+    return items
+
+
+def test_a_consumers_key_is_shown_once_and_only_its_hash_is_kept(stack: None) -> None:
+    # When a consumer is added
+    result = run("consumers", "add", "shop", "--accounts", "main,mini-*", "--may-report")
+    # Then standard output has nothing but its key
+    assert result.exit_code == 0, result.output
+    key = result.stdout.strip()
+    assert re.fullmatch(r"wtk_[A-Za-z0-9_-]{43}", key)
+    assert key not in result.stderr
+    # And the table has its SHA-256, and nothing that ends by itself
+    (item,) = kept_consumers()
+    del item["created_at"]
+    assert item == {
+        "pk": {"S": "consumers"},
+        "sk": {"S": hashlib.sha256(key.encode()).hexdigest()},
+        "name": {"S": "shop"},
+        "accounts": {"S": "main mini-*"},
+        "may_report": {"N": "1"},
+    }
+
+
+def test_consumers_are_listed_by_name_without_keys(stack: None) -> None:
+    keys = [
+        run("consumers", "add", "staging", "--accounts", "main").stdout.strip(),
+        run("consumers", "add", "shop", "--accounts", "main,mini-*", "--may-report").stdout.strip(),
+    ]
+    result = run("consumers", "list")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [
+        ["consumer", "accounts", "may", "report"],
+        ["shop", "main,", "mini-*", "yes"],
+        ["staging", "main", "no"],
+    ]
+    assert not any(key in result.output or hashlib.sha256(key.encode()).hexdigest() in result.output for key in keys)
+
+
+def test_a_revoked_consumer_is_gone_and_its_name_free_again(stack: None) -> None:
+    run("consumers", "add", "shop", "--accounts", "main")
+    run("consumers", "add", "staging", "--accounts", "main")
+    # When one is revoked
+    result = run("consumers", "revoke", "shop")
+    # Then only the other is left
+    assert result.exit_code == 0
+    assert "15 seconds" in result.stdout
+    assert [item["name"]["S"] for item in kept_consumers()] == ["staging"]
+    assert run("consumers", "add", "shop", "--accounts", "main").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["add", "shop"], "--accounts"),
+        (["add", "shop", "--accounts", ""], "'' is no account"),
+        (["add", "shop", "--accounts", "main,"], "'' is no account"),
+        (["add", "shop", "--accounts", "main, other"], "' other' is no account"),
+        (["add", "shop", "--accounts", "ma?n"], "'ma?n' is no account"),
+        (["add", "Shop", "--accounts", "main"], "lower-case letters"),
+        (["add", "staging", "--accounts", "main"], "The consumer 'staging' exists"),
+        (["revoke", "shop"], "There is no consumer 'shop'"),
+    ],
+)
+def test_what_cannot_be_done_with_consumers_is_said(stack: None, arguments: list[str], says: str) -> None:
+    run("consumers", "add", "staging", "--accounts", "main")
+    result = run("consumers", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert len(kept_consumers()) == 1
+
+
+def test_where_nobody_would_answer_a_consumer_that_is_said(stack: None) -> None:
+    # Given a stack that does not answer in WeChat's format
+    boto3.client("cloudformation").update_stack(
+        StackName="wechat-token-keeper",
+        TemplateBody=json.dumps(TEMPLATE),
+        Parameters=[{"ParameterKey": "WeChatCompatibleApi", "ParameterValue": "disabled"}],
+    )
+    result = run("consumers", "add", "shop", "--accounts", "main")
+    assert result.exit_code == 0
+    assert "WeChatCompatibleApi=disabled" in result.stderr
+    assert result.stdout.startswith("wtk_")
 
 
 # --- where the stack is

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from infra.operations import new_consumer
 from tests.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
+    Consumer,
     Credential,
     Due,
     Failure,
@@ -18,6 +20,7 @@ from token_keeper.model import (
     Grant,
     Kind,
     Spent,
+    digest,
     fingerprint,
 )
 from token_keeper.table import Entry, Table
@@ -421,11 +424,79 @@ def drop_entry(table: Table) -> None:
     assert table.entry("main") is None
 
 
+def add_consumer(table: Table) -> Consumer:
+    """A consumer as the command line writes it."""
+    key, item = new_consumer("shop", ["main", "mini-*"], may_report=True, now=START)
+    table._dynamodb.put_item(TableName=table._name, Item=item)
+    return Consumer("shop", digest(key), ("main", "mini-*"), may_report=True)
+
+
+def claims(table: Table) -> None:
+    # Given a corp with two apps
+    corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
+    others = replace(corp, name="other", secret="other")
+    table.claim(corp)
+    table.claim(others)
+    # Then both are found, and nothing of a corp that nobody keeps
+    assert table.claims("ww0") == {corp.claim: "app", others.claim: "other"}
+    assert table.claims("ww1") == {}
+
+
+def consumer_and_claims(table: Table) -> None:
+    # Given a consumer, and accounts that keep an appid with both endpoints
+    consumer = add_consumer(table)
+    table.claim(account())
+    table.claim(account("other", Kind.STABLE_TOKEN))
+    # Then they are found together, and each also without the other
+    assert table.consumer_and_claims(consumer.key_digest, APP_ID) == (
+        consumer,
+        {"token": "main", "stable_token": "other"},
+    )
+    assert table.consumer_and_claims("0" * 64, APP_ID)[0] is None
+    assert table.consumer_and_claims(consumer.key_digest, "wx1") == (consumer, {})
+
+
+def consumer_and_tokens(table: Table) -> None:
+    consumer, token = add_consumer(table), published(table)
+    assert table.consumer_and_tokens(consumer.key_digest, ["main", "other"]) == (consumer, {"main": token})
+    assert table.consumer_and_tokens("0" * 64, ()) == (None, {})
+
+
+def token_and_ticket(table: Table) -> None:
+    token = published(table)
+    assert table.token_and_ticket("main", "jsapi") == (token, None)
+    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    assert table.token_and_ticket("main", "jsapi") == (token, table.credential("main", "jsapi"))
+    assert table.token_and_ticket("other", "jsapi") == (None, None)
+
+
+def holder_of_token(table: Table) -> None:
+    # Given a token that has been renewed once, and a ticket
+    published(table, "first")
+    give(table, leased(table, DUE), "second", asked_at=DUE)
+    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    due_ticket = Due("main", "jsapi", Kind.TICKET, START, 0)
+    held = table.take_lease(due_ticket, now=START, until=LEASE_END)
+    assert held is not None
+    give(table, held, "ticket")
+    # Then each index finds its own value, and no ticket
+    found = {
+        (index, value): table.holder_of_token(index, fingerprint(value))
+        for index in ("fingerprint", "previous_fingerprint")
+        for value in ("first", "second", "ticket")
+    }
+    assert {asked for asked, holder in found.items() if holder == "main"} == {
+        ("fingerprint", "second"),
+        ("previous_fingerprint", "first"),
+    }
+
+
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
         *(take_lease, begin_renewal, publish, record_failure, release, distrust),
+        *(consumer_and_claims, consumer_and_tokens, token_and_ticket, holder_of_token, claims),
         *(claim, holder, release_claims, tickets_seen, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }

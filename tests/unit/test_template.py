@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
+from samcli.lib.providers.api_provider import ApiProvider
+from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, routes, schedules, translate
 
@@ -22,6 +24,8 @@ READERS_CALLS = {
     ("dynamodb:GetItem", "TokenTable.Arn"),
     ("dynamodb:BatchGetItem", "TokenTable.Arn"),
     ("dynamodb:Query", "TokenTable.Arn"),
+    ("dynamodb:Query", "${TokenTable.Arn}/index/fingerprint"),
+    ("dynamodb:Query", "${TokenTable.Arn}/index/previous_fingerprint"),
     ("lambda:InvokeFunction", "RefreshFunction.Arn"),
 }
 ACCOUNTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/accounts"
@@ -59,11 +63,14 @@ def calls(role: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for policy in role["Policies"]:
         for statement in policy["PolicyDocument"]["Statement"]:
             assert statement["Effect"] == "Allow"
-            resource = statement["Resource"]
-            if isinstance(resource, dict):
-                resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
-            actions = statement["Action"]
-            yield from ((action, resource) for action in ([actions] if isinstance(actions, str) else actions))
+            for resource in listed(statement["Resource"]):
+                if isinstance(resource, dict):
+                    resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
+                yield from ((action, resource) for action in listed(statement["Action"]))
+
+
+def listed(one_or_more: Any) -> list[Any]:
+    return one_or_more if isinstance(one_or_more, list) else [one_or_more]
 
 
 def event(name: str) -> dict[str, Any]:
@@ -111,21 +118,69 @@ def test_both_functions_run_on_the_chosen_architecture(architecture: str) -> Non
         assert properties(template, function)["Architectures"] == [architecture]
 
 
-def test_every_route_needs_iam_and_has_no_prefix(template: Template) -> None:
+V1_ROUTES = {
+    Route("GET", "/v1/accounts", "ApiFunction"),
+    Route("GET", "/v1/accounts/{account}", "ApiFunction"),
+    Route("GET", "/v1/accounts/{account}/access-token", "ApiFunction"),
+    Route("GET", "/v1/accounts/{account}/jsapi-signature", "ApiFunction"),
+    Route("GET", "/v1/accounts/{account}/tickets/{type}", "ApiFunction"),
+    Route("POST", "/v1/accounts/{account}/access-token/reports", "ApiFunction"),
+}
+COMPATIBLE_ROUTES = {
+    Route("GET", "/cgi-bin/token", "ApiFunction"),
+    Route("POST", "/cgi-bin/token", "ApiFunction"),
+    Route("POST", "/cgi-bin/stable_token", "ApiFunction"),
+    Route("GET", "/cgi-bin/gettoken", "ApiFunction"),
+    Route("GET", "/cgi-bin/ticket/getticket", "ApiFunction"),
+}
+
+
+def test_every_route_has_no_prefix_and_those_of_v1_need_iam(template: Template) -> None:
     body = properties(template, "HttpApi")["Body"]
 
-    assert set(routes(template)) == {
-        Route("GET", "/v1/accounts", "ApiFunction"),
-        Route("GET", "/v1/accounts/{account}", "ApiFunction"),
-        Route("GET", "/v1/accounts/{account}/access-token", "ApiFunction"),
-        Route("GET", "/v1/accounts/{account}/tickets/{type}", "ApiFunction"),
-        Route("POST", "/v1/accounts/{account}/access-token/reports", "ApiFunction"),
-    }
-    operations = [operation for path in body["paths"].values() for operation in path.values()]
-    assert all(operation["security"] == [{"AWS_IAM": []}] for operation in operations)
+    assert set(routes(template)) == V1_ROUTES | COMPATIBLE_ROUTES
+    assert {path for path in body["paths"] if path.startswith("/v1/")} == {route.path for route in V1_ROUTES}
+    v1 = [operation for path in body["paths"] if path.startswith("/v1/") for operation in body["paths"][path].values()]
+    assert all(operation["security"] == [{"AWS_IAM": []}] for operation in v1)
     assert body["components"]["securitySchemes"]["AWS_IAM"]["x-amazon-apigateway-authtype"] == "awsSigv4"
     (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     assert stage["StageName"] == "$default"
+
+
+def test_switched_off_the_routes_in_wechats_format_do_not_exist(template: Template) -> None:
+    # When
+    switched_off = translate({"WeChatCompatibleApi": "disabled"})
+
+    # Then
+    assert set(routes(switched_off)) == V1_ROUTES
+    assert switched_off["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": ["disabled", "enabled"]}
+    # And the gateway may then not call the function for them either
+    permission = template["Resources"]["CompatibleApiPermission"]
+    assert permission["Condition"] == "HasCompatibleApi"
+    assert permission["Properties"]["SourceArn"]["Fn::Sub"].endswith("${HttpApi}/*/*/cgi-bin/*")
+
+
+def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
+    paths = properties(template, "HttpApi")["Body"]["paths"]
+
+    for path in {route.path for route in COMPATIBLE_ROUTES}:
+        condition, operations, otherwise = paths[path]["Fn::If"]
+        assert (condition, otherwise) == ("HasCompatibleApi", {})
+        for operation in operations.values():
+            # Otherwise SAM would add the API's default authorizer.
+            assert operation["security"] == [{"NONE": []}]
+            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+
+
+@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
+def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
+    # When SAM's own command line reads the template
+    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
+    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+
+    # Then
+    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
@@ -196,11 +251,19 @@ def test_the_table(template: Template) -> None:
     assert key(table) == [("pk", "HASH", "S"), ("sk", "RANGE", "S")]
     assert table["TimeToLiveSpecification"] == {"AttributeName": "ttl", "Enabled": True}
     assert table["SSESpecification"] == {"SSEEnabled": True}
-    (index,) = table["GlobalSecondaryIndexes"]
-    assert index["IndexName"] == "due"
-    assert key(table | index) == [("due", "HASH", "S"), ("due_at", "RANGE", "N")]
-    # The index must never hold a value: whatever reads it has no need to.
-    assert index["Projection"] == {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["kind", "failures"]}
+    keys = {index["IndexName"]: key(table | index) for index in table["GlobalSecondaryIndexes"]}
+    assert keys == {
+        "due": [("due", "HASH", "S"), ("due_at", "RANGE", "N")],
+        "fingerprint": [("fingerprint", "HASH", "S")],
+        "previous_fingerprint": [("previous_fingerprint", "HASH", "S")],
+    }
+    # An index must never hold a value: whatever reads it has no need to.
+    projections = [index["Projection"] for index in table["GlobalSecondaryIndexes"]]
+    assert projections == [
+        {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["kind", "failures"]},
+        {"ProjectionType": "KEYS_ONLY"},
+        {"ProjectionType": "KEYS_ONLY"},
+    ]
 
 
 def key(table: dict[str, Any]) -> list[tuple[str, str, str]]:

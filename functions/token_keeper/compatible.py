@@ -1,0 +1,324 @@
+"""The WeChat-compatible API (CONTRACT section 5): what an SDK asks WeChat for, in WeChat's own words.
+
+A consumer's key stands where WeChat wants the AppSecret. Who may read what costs one round trip to the table and the value
+another; a warm reader remembers both for `REMEMBERED_FOR` seconds, so that a revoked key stops working within that time.
+"""
+
+import base64
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hmac import compare_digest
+from typing import Any
+from urllib.parse import parse_qsl
+
+from token_keeper.errors import KeeperError, StoreUnavailableError
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    CONSUMER_KEY,
+    PUBLIC_TICKETS,
+    Consumer,
+    Credential,
+    Kind,
+    digest,
+    fingerprint,
+)
+from token_keeper.reader import (
+    REMEMBERED_AT_MOST,
+    REMEMBERED_FOR,
+    NoValidValueError,
+    Reader,
+    Reading,
+    TooManyReportsError,
+    UnknownAccountError,
+    UnknownCredentialError,
+)
+from token_keeper.renewal import usable_until
+from token_keeper.table import Table
+
+logger = logging.getLogger("api.compatible")
+
+LONGEST_BODY = 8192
+"""Bytes: a token of some thousand characters, and what may stand around it."""
+
+PREVIOUS_WORKS_FOR = 300
+"""Seconds for which WeChat accepts the previous token after a rotation."""
+
+CORP_APPS_AT_ONCE = 20
+"""Apps of one corp whose tokens are read together with the consumer; those of further apps cost one more round trip."""
+
+ERRMSG = {
+    -1: "system error",
+    40001: "invalid credential, access_token is invalid or not latest",
+    40002: "invalid grant_type",
+    40013: "invalid appid",
+    40097: "invalid args",
+    40125: "invalid appsecret",
+    41001: "access_token missing",
+    41002: "appid missing",
+    41004: "appsecret missing",
+    47001: "data format error",
+    48001: "api unauthorized",
+}
+"""WeChat's words for its codes (公众号 and 企业微信 documentation, global return codes; answers quoted in SDKs' issues)."""
+
+_CORP_ERRMSG = {40013: "invalid corpid", 41002: "corpid missing", 41004: "corpsecret missing"}
+
+_NOTHING_USABLE = "no usable value right now"
+
+_APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+type Parameters = Mapping[str, Any]
+type Body = dict[str, Any]
+
+
+class RefusedError(KeeperError):
+    """What WeChat would refuse with this errcode. `hint` is added to WeChat's words."""
+
+    code = "refused"
+
+    def __init__(self, errcode: int, hint: str = "") -> None:
+        super().__init__(f"errcode {errcode}")
+        self.errcode = errcode
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What a consumer may read of one appid or corpid: its accounts, by endpoint (or by what else they claim of it)."""
+
+    consumer: Consumer
+    accounts: dict[str, str]
+
+
+class CompatibleApi:
+    """Answers WeChat's calls. `routes`: the keys of the routes it answers."""
+
+    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._reader = reader
+        self._permits: _Memory[tuple[str, str, bool], Permit] = _Memory(clock)
+        self._holders: _Memory[str, str] = _Memory(clock)
+        self._clock = clock
+        self.routes: dict[str, Callable[[Parameters], Body]] = {
+            "GET /cgi-bin/token": self._token,
+            "POST /cgi-bin/token": self._token,
+            "POST /cgi-bin/stable_token": self._stable_token,
+            "GET /cgi-bin/gettoken": self._corp_token,
+            "GET /cgi-bin/ticket/getticket": self._ticket,
+        }
+
+    def answer(self, event: Mapping[str, Any]) -> Body:
+        """Answer an API Gateway request (payload format 2.0) with a body for HTTP 200, whatever happens."""
+        route = event["routeKey"]
+        try:
+            return self.routes[route](_parameters(event))
+        except RefusedError as error:
+            errcode, hint = error.errcode, error.hint
+        except (NoValidValueError, StoreUnavailableError) as error:
+            logger.warning("no value", extra={"route": route, "error": str(error)})
+            errcode, hint = -1, _NOTHING_USABLE
+        except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other answer than WeChat's
+            logger.error("failed", extra={"route": route, "error": type(error).__name__})
+            errcode, hint = -1, ""
+        known = ERRMSG | _CORP_ERRMSG if route.endswith("/gettoken") else ERRMSG
+        words = f"{known[errcode]}, {hint}" if hint else known[errcode]
+        rid = event.get("requestContext", {}).get("requestId")
+        return {"errcode": errcode, "errmsg": f"{words} rid: {rid}"}
+
+    # --- the calls
+
+    def _token(self, parameters: Parameters) -> Body:
+        return self._public_token(parameters, Kind.TOKEN, Kind.STABLE_TOKEN)
+
+    def _stable_token(self, parameters: Parameters) -> Body:
+        return self._public_token(parameters, Kind.STABLE_TOKEN, Kind.TOKEN, force=_wants_force(parameters))
+
+    def _corp_token(self, parameters: Parameters) -> Body:
+        corpid, key_digest = _credentials(parameters, "corpid", "corpsecret")
+        permit = self._permit(key_digest, corpid, corp=True)
+        accounts = set(permit.accounts.values())
+        if len(accounts) > 1:
+            raise RefusedError(40013, "this key may read several apps of this corp: make one consumer for each app")
+        return {"errcode": 0, "errmsg": "ok", **self._hand_out(permit.consumer, accounts.pop(), corpid)}
+
+    def _ticket(self, parameters: Parameters) -> Body:
+        token = _text(parameters, "access_token")
+        if not token:
+            raise RefusedError(41001)
+        ticket_type = _text(parameters, "type")
+        if ticket_type not in PUBLIC_TICKETS:
+            raise RefusedError(40097)
+        if not token.isascii():
+            raise RefusedError(40001)
+        account = self._holder(token, ticket_type)
+        try:
+            reading = self._reader.read(account, ticket_type)
+        except UnknownAccountError:
+            raise RefusedError(40001) from None
+        except UnknownCredentialError:
+            raise RefusedError(48001, f"no {ticket_type} ticket is kept for this account") from None
+        _log(reading, by_token=fingerprint(token))
+        return {"errcode": 0, "errmsg": "ok", "ticket": reading.value, "expires_in": reading.expires_in}
+
+    def _public_token(self, parameters: Parameters, *preferred: Kind, force: bool = False) -> Body:
+        """The token of an appid: of the account kept with the first of these endpoints that the consumer may read."""
+        if _text(parameters, "grant_type") != "client_credential":
+            raise RefusedError(40002)
+        appid, key_digest = _credentials(parameters, "appid", "secret")
+        permit = self._permit(key_digest, appid, corp=False)
+        account = next(permit.accounts[endpoint] for endpoint in preferred if endpoint in permit.accounts)
+        return self._hand_out(permit.consumer, account, appid, force=force)
+
+    def _hand_out(self, consumer: Consumer, account: str, app_id: str, *, force: bool = False) -> Body:
+        try:
+            reading = self._reader.read(account, ACCESS_TOKEN)
+            if force and consumer.may_report:
+                reading = self._reported(reading)
+        except (UnknownAccountError, UnknownCredentialError):
+            raise RefusedError(40013) from None
+        if reading.credential.app_id != app_id:  # one of the two was looked up before the account got another appid
+            raise RefusedError(-1, _NOTHING_USABLE)
+        _log(reading, consumer=consumer.name)
+        return {"access_token": reading.value, "expires_in": reading.expires_in}
+
+    def _reported(self, current: Reading) -> Reading:
+        """What becomes of "the current token fails for me": it is replaced if it is dead, and stays otherwise."""
+        account = current.credential.account
+        try:
+            _, reading = self._reader.report(account, current.credential.fingerprint or "")
+        except TooManyReportsError:
+            return current
+        except NoValidValueError:  # it could not be checked; or it is dead, then there is none to read either
+            return self._reader.read(account, ACCESS_TOKEN)
+        return reading
+
+    # --- who may read what
+
+    def _permit(self, key_digest: str, app_id: str, *, corp: bool) -> Permit:
+        asked_for = (key_digest, app_id, corp)
+        permit = self._permits.get(asked_for)
+        if permit is not None:
+            return permit
+        asked_at = self._clock()
+        look_up = self._look_up_corp if corp else self._table.consumer_and_claims
+        consumer, claims = look_up(key_digest, app_id)
+        if consumer is None or not compare_digest(consumer.key_digest, key_digest):
+            raise RefusedError(40125)
+        accounts = {claim: account for claim, account in claims.items() if consumer.may_read(account)}
+        if not accounts:
+            raise RefusedError(40013)
+        permit = Permit(consumer, accounts)
+        self._permits.put(asked_for, permit, asked_at)
+        return permit
+
+    def _look_up_corp(self, key_digest: str, corpid: str) -> tuple[Consumer | None, dict[str, str]]:
+        """A corp's claims bear the fingerprints of its apps' secrets, so they have to be queried. The consumer comes with
+        the tokens instead, so that it takes two round trips here too; they are read, but only handed out if permitted."""
+        claims = {claim: account for claim, account in self._table.claims(corpid).items() if _is_corps(claim)}
+        read_at = int(self._clock())
+        consumer, tokens = self._table.consumer_and_tokens(key_digest, list(claims.values())[:CORP_APPS_AT_ONCE])
+        for token in tokens.values():
+            self._reader.remember(token, read_at)
+        return consumer, claims
+
+    def _holder(self, token: str, ticket_type: str) -> str:
+        """The account whose access token this is: the current one, or the one before for as long as WeChat accepts it."""
+        token_digest = digest(token)
+        account = self._holders.get(token_digest) or self._reader.holder(token)
+        if account is not None:
+            return account
+        asked_at = self._clock()
+        for index in ("fingerprint", "previous_fingerprint"):
+            account = self._table.holder_of_token(index, fingerprint(token))
+            if account is not None and self._holds(account, token, ticket_type):
+                self._holders.put(token_digest, account, asked_at)
+                return account
+        raise RefusedError(40001)
+
+    def _holds(self, account: str, token: str, ticket_type: str) -> bool:
+        """Whether the table itself, which does not lag, says so; the ticket is read along."""
+        read_at = int(self._clock())
+        current, ticket = self._table.token_and_ticket(account, ticket_type)
+        if ticket is not None:
+            self._reader.remember(ticket, read_at)
+        return current is not None and _is_alive(current, token, read_at)
+
+
+class _Memory[Key, Value]:
+    """What was looked up in the last `REMEMBERED_FOR` seconds, bounded."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept: dict[Key, tuple[Value, float]] = {}
+
+    def get(self, key: Key) -> Value | None:
+        value, asked_at = self._kept.get(key, (None, 0))
+        return value if 0 <= self._clock() - asked_at < REMEMBERED_FOR else None
+
+    def put(self, key: Key, value: Value, asked_at: float) -> None:
+        if len(self._kept) >= REMEMBERED_AT_MOST:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept[key] = (value, asked_at)
+
+
+def _is_corps(claim: str) -> bool:
+    return claim.partition("#")[0] == Kind.CORP_TOKEN
+
+
+def _is_alive(current: Credential, token: str, now: int) -> bool:
+    if compare_digest((current.value or "").encode(), token.encode()):
+        return now < usable_until(current)
+    is_previous = compare_digest(current.previous_fingerprint or "", fingerprint(token))
+    return is_previous and now < current.fetched_at + PREVIOUS_WORKS_FOR
+
+
+def _credentials(parameters: Parameters, id_name: str, secret_name: str) -> tuple[str, str]:
+    """The appid or corpid, and the digest of the consumer's key."""
+    app_id, key = _text(parameters, id_name), _text(parameters, secret_name)
+    if not app_id:
+        raise RefusedError(41002)
+    if not key:
+        raise RefusedError(41004)
+    if not CONSUMER_KEY.fullmatch(key):
+        raise RefusedError(40125)
+    if not _APP_ID.fullmatch(app_id):
+        raise RefusedError(40013)
+    return app_id, digest(key)
+
+
+def _text(parameters: Parameters, name: str) -> str:
+    value = parameters.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _wants_force(parameters: Parameters) -> bool:
+    force = parameters.get("force_refresh")
+    return force is True or force == "true"
+
+
+def _parameters(event: Mapping[str, Any]) -> Parameters:
+    """The parameters of the query, and of a body in JSON or as a form. SDKs differ in where they send them and in what
+    `Content-Type` they claim, and WeChat does not mind: so a body that begins like a JSON object is one."""
+    query = event.get("queryStringParameters") or {}
+    body = event.get("body") or ""
+    if len(body) > LONGEST_BODY:
+        raise RefusedError(47001, f"more than {LONGEST_BODY} bytes")
+    try:
+        text = base64.b64decode(body).decode("utf-8-sig") if event.get("isBase64Encoded") else body
+        sent = json.loads(text) if text.lstrip().startswith("{") else dict(parse_qsl(text, max_num_fields=100))
+    except (ValueError, RecursionError):
+        raise RefusedError(47001) from None
+    return {**query, **sent}
+
+
+def _log(reading: Reading, **who: str) -> None:
+    extra = {
+        "account": reading.credential.account,
+        "credential": reading.credential.name,
+        "fingerprint": reading.credential.fingerprint,
+        "stale": reading.stale,
+    }
+    logger.info("handed out", extra={**who, **extra})

@@ -1,0 +1,440 @@
+"""The WeChat-compatible API: who holds a consumer's key gets what WeChat would answer, and nobody gets more."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from infra.simulated_wechat import Fault
+from tests.integration.wechats_calls import (
+    CORPID,
+    ask_corp_token,
+    ask_stable_token,
+    ask_ticket,
+    ask_token,
+    refused,
+    token_query,
+)
+from tests.simulation.memory_aws import MemoryAws
+from tests.world import APPID, REQUEST_ID, START, Clock, World, gateway_event
+from token_keeper.model import fingerprint
+
+OTHER_APPID = "wx89abcdef01234567"
+MEMORY = 15
+"""Seconds a warm reader may go on with what it has looked up."""
+
+PROBE = "/cgi-bin/get_api_domain_ip"
+REVOKED = "wtk_" + "A" * 43
+"""A key as they look, that nobody holds."""
+
+
+@pytest.fixture
+def table_calls(world: World) -> Iterator[list[str]]:
+    """The calls of both functions to the table, as they come."""
+    calls: list[str] = []
+    world.before_aws = lambda operation, _: calls.append(operation)
+    yield calls
+    world.before_aws = None
+
+
+# --- the answers
+
+
+def raw(world: World, event: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    with world.internet():
+        answer = world.api_instance()(event, None)
+    assert answer["statusCode"] == 200
+    return answer["body"], answer["headers"]
+
+
+def test_the_answers_are_wechats_to_the_byte(world: World) -> None:
+    # Given an Official Account with its ticket, a corp's app, and a consumer of both
+    world.add_account("main", tickets=["jsapi"])
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["main", "app"])
+    token, corp_token = world.token("main"), world.token("app")
+    ticket = world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
+    query = urlencode(token_query(key))
+    calls = {
+        f"/cgi-bin/token?{query}": f'{{"access_token":"{token}","expires_in":6835}}',
+        f"/cgi-bin/gettoken?corpid={CORPID}&corpsecret={key}": (
+            f'{{"errcode":0,"errmsg":"ok","access_token":"{corp_token}","expires_in":6895}}'
+        ),
+        f"/cgi-bin/ticket/getticket?access_token={token}&type=jsapi": (
+            f'{{"errcode":0,"errmsg":"ok","ticket":"{ticket}","expires_in":6895}}'
+        ),
+        f"/cgi-bin/token?{query}x": f'{{"errcode":40125,"errmsg":"invalid appsecret rid: {REQUEST_ID}"}}',
+    }
+    for call, answer in calls.items():
+        # When it is asked as WeChat is
+        body, headers = raw(world, gateway_event(call))
+        # Then it answers as WeChat does
+        assert body == answer
+        assert headers == {"Content-Type": "application/json; encoding=utf-8", "Cache-Control": "no-store"}
+
+
+def test_expires_in_is_a_promise_here_too(world: World) -> None:
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"])
+    world.clock.sleep(6540)
+    # When the token is about to be rotated, and then lives 300 s
+    answer = ask_token(world, key)
+    # Then that is what is said, less the margin, and not WeChat's 660
+    assert answer["expires_in"] == 295
+
+
+# --- refusals: see also test_permissions
+
+
+def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"])
+    # Given a consumer whose item holds what it should not
+    world.dynamodb.update_item(
+        TableName="tokens",
+        Key=next(one for one in consumers(world)),
+        UpdateExpression="REMOVE accounts",
+    )
+    # Then an SDK still gets an answer that it understands
+    assert ask_token(world, key) == refused(-1, "system error")
+
+
+def consumers(world: World) -> list[dict[str, Any]]:
+    found = world.dynamodb.query(
+        TableName="tokens",
+        KeyConditionExpression="pk = :consumers",
+        ExpressionAttributeValues={":consumers": {"S": "consumers"}},
+    )
+    return [{name: item[name] for name in ("pk", "sk")} for item in found["Items"]]
+
+
+def test_without_a_usable_value_the_system_is_busy(world: World) -> None:
+    # Given an account whose token could never be fetched
+    world.wechat.fail("/cgi-bin/token", *[Fault.error(-1)] * 2)
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"])
+    # Then an SDK is told what WeChat tells it when it is to try again
+    assert ask_token(world, key) == refused(-1, "system error, no usable value right now")
+
+
+# --- who may read what: see also test_permissions
+
+
+def test_what_is_remembered_of_one_call_does_not_serve_another(world: World) -> None:
+    world.add_account("main")
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["*"])
+    # When appid and corpid have been looked up
+    assert "access_token" in ask_token(world, key, APPID)
+    assert "access_token" in ask_corp_token(world, key, CORPID)
+    # Then neither is taken for the other
+    assert ask_corp_token(world, key, APPID) == refused(40013, "invalid corpid")
+    assert ask_token(world, key, CORPID) == refused(40013, "invalid appid")
+
+
+def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one(world: World) -> None:
+    # Given a warm instance that knows which account keeps an appid, and another that knows nothing
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"])
+    warm, cold = world.api_instance(), world.api_instance()
+    ask_token(world, key, instance=warm)
+    # When the account gets another appid
+    world.add_account("main", appid=OTHER_APPID)
+    new = ask_token(world, key, OTHER_APPID, instance=cold)["access_token"]
+    # Then nobody gets the new appid's token by asking for the old one
+    for _ in range(MEMORY + 2):
+        assert ask_token(world, key, instance=warm).get("access_token") != new
+        assert ask_token(world, key, OTHER_APPID, instance=warm).get("access_token") in (None, new)
+        world.clock.sleep(1)
+    assert ask_token(world, key, instance=warm)["errcode"] == 40013
+    assert ask_token(world, key, OTHER_APPID, instance=warm)["access_token"] == new
+
+
+# --- what it costs, and how long it is remembered
+
+COLD = {
+    "token": (ask_token, ["dynamodb.BatchGetItem", "dynamodb.GetItem"]),
+    "stable_token": (ask_stable_token, ["dynamodb.BatchGetItem", "dynamodb.GetItem"]),
+    "gettoken": (ask_corp_token, ["dynamodb.Query", "dynamodb.BatchGetItem"]),
+}
+
+
+@pytest.mark.parametrize("call", COLD)
+def test_lookup_permission_and_value_cost_two_round_trips_and_none_while_remembered(
+    world: World, table_calls: list[str], call: str
+) -> None:
+    world.add_account("main")
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["main", "app"])
+    table_calls.clear()
+    ask, cold = COLD[call]
+    # When a cold instance is asked
+    assert "access_token" in ask(world, key)
+    # Then it goes to the table twice
+    assert table_calls == cold
+    # And while it remembers, not at all
+    for _ in range(MEMORY - 1):
+        world.clock.sleep(1)
+        assert "access_token" in ask(world, key)
+    assert table_calls == cold
+
+
+def test_a_ticket_costs_two_round_trips_and_none_while_remembered(world: World, table_calls: list[str]) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    token = world.token()
+    cold = world.api_instance()
+    table_calls.clear()
+    for _ in range(MEMORY):
+        assert ask_ticket(world, token, instance=cold)["errcode"] == 0
+        world.clock.sleep(1)
+    assert table_calls == ["dynamodb.Query", "dynamodb.BatchGetItem"]
+
+
+def test_what_is_no_key_does_not_get_to_the_table(world: World, table_calls: list[str]) -> None:
+    for guess in ("secret", "wtk_", REVOKED + "A", REVOKED.upper()):
+        assert ask_token(world, guess)["errcode"] == 40125
+    assert table_calls == []
+
+
+@pytest.mark.parametrize("call", COLD)
+def test_a_revoked_key_stops_working_within_15_seconds(world: World, call: str) -> None:
+    world.add_account("main")
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["main", "app"])
+    ask, _ = COLD[call]
+    ask(world, key)
+    # When the key is revoked right after an instance has looked it up, and used without a pause
+    world.revoke(key)
+    for second in range(MEMORY + 1):
+        answer = ask(world, key)
+        revoked_for = second
+        world.clock.sleep(1)
+    # Then 15 s later it is refused
+    assert (revoked_for, answer["errcode"]) == (MEMORY, 40125)
+
+
+def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_longer(world: World) -> None:
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"])
+    token = ask_token(world, key)["access_token"]
+    with world.down("dynamodb"):
+        world.clock.sleep(MEMORY - 1)
+        assert ask_token(world, key)["access_token"] == token
+        world.clock.sleep(1)
+        assert ask_token(world, key) == refused(-1, "system error, no usable value right now")
+    # And once it is back, all is well again
+    assert ask_token(world, key)["access_token"] == token
+
+
+# --- tickets: the token shows who asks
+
+
+def test_the_previous_token_gets_tickets_for_as_long_as_wechat_accepts_it(world: World) -> None:
+    # Given a token that has been rotated
+    world.add_account("main", tickets=["jsapi"])
+    old = world.token()
+    world.clock.sleep(6600)
+    world.wake("tick")
+    # When it is shown in the 300 s that it still works
+    world.clock.sleep(299)
+    assert world.wechat.accepts(old)
+    assert ask_ticket(world, old, instance=world.api_instance())["errcode"] == 0
+    # Then it gets the ticket, and later not
+    world.clock.sleep(1)
+    assert not world.wechat.accepts(old)
+    assert ask_ticket(world, old, instance=world.api_instance())["errcode"] == 40001
+
+
+def test_a_token_whose_life_is_over_gets_no_ticket(world: World) -> None:
+    # Given a token that could not be renewed
+    world.add_account("main", tickets=["jsapi"])
+    token = world.token()
+    world.clock.sleep(7200)
+    assert ask_ticket(world, token, instance=world.api_instance())["errcode"] == 40001
+
+
+def test_a_ticket_is_no_token(world: World) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    ticket = world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
+    assert ask_ticket(world, ticket, instance=world.api_instance())["errcode"] == 40001
+
+
+def test_who_has_just_got_a_token_is_known_before_the_index_is(world: World) -> None:
+    # Given an index that lags behind
+    world.add_account("main", tickets=["jsapi"])
+    key = world.add_consumer("shop", ["main"])
+    with world.down("dynamodb.Query"):
+        # When a token is asked for and used with the same instance
+        token = ask_token(world, key)["access_token"]
+        # Then it is known there
+        assert ask_ticket(world, token)["errcode"] == 0
+
+
+# --- force_refresh: a report
+
+
+@pytest.mark.parametrize("force", [True, "true"])
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_force_refresh_replaces_a_dead_token(world: World, endpoint: str, force: bool | str) -> None:
+    # Given a token that somebody else has killed
+    world.add_account("main", endpoint=endpoint)
+    key = world.add_consumer("shop", ["main"], may_report=True)
+    dead = ask_stable_token(world, key)["access_token"]
+    world.wechat.kill(dead)
+    # When a consumer that may report asks with force_refresh
+    answer = ask_stable_token(world, key, force=force)
+    # Then it gets one that works
+    assert answer["access_token"] != dead
+    assert world.wechat.accepts(answer["access_token"])
+
+
+@pytest.mark.parametrize("force", [False, None, 1, "True", "yes", []])
+def test_nothing_else_is_force_refresh(world: World, force: Any) -> None:
+    world.add_account("main", endpoint="stable_token")
+    key = world.add_consumer("shop", ["main"], may_report=True)
+    ask_stable_token(world, key, force=force)
+    assert world.calls(PROBE) == 0
+
+
+def test_a_read_only_consumers_force_refresh_changes_nothing(world: World) -> None:
+    # Given a token that somebody else has killed, and a consumer that may not report
+    world.add_account("main", endpoint="stable_token")
+    key = world.add_consumer("staging", ["main"])
+    dead = ask_stable_token(world, key)["access_token"]
+    world.wechat.kill(dead)
+    # When it asks with force_refresh
+    answer = ask_stable_token(world, key, force=True)
+    # Then it gets the current token, and nobody has asked WeChat for anything
+    assert answer["access_token"] == dead
+    assert (world.calls(PROBE), world.calls("/cgi-bin/stable_token")) == (0, 1)
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_force_refresh_cannot_be_used_to_burn_budgets(endpoint: str) -> None:
+    clock = Clock()
+    world = World(MemoryAws(clock).client, clock=clock)
+    world.add_account("main", endpoint=endpoint)
+    key = world.add_consumer("shop", ["main"], may_report=True)
+    token = world.token()
+    # When a client asks 100 times in 100 s, always with force_refresh, from two instances
+    instances = [world.api_instance(), world.api_instance()]
+    for attempt in range(100):
+        answer = ask_stable_token(world, key, force=True, instance=instances[attempt % 2])
+        assert answer["access_token"] == token
+        world.clock.sleep(1)
+    # Then WeChat has been asked ten times whether it works, and for no other token
+    assert world.calls(PROBE) == 10
+    assert world.calls(f"/cgi-bin/{endpoint}") == 1
+
+
+def test_where_reports_are_used_up_force_refresh_gets_the_current_token(world: World) -> None:
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"], may_report=True)
+    token = world.token()
+    world.wechat.fail(PROBE, Fault.error(45009))
+    assert ask_stable_token(world, key, force=True)["access_token"] == token
+
+
+def test_a_token_that_cannot_be_checked_is_handed_out_and_one_found_dead_is_not(world: World) -> None:
+    world.add_account("main")
+    key = world.add_consumer("shop", ["main"], may_report=True)
+    token = world.token()
+    # When WeChat does not say whether it works
+    world.wechat.fail(PROBE, Fault.error(-1))
+    # Then it is taken to work
+    assert ask_stable_token(world, key, force=True)["access_token"] == token
+    # When WeChat says that it is dead, and gives no other
+    world.clock.sleep(10)
+    world.wechat.kill(token)
+    world.wechat.fail("/cgi-bin/token", Fault.error(-1))
+    # Then there is none
+    assert ask_stable_token(world, key, force=True)["errcode"] == -1
+    assert ask_token(world, key)["errcode"] == -1
+
+
+# --- what is logged
+
+
+def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
+    key = world.add_consumer("shop", ["*"], may_report=True)
+    world.restart()
+    with caplog.at_level(logging.DEBUG, "api"):
+        token = ask_token(world, key)["access_token"]
+        ask_stable_token(world, key, force=True)
+        corp_token = ask_corp_token(world, key)["access_token"]
+        ticket = ask_ticket(world, token)["ticket"]
+        world.get("/v1/accounts/main/jsapi-signature?url=https://example.com/")
+        ask_token(world, REVOKED)
+    told = [
+        tuple(
+            vars(line).get(field)
+            for field in ("consumer", "caller", "by_token", "account", "credential", "fingerprint")
+        )
+        for line in caplog.records
+        if line.name.startswith("api")
+    ]
+    user = "arn:aws:iam::123456789012:user/test"
+    assert told == [
+        ("shop", None, None, "main", "access_token", fingerprint(token)),
+        ("shop", None, None, "main", "access_token", fingerprint(token)),
+        ("shop", None, None, "app", "access_token", fingerprint(corp_token)),
+        (None, None, fingerprint(token), "main", "jsapi", fingerprint(ticket)),
+        (None, user, None, "main", "jsapi", fingerprint(ticket)),
+    ]
+
+
+# --- the signature for the JS-SDK
+
+
+def test_a_page_is_signed_and_the_ticket_stays_here(world: World) -> None:
+    from token_keeper.signature import sign
+
+    world.add_account("main", tickets=["jsapi"])
+    ticket = world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
+    page = "https://example.com/shop?item=1&lang=zh"
+    # When a page's address is signed
+    query = urlencode({"url": f"{page}#reviews"})
+    status, body, headers = world.request(f"/v1/accounts/main/jsapi-signature?{query}")
+    # Then the answer is what wx.config takes
+    assert (status, headers["Cache-Control"]) == (200, "no-store")
+    assert list(body) == ["appId", "timestamp", "nonceStr", "signature"]
+    assert (body["appId"], body["timestamp"]) == (APPID, START)
+    assert body["signature"] == sign(ticket, body["nonceStr"], START, page)
+    # And the next one has another nonce
+    assert world.get(f"/v1/accounts/main/jsapi-signature?{query}")[1]["nonceStr"] != body["nonceStr"]
+
+
+def test_a_corps_page_is_signed_too(world: World) -> None:
+    world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp", tickets=["jsapi"])
+    status, body = world.get("/v1/accounts/app/jsapi-signature?url=https://example.com/")
+    assert (status, body["appId"]) == (200, CORPID)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("", 400, "invalid_request"),
+        ("?url=", 400, "invalid_request"),
+        ("?url=example.com", 400, "invalid_request"),
+        ("?url=javascript:alert(1)", 400, "invalid_request"),
+        ("?url=https://", 400, "invalid_request"),
+        ("?url=https://example.com/a%20b", 400, "invalid_request"),
+        ("?url=https://example.com/%E5%BA%97", 400, "invalid_request"),
+        (f"?url=https://example.com/{'a' * 2048}", 400, "invalid_request"),
+    ],
+)
+def test_what_is_no_address_is_not_signed(world: World, query: str, status: int, code: str) -> None:
+    world.add_account("main", tickets=["jsapi"])
+    answer = world.get(f"/v1/accounts/main/jsapi-signature{query}")
+    assert (answer[0], answer[1]["code"]) == (status, code)
+
+
+def test_without_a_jsapi_ticket_nothing_is_signed(world: World) -> None:
+    world.add_account("main")
+    for account, code in (("main", "unknown_credential"), ("other", "unknown_account")):
+        status, body = world.get(f"/v1/accounts/{account}/jsapi-signature?url=https://example.com/")
+        assert (status, body["code"]) == (404, code)
