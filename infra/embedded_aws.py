@@ -181,7 +181,7 @@ class EmbeddedAws:
             flexible_time_window=properties["FlexibleTimeWindow"],
             target={"Input": properties["Target"]["Input"]},
             state=properties.get("State", "ENABLED"),
-            **dict.fromkeys(("group_name", "kms_key_arn", "start_date", "end_date"), ""),
+            **dict.fromkeys(("group_name", "kms_key_arn", "start_date", "end_date"), cast(Any, None)),
             schedule_expression_timezone="UTC",
             action_after_completion=None,
         )

@@ -101,7 +101,6 @@ def test_all_that_is_watched_is_told_in_a_run_and_nothing_else_is(world: World, 
         world.wake("guard")
         world.clock.sleep(3600)
         world.wake("guard")
-    world.wechat.fail(TOKEN)
     world.clock.sleep(86400)
     world.wechat.fail(TICKET, *[Fault.error(40001)] * 2)
     world.wake("guard")
