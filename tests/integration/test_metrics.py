@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra.simulated_wechat import Fault
-from infra.stack import nested, translate
+from infra.stack import nested, schedules, translate
 from tests.world import START, World
 
 STACK = "production"
@@ -231,6 +231,15 @@ def test_the_query_in_a_description_finds_the_failures_by_the_words_of_the_log(w
     assert f'"{failed["class"]}"' in query
     shown = query.partition("fields ")[2].partition(" |")[0].split(", ")
     assert set(shown) - {"@timestamp"} <= set(failed)
+
+
+def test_the_heartbeat_is_expected_less_often_than_the_schedules_beat() -> None:
+    template = translate()
+    heartbeat = nested(template, "Monitoring")["Resources"]["Heartbeat"]["Properties"]
+
+    assert min(schedule.rate for schedule in schedules(template)) * 5 <= heartbeat["Period"]
+    assert heartbeat["TreatMissingData"] == "breaching"
+    assert heartbeat["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "RefreshFunctionName"}}]
 
 
 def test_nobody_is_written_to_without_an_address() -> None:

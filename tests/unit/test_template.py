@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,18 @@ def test_the_contracts_names_are_there(template: Template) -> None:
     assert defaults["AccountsPath"] == "/wechat-token-keeper/accounts"
     assert defaults["RefreshRate"] == "rate(110 minutes)"
     assert defaults["GuardRate"] == "rate(1 minute)"
-    assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn"}
+    assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn", "AlarmEmail"}
+    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed"]
+    assert "EgressIp" in template["Outputs"]
+
+
+def test_a_deployment_needs_no_parameter_and_asks_for_no_secret(template: Template) -> None:
+    assert all("Default" in parameter for parameter in template["Parameters"].values())
+    assert not [name for name in template["Parameters"] if "secret" in name.lower()]
+    settings = tomllib.loads((TEMPLATE.parent / "samconfig.toml").read_text())["default"]
+    assert settings["global"]["parameters"]["stack_name"]
+    # The first for the roles, the second for the nested stacks.
+    assert settings["deploy"]["parameters"]["capabilities"] == ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
 
 
 @pytest.mark.parametrize(
