@@ -17,6 +17,7 @@ from botocore.config import Config
 from token_keeper.compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
+from token_keeper.metrics import Metrics
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
 from token_keeper.reader import (
     NoValidValueError,
@@ -74,11 +75,12 @@ _STATUS = {
 class Api:
     """The HTTP API (CONTRACT sections 4 and 5)."""
 
-    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float], metrics: Metrics) -> None:
         self._table = table
         self._reader = reader
         self._clock = clock
         self._compatible = CompatibleApi(table, reader, clock)
+        self._metrics = metrics
         self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "GET /v1/accounts": self._accounts,
             "GET /v1/accounts/{account}": self._account,
@@ -121,7 +123,9 @@ class Api:
         return self._hand_out(event, self._reader.read(_account_name(event), ACCESS_TOKEN), "access_token")
 
     def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        verdict, reading = self._reader.report(_account_name(event), _reported(event))
+        account, reported = _account_name(event), _reported(event)
+        self._metrics.tell({"Reports": 1})
+        verdict, reading = self._reader.report(account, reported)
         return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
 
     def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +148,8 @@ class Api:
 
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         logger.info("handed out", extra=_handed_out(event, reading))
+        if reading.stale:
+            self._metrics.tell({"StaleAnswers": 1})
         return {
             "account": reading.credential.account,
             "credential": reading.credential.name,
@@ -171,7 +177,8 @@ def connect(
     once = Config(connect_timeout=1, read_timeout=ANSWER_TIMEOUT, retries={"mode": "standard", "max_attempts": 1})
     table = Table(client("dynamodb", config=quick), environment["TABLE_NAME"])
     refresher = Refresher(client("lambda", config=once), environment["REFRESH_FUNCTION_NAME"])
-    api = Api(table, Reader(table, refresher, clock, sleep), clock)
+    metrics = Metrics(environment.get("STACK_NAME"), clock)
+    api = Api(table, Reader(table, refresher, clock, sleep), clock, metrics)
     return lambda event, context: api.answer(event)
 
 

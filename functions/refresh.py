@@ -14,6 +14,7 @@ from botocore.config import Config
 from token_keeper.accounts import Accounts
 from token_keeper.health import failure_shown
 from token_keeper.keeper import WORKERS, Keeper
+from token_keeper.metrics import Metrics
 from token_keeper.model import Failed, Outcome, Renewed, Skipped, Verdict, Verified, rfc3339
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
@@ -49,18 +50,24 @@ def connect(
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
     wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
     keeper = Keeper(table, accounts, wechat, clock, sleep)
+    metrics = Metrics(environment.get("STACK_NAME"), clock)
 
     def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         def seconds_left() -> float:
             return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
 
-        woken_by, outcomes = _wake(keeper, accounts, event, seconds_left)
+        woken_by, coming = _wake(keeper, accounts, event, seconds_left)
+        outcomes: list[Outcome] = []
         told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-        for outcome in outcomes:
-            what, fields = _told(outcome)
-            write = logger.error if what == "failed" else logger.info
-            write(what, extra={"woken_by": woken_by, **fields})
-            told.setdefault(what, []).append(fields)
+        try:
+            for outcome in coming:
+                outcomes.append(outcome)
+                what, fields = _told(outcome)
+                write = logger.error if what == "failed" else logger.info
+                write(what, extra={"woken_by": woken_by, **fields})
+                told.setdefault(what, []).append(fields)
+        finally:
+            metrics.tell_outcomes(outcomes)
         return told
 
     return handle

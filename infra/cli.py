@@ -1,27 +1,38 @@
 """The command line `token-keeper`: runs the local stack, and operates a deployed or a local one.
 
-Exit codes: 0 all well, 1 a credential needs a person (or the operator said no), 2 wrong usage or something stood in
-the way; standard error says what.
+Exit codes: 0 all well, 1 something needs a person (`status`, `doctor`), was not done (`refresh`) or the operator said no,
+2 wrong usage or something stood in the way; standard error says what.
 """
 
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from infra import operations
+from infra.doctor import Finding, Verdict, examine
 from infra.operations import Json, OperatorError, Stack
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME
 
 STATE_COLOURS = {"fresh": "green", "due": "cyan", "failing": "yellow", "expired": "red", "never_fetched": "red"}
 WELL = ("fresh", "due")
+
+VERDICT_COLOURS = {Verdict.OK: "green", Verdict.NOTE: "cyan", Verdict.WRONG: "red", Verdict.UNKNOWN: "yellow"}
+
+WATCH_EVERY = 2
+"""Seconds between two looks of `status --watch`; each costs one call of the API for every 50 accounts."""
 
 PIPE_WIDTH = 200
 """Columns where no terminal sets a width: a line for each credential."""
@@ -188,9 +199,15 @@ def status(
         str | None, typer.Argument(metavar="ACCOUNT", callback=_checked_name, help="Only this account.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the API says.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it, until Ctrl-C.")] = False,
 ) -> None:
     """Show the health of every credential. Exits with 1 where one needs a person."""
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise OperatorError("--watch draws on a terminal: leave it out in scripts.")
     stack: Stack = ctx.obj()
+    if watch:
+        _watch(stack, account)
+        return
     document, now = stack.health(account)
     shown = [document] if account is not None else document["accounts"]
     if as_json:
@@ -231,6 +248,53 @@ def refresh(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings for machines.")] = False,
+) -> None:
+    """Look at all that the stack lives on, and say what is wrong and what to do. Exits with 1 where something is."""
+    findings = []
+    for finding in examine(ctx.obj()):
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    amiss = sum(finding.verdict in (Verdict.WRONG, Verdict.UNKNOWN) for finding in findings)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        typer.echo(f"\n{amiss} of {len(findings)} need attention." if amiss else "\nAll is well.")
+    if amiss:
+        raise typer.Exit(1)
+
+
+def _print_finding(finding: Finding) -> None:
+    colour = VERDICT_COLOURS[finding.verdict]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[{colour}]{finding.verdict:<8}[/][bold]{escape(finding.subject)}[/]: {escape(finding.says)}")
+    if finding.remedy:
+        console.print(f"        → {escape(finding.remedy)}")
+
+
+def _watch(stack: Stack, account: str | None) -> None:
+    """Show the health and look again every `WATCH_EVERY` seconds; what stands in the way is shown and tried again."""
+    with Live(Text("…"), console=Console(highlight=False), auto_refresh=False, screen=True) as live:
+        try:
+            while True:
+                try:
+                    document, now = stack.health(account)
+                except OperatorError as error:
+                    live.update(Text(f"{error}\nIt is tried again; Ctrl-C ends it.", "red"), refresh=True)
+                else:
+                    shown = [document] if account is not None else document["accounts"]
+                    at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
+                    footer = Text(f"\n{stack.name} at {at}, every {WATCH_EVERY} s; Ctrl-C ends it.", "dim")
+                    live.update(Group(*_health_shown(shown, now), footer), refresh=True)
+                time.sleep(WATCH_EVERY)
+        except KeyboardInterrupt:
+            return
+
+
 def _read_secret() -> str:
     """The secret from a hidden prompt, or standard input where that is no terminal: never from the command line."""
     if sys.stdin.isatty():
@@ -240,6 +304,13 @@ def _read_secret() -> str:
 
 
 def _print_health(shown: list[Json], now: float) -> None:
+    table, *remedies = _health_shown(shown, now)
+    _print_table(table)
+    for remedy in remedies:
+        Console().print(remedy, highlight=False, soft_wrap=True)
+
+
+def _health_shown(shown: list[Json], now: float) -> Iterator[RenderableType]:
     """The table of all credentials, and under it what to do about what has gone wrong."""
     table = _table("account", "credential", "state", "fingerprint", "expires", "renews", "failed")
     remedies = []
@@ -265,9 +336,8 @@ def _print_health(shown: list[Json], now: float) -> None:
                     f"killed early by somebody else {foreign['count']} time(s), {_relative(foreign['last_at'], now)}"
                 )
                 remedies.append(f"{title}: {killed}\n  → {escape(foreign['remedy'])}")
-    _print_table(table)
-    for remedy in remedies:
-        Console().print(f"\n{remedy}", highlight=False, soft_wrap=True)
+    yield table
+    yield from (Text.from_markup(f"\n{remedy}") for remedy in remedies)
 
 
 def _needs_a_person(credential: Json) -> bool:
@@ -289,7 +359,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print_table(table: Table) -> None:
+def _print_table(table: RenderableType) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH

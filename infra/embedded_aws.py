@@ -23,13 +23,15 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from moto.backends import get_backend
+from moto.cloudformation.models import Stack
 from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.utilities.utils import get_partition
 from werkzeug.wrappers import Request, Response
 
 from infra.loopback import LOOPBACK, Server
-from infra.stack import translate
+from infra.stack import Template, nested, translate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -38,9 +40,13 @@ REGION = "us-east-1"
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    "AWS::Lambda::Permission",
+    *("AWS::Lambda::Permission", "AWS::IAM::RolePolicy", "AWS::CloudWatch::Alarm"),
+    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription"),
 )
 """The types of resources that moto's CloudFormation does not know, and one that refers to them."""
+
+_TEMPLATES = "templates"
+"""The bucket that nested templates lie in, as `sam deploy` puts them into one."""
 
 _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
@@ -140,11 +146,10 @@ class EmbeddedAws:
     def _make_stack(self) -> None:
         template = translate(region=REGION)
         declared = template["Resources"]
-        template["Resources"] = {k: v for k, v in declared.items() if not v["Type"].startswith(_PASSED_OVER)}
-        template["Outputs"]["ApiUrl"]["Value"] = self._api_url
+        moto_api_backend.reset()
+        template = for_moto(template, api_url=self._api_url)
         for name, property_name in _NAMED.items():
             declared[name]["Properties"][property_name] = f"{self._stack_name}-{name}"
-        moto_api_backend.reset()
         cloudformation = get_backend("cloudformation")[ACCOUNT][REGION]
         self._stack = cloudformation.create_stack(self._stack_name, json.dumps(template), parameters={})
         self._resources = cast(Any, self._stack.resource_map)
@@ -153,6 +158,9 @@ class EmbeddedAws:
                 # The one setting of it that moto's CloudFormation passes over.
                 ttl = resource["Properties"]["TimeToLiveSpecification"]
                 get_backend("dynamodb")[ACCOUNT][REGION].update_time_to_live(self._resources[name].name, ttl)
+        for resource in declared.values():
+            if resource["Type"] == "AWS::Scheduler::Schedule":
+                self._make_schedule(resource["Properties"])
         roles = {
             name: resource["Properties"]["Role"]["Fn::GetAtt"][0]
             for name, resource in declared.items()
@@ -163,6 +171,20 @@ class EmbeddedAws:
             name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
             for name, role in roles.items()
         }
+
+    def _make_schedule(self, properties: dict[str, Any]) -> None:
+        """Have a schedule that one can look at; whoever runs this AWS sends its events."""
+        get_backend("scheduler")[ACCOUNT][REGION].create_schedule(
+            name=properties["Name"]["Fn::Sub"].replace("${AWS::StackName}", self._stack_name),
+            description=properties["Description"],
+            schedule_expression=properties["ScheduleExpression"],
+            flexible_time_window=properties["FlexibleTimeWindow"],
+            target={"Input": properties["Target"]["Input"]},
+            state=properties.get("State", "ENABLED"),
+            **dict.fromkeys(("group_name", "kms_key_arn", "start_date", "end_date"), cast(Any, None)),
+            schedule_expression_timezone="UTC",
+            action_after_completion=None,
+        )
 
     def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
@@ -243,6 +265,36 @@ class EmbeddedAws:
                 for target in rule.targets:
                     function_name = target["Arn"].rpartition(":")[2]
                     self.send(self._logical_ids[function_name], event)
+
+
+def for_moto(template: Template, *, api_url: str, region: str = REGION) -> Template:
+    """What moto's CloudFormation can make of a translated template; its nested templates are put into moto's S3."""
+    # moto makes nested stacks, but does not tell their outputs.
+    Stack.get_cfn_attribute = _output  # type: ignore[attr-defined]
+    templates = get_backend("s3")[ACCOUNT][get_partition(region)]
+    if _TEMPLATES not in templates.buckets:
+        templates.create_bucket(_TEMPLATES, region)
+    ready: Template = {**template, "Resources": _known(template["Resources"])}
+    for name, resource in ready["Resources"].items():
+        if resource["Type"] == "AWS::CloudFormation::Stack":
+            inner = nested(template, name, region=region)
+            inner["Resources"] = _known(inner["Resources"])
+            templates.put_object(_TEMPLATES, name, json.dumps(inner).encode())
+            parameters = resource["Properties"].get("Parameters", {})
+            passed = {k: v if v != {"Ref": "HttpApi"} else "api" for k, v in parameters.items()}
+            url = f"https://{_TEMPLATES}.s3.amazonaws.com/{name}"
+            ready["Resources"][name] = {**resource, "Properties": {"TemplateURL": url, "Parameters": passed}}
+    ready["Outputs"] = {**template["Outputs"], "ApiUrl": {"Value": api_url}}
+    return ready
+
+
+def _known(resources: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in resources.items() if not one["Type"].startswith(_PASSED_OVER)}
+
+
+def _output(stack: Stack, attribute: str) -> str:
+    output = stack.output_map[attribute.removeprefix("Outputs.")]
+    return str(output and output.value)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ class LocalStack:
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, but for the embedded AWS and the simulated WeChat."""
         simulated = {"WECHAT_API_URL": self.wechat_url, "WECOM_API_URL": self.wechat_url}
-        return self._aws.environment(function) | ({} if self._real else simulated)
+        # No CloudWatch reads what the functions write here, so they tell no metrics.
+        return self._aws.environment(function) | {"STACK_NAME": ""} | ({} if self._real else simulated)
 
     def _add_account(self) -> None:
         if not self._real:

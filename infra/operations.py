@@ -142,8 +142,11 @@ class Stack:
             self._ssm = self._session.client("ssm", endpoint_url=self._endpoint, config=self._config)
             cloudformation = self._session.client("cloudformation", endpoint_url=self._endpoint, config=self._config)
             stack = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
-        outputs = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-        parameters = {one["ParameterKey"]: one["ParameterValue"] for one in stack.get("Parameters", [])}
+        self.name, self.status = name, str(stack["StackStatus"])
+        self.outputs = outputs = {one["OutputKey"]: one["OutputValue"] for one in stack.get("Outputs", [])}
+        self.parameters = parameters = {
+            one["ParameterKey"]: one["ParameterValue"] for one in stack.get("Parameters", [])
+        }
         try:
             self._api_url = outputs["ApiUrl"].rstrip("/")
             self._accounts_path = outputs["AccountsPath"].rstrip("/")
@@ -167,6 +170,19 @@ class Stack:
             page, now = self._get("/v1/accounts", next=after)
             accounts += page["accounts"]
         return {"accounts": accounts}, now
+
+    def stored_parameters(self) -> dict[str, str]:
+        """What lies directly below the accounts' path: the type of each parameter by its name there, no value."""
+        with self._aws(self._accounts_path):
+            pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._accounts_path)
+            return {one["Name"].rpartition("/")[2]: one["Type"] for page in pages for one in page["Parameters"]}
+
+    def ask(self, service: str, operation: str, subject: str, **arguments: Any) -> Json:
+        """Ask another AWS service about `subject`, by one of boto3's operations."""
+        with self._aws(subject):
+            client = self._session.client(service, endpoint_url=self._endpoint, config=self._config)  # type: ignore[call-overload]
+            answer: Json = getattr(client, operation)(**arguments)
+        return answer
 
     def record(self, account: str) -> Json:
         """The account's record as it stands in Parameter Store: it holds the secret."""

@@ -318,6 +318,12 @@ class SimulatedWeChat:
         with self._lock:
             self._faults.setdefault((path, account), deque()).extend(faults)
 
+    def heal(self, path: str) -> None:
+        """Let the calls to `path` meet none of the faults that are still to come."""
+        with self._lock:
+            for faults in [faults for (at, _), faults in self._faults.items() if at == path]:
+                faults.clear()
+
     def answer(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
     ) -> Answer:

@@ -56,16 +56,27 @@ def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-
     translator = Translator({}, Parser(), boto_session=session)
     translated = translator.translate(template, dict(parameters or {}))
     translator.metrics.publish()  # to nowhere; otherwise it warns of them at some later time
-    partition = session.get_partition_for_region(region)
-    known = {
-        **defaults,
-        **(parameters or {}),
-        "AWS::Region": region,
-        "AWS::Partition": partition,
-        "AWS::URLSuffix": "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com",
-    }
+    known = {**defaults, **(parameters or {}), **_of_region(region)}
     filled: Template = _fill_in(translated, known)
     return filled
+
+
+def nested(template: Template, logical_id: str, *, region: str = "us-east-1") -> Template:
+    """The template of a stack that is nested in a translated template, filled in like that.
+
+    Parameters that are decided by the outer stack's resources stay references.
+    """
+    stack = template["Resources"][logical_id]["Properties"]
+    inner = yaml_parse((TEMPLATE.parent / stack["TemplateURL"]).read_text(encoding="utf-8"))
+    passed = {name: value for name, value in stack.get("Parameters", {}).items() if isinstance(value, str)}
+    filled: Template = _fill_in(inner, {**passed, **_of_region(region)})
+    return filled
+
+
+def _of_region(region: str) -> dict[str, str]:
+    partition = boto3.Session().get_partition_for_region(region)
+    suffix = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+    return {"AWS::Region": region, "AWS::Partition": partition, "AWS::URLSuffix": suffix}
 
 
 def routes(template: Template) -> list[Route]:

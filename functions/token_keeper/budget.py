@@ -57,6 +57,12 @@ def spend(spent: Spent, now: int, *, epoch: int, calls: int = 0, forced: int = 0
     )
 
 
+def used(kind: Kind, spent: Spent, now: int) -> int:
+    """Percent of the day's calls that are used up; 0 where WeChat publishes no quota."""
+    quota = CALLS_A_DAY.get(kind)
+    return 0 if quota is None else today(spent, now).calls * 100 // quota
+
+
 def may_wish(kind: Kind, spent: Spent, now: int) -> bool:
     """Whether there is room for a fetch that is not a due renewal."""
     quota = CALLS_A_DAY.get(kind)

@@ -303,9 +303,8 @@ class Keeper:
     def _publish(self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False) -> Outcome:
         expires_at = renewal.expiry(leased, grant)
         due_at = renewal.next_due(leased, grant)
-        published = self._table.publish(
-            leased, grant, self._spent(leased, tally), expires_at=expires_at, due_at=due_at, foreign=foreign
-        )
+        spent = self._spent(leased, tally)
+        published = self._table.publish(leased, grant, spent, expires_at=expires_at, due_at=due_at, foreign=foreign)
         if published is None or published.fingerprint is None:
             if renewal.RULES[leased.kind].mints_anew:
                 self._table.distrust(leased, now=self._now(), since=grant.asked_at)
@@ -317,6 +316,8 @@ class Keeper:
             expires_at=expires_at,
             promised_until=renewal.promised_until(published, grant.asked_at),
             renews_at=due_at,
+            foreign=foreign,
+            budget_used=budget.used(leased.kind, spent, self._now()),
         )
 
     def _failed(
@@ -328,7 +329,10 @@ class Keeper:
         spent = self._spent(leased, tally)
         if not self._table.record_failure(leased, failure, spent, due_at=due_at, at_risk=at_risk, dead=dead):
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
-        return Failed(leased.account, leased.name, failure, due_at)
+        left = replace(leased, at_risk_since=leased.at_risk_since if at_risk else None)
+        usable_until = None if leased.value is None else failure.at if dead else renewal.usable_until(left)
+        used = budget.used(leased.kind, spent, failure.at)
+        return Failed(leased.account, leased.name, failure, due_at, usable_until, used)
 
     # --- which accounts are kept
 

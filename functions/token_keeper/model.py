@@ -179,7 +179,10 @@ class Due:
 
 @dataclass(frozen=True)
 class Renewed:
-    """A renewal that was published. `promised_until` is what a reader is promised now."""
+    """A renewal that was published. `promised_until` is what a reader is promised now.
+
+    `foreign`: the value before had died before its time, and not by us. `budget_used`: percent of the day's calls.
+    """
 
     account: str
     credential: str
@@ -187,6 +190,8 @@ class Renewed:
     expires_at: int
     promised_until: int
     renews_at: int
+    foreign: bool = False
+    budget_used: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,12 +205,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A renewal that failed; the live value, if any, is untouched."""
+    """A renewal that failed; the live value, if any, is untouched.
+
+    `usable_until`: when that stops being usable; None where there is none, or nothing is known of it. `budget_used`:
+    percent of the day's calls.
+    """
 
     account: str
     credential: str
     failure: Failure
     next_attempt_at: int
+    usable_until: int | None = None
+    budget_used: int = 0
 
 
 class Verdict(StrEnum):

@@ -1,18 +1,25 @@
 """`token-keeper local` as a newcomer starts it: a process of its own, driven over HTTP and by the command line."""
 
+import fcntl
 import os
+import pty
 import re
 import signal
-import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import requests
+
+from tests.ports import three_free_ports
 
 SPEED = 120
 PROGRAM = Path(sys.executable).with_name("token-keeper")
@@ -72,24 +79,36 @@ class Local:
         command: list[str | Path] = [PROGRAM, "--local", *arguments]
         return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
 
+    def watch(self, pattern: str) -> tuple[str, int]:
+        """Run `token-keeper --local status --watch` on a terminal until it shows the pattern, then press Ctrl-C.
+
+        Returns what it drew and how it exited.
+        """
+        screen, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
+        environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "TERM": "xterm-256color"}
+        command = [PROGRAM, "--local", "status", "--watch"]
+        watching = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+        os.close(terminal)
+        drawn = ""
+        while not re.search(pattern, drawn, re.DOTALL):
+            drawn += os.read(screen, 65536).decode()
+        watching.send_signal(signal.SIGINT)
+        drain = Thread(target=lambda: [None for _ in iter(partial(_read, screen), b"")], daemon=True)
+        drain.start()
+        return drawn, watching.wait(timeout=30)
+
     def stop(self) -> int:
         """Press Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout=30)
 
 
-def three_free_ports() -> int:
-    """The first of three ports in a row that nobody listens on."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        try:
-            for port in range(first, first + 3):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
+def _read(screen: int) -> bytes:
+    try:
+        return os.read(screen, 65536)
+    except OSError:  # nobody has the terminal any more
+        return b""
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +192,11 @@ def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
     assert answer.status_code == 503
     assert answer.json()["cause"]["errcode"] == 40013
     assert SECRET not in answer.text + added.stdout + added.stderr + local.printed
+    # And who watches sees it, with what to do under the table, until Ctrl-C
+    drawn, exit_code = local.watch(r"every 2 s.*every 2 s")
+    assert re.search(r"shop\s.*never_fetched.*40013.*→ WeChat does not know this appid", drawn, re.DOTALL)
+    assert exit_code == 0
+    assert "Traceback" not in drawn
     # And when it is removed, it is not served any more
     assert local.operate("accounts", "remove", "shop", "--yes").returncode == 0
     ends = time.monotonic() + 30

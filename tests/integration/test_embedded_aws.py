@@ -77,6 +77,7 @@ def test_the_stack_says_where_its_things_are(aws: EmbeddedAws) -> None:
 def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: EmbeddedAws) -> None:
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
+        "STACK_NAME": "local",
         "REFRESH_FUNCTION_NAME": aws.outputs["RefreshFunctionName"],
         "AWS_ENDPOINT_URL": aws.endpoint_url,
         "AWS_REGION": "us-east-1",

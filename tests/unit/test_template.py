@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 from moto.events.models import EventPattern
 from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
+from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
-from infra.stack import TEMPLATE, Route, Schedule, Template, routes, schedules, translate
+from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
 KEY = "arn:aws:kms:us-east-1:123456789012:key/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
+NOTHING = {"Ref": "AWS::NoValue"}
+TEMPLATES = (TEMPLATE, *sorted((TEMPLATE.parent / "infra").glob("*.yaml")))
 DEAD_LETTERS = {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
 
 READERS_CALLS = {
@@ -89,7 +93,18 @@ def test_the_contracts_names_are_there(template: Template) -> None:
     assert defaults["AccountsPath"] == "/wechat-token-keeper/accounts"
     assert defaults["RefreshRate"] == "rate(110 minutes)"
     assert defaults["GuardRate"] == "rate(1 minute)"
-    assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn"}
+    assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn", "AlarmEmail"}
+    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed"]
+    assert "EgressIp" in template["Outputs"]
+
+
+def test_a_deployment_needs_no_parameter_and_asks_for_no_secret(template: Template) -> None:
+    assert all("Default" in parameter for parameter in template["Parameters"].values())
+    assert not [name for name in template["Parameters"] if "secret" in name.lower()]
+    settings = tomllib.loads((TEMPLATE.parent / "samconfig.toml").read_text())["default"]
+    assert settings["global"]["parameters"]["stack_name"]
+    # The first for the roles, the second for the nested stacks.
+    assert settings["deploy"]["parameters"]["capabilities"] == ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
 
 
 @pytest.mark.parametrize(
@@ -99,14 +114,31 @@ def test_the_contracts_names_are_there(template: Template) -> None:
 def test_every_name_belongs_to_the_partition_it_is_deployed_in(region: str, partition: str, suffix: str) -> None:
     template = translate(region=region)
 
-    arns = re.findall(r"arn:([a-z-]+|\$\{[^}]+\}):", json.dumps(template["Resources"]))
+    everything = [template, *(nested(template, name, region=region) for name in ("Egress", "Monitoring"))]
+    arns = re.findall(r"arn:([a-z-]+|\$\{[^}]+\}):", json.dumps([one["Resources"] for one in everything]))
     assert set(arns) == {partition}
     url = {"Fn::Sub": f"https://${{HttpApi}}.execute-api.{region}.{suffix}"}
     assert template["Outputs"]["ApiUrl"]["Value"] == url
 
 
 def test_the_template_itself_names_no_partition() -> None:
-    assert "arn:aws" not in TEMPLATE.read_text(encoding="utf-8")
+    for template in TEMPLATES:
+        assert "arn:aws" not in template.read_text(encoding="utf-8")
+
+
+def test_nothing_needs_what_aws_china_lacks() -> None:
+    # "Feature Availability and Implementation Differences" of Lambda in Getting Started with AWS in China.
+    lacking = ("Tracing", "FunctionUrl", "AsyncEventsReceived", "AsyncEventAge", "AsyncEventsDropped", "X-Ray", "xray")
+
+    template = translate(region="cn-north-1")
+    deployed = json.dumps(
+        [template, *(nested(template, name, region="cn-north-1") for name in ("Egress", "Monitoring"))]
+    )
+
+    assert not [feature for feature in lacking if feature in deployed]
+    for function in FUNCTIONS:
+        snap_start = properties(template, function).get("SnapStart")
+        assert snap_start is None or "Fn::If" in snap_start
 
 
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
@@ -235,7 +267,7 @@ def test_what_fails_for_good_ends_in_the_encrypted_dead_letter_queue(template: T
     assert events["FunctionName"] == {"Ref": "RefreshFunction"}
     assert events["DestinationConfig"]["OnFailure"]["Destination"] == DEAD_LETTERS
     assert events["MaximumRetryAttempts"] <= 1
-    assert properties(template, "DeadLetterQueue")["SqsManagedSseEnabled"] is True
+    assert properties(template, "DeadLetterQueue")["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
     # A rule has no role: without the queue's own policy its dead letters are lost.
     (statement,) = properties(template, "DeadLetterQueuePolicy")["PolicyDocument"]["Statement"]
     assert statement["Principal"] == {"Service": "events.amazonaws.com"}
@@ -250,7 +282,7 @@ def test_the_table(template: Template) -> None:
     assert table["BillingMode"] == "PAY_PER_REQUEST"
     assert key(table) == [("pk", "HASH", "S"), ("sk", "RANGE", "S")]
     assert table["TimeToLiveSpecification"] == {"AttributeName": "ttl", "Enabled": True}
-    assert table["SSESpecification"] == {"SSEEnabled": True}
+    assert table["SSESpecification"]["SSEEnabled"] is True
     keys = {index["IndexName"]: key(table | index) for index in table["GlobalSecondaryIndexes"]}
     assert keys == {
         "due": [("due", "HASH", "S"), ("due_at", "RANGE", "N")],
@@ -264,6 +296,15 @@ def test_the_table(template: Template) -> None:
         {"ProjectionType": "KEYS_ONLY"},
         {"ProjectionType": "KEYS_ONLY"},
     ]
+
+
+def test_the_table_outlives_its_stack_and_mistakes_and_does_not_hinder_the_next(template: Template) -> None:
+    resource, table = template["Resources"]["TokenTable"], properties(template, "TokenTable")
+
+    assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+    assert table["DeletionProtectionEnabled"] is True
+    assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert "TableName" not in table
 
 
 def key(table: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -280,11 +321,13 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
         "WECHAT_API_URL": "https://api.weixin.qq.com",
         "WECOM_API_URL": "https://qyapi.weixin.qq.com",
         "AWS_ENDPOINT_URL": "",
+        "STACK_NAME": {"Ref": "AWS::StackName"},
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
         "REFRESH_FUNCTION_NAME": {"Ref": "RefreshFunction"},
         "AWS_ENDPOINT_URL": "",
+        "STACK_NAME": {"Ref": "AWS::StackName"},
     }
 
 
@@ -330,27 +373,147 @@ def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
     assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": [KEY, ""]}]}
 
 
-def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
-    # Given
-    template = translate({"EgressMode": "existing", "SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"})
-
+def test_a_key_of_ones_own_encrypts_all_that_is_kept_and_without_one_aws_does(template: Template) -> None:
     # When
-    condition, inside, otherwise = properties(template, "RefreshFunction")["VpcConfig"]["Fn::If"]
+    chosen = translate({"KmsKeyArn": KEY})
 
     # Then
-    assert template["Conditions"][condition] == {"Fn::Equals": ["existing", "existing"]}
-    assert inside == {
+    table = properties(chosen, "TokenTable")["SSESpecification"]
+    assert table == {"SSEEnabled": True, "SSEType": "KMS", "KMSMasterKeyId": only_with_key(KEY)}
+    queue = properties(chosen, "DeadLetterQueue")
+    assert queue["KmsMasterKeyId"] == only_with_key(KEY)
+    assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
+    logs = of_type(chosen, "AWS::Logs::LogGroup").values()
+    assert [log["KmsKeyId"] for log in logs] == [only_with_key(KEY)] * 3
+    assert properties(nested(chosen, "Monitoring"), "Topic")["KmsMasterKeyId"] == only_with_key(KEY)
+    assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": ["", ""]}]}
+
+
+def only_with_key(key: str) -> dict[str, Any]:
+    return {"Fn::If": ["HasKmsKey", key, NOTHING]}
+
+
+def test_the_reader_uses_ones_own_key_through_the_table_only() -> None:
+    policies = [
+        policy
+        for policy in of_type(translate({"KmsKeyArn": KEY}), "AWS::IAM::RolePolicy").values()
+        if policy["RoleName"] == {"Ref": "ApiFunctionRole"}
+    ]
+
+    (policy,) = policies
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert (statement["Action"], statement["Resource"]) == ("kms:Decrypt", KEY)
+    assert set(statement["Condition"]["StringEquals"]["kms:ViaService"]) == {"dynamodb.us-east-1.amazonaws.com"}
+
+
+def test_only_schedules_of_this_aws_account_may_use_the_schedules_role(template: Template) -> None:
+    role = properties(template, "SchedulesRole")
+
+    (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Principal"] == {"Service": "scheduler.amazonaws.com"}
+    group = "arn:aws:scheduler:us-east-1:${AWS::AccountId}:schedule-group/default"
+    assert statement["Condition"] == {
+        "StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}},
+        "ArnEquals": {"aws:SourceArn": {"Fn::Sub": group}},
+    }
+    assert set(calls(role)) == {
+        ("lambda:InvokeFunction", "RefreshFunction.Arn"),
+        ("sqs:SendMessage", "DeadLetterQueue.Arn"),
+    }
+    for schedule in of_type(template, "AWS::Scheduler::Schedule").values():
+        assert schedule["Target"]["RoleArn"] == {"Fn::GetAtt": ["SchedulesRole", "Arn"]}
+
+
+def test_the_access_log_says_who_asked_for_what_and_holds_no_key(template: Template) -> None:
+    # Given
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+
+    # When
+    logged = json.loads(stage["AccessLogSettings"]["Format"])
+
+    # Then
+    assert stage["AccessLogSettings"]["DestinationArn"] == {"Fn::GetAtt": ["HttpApiLog", "Arn"]}
+    assert {"requestId", "routeKey", "status", "latency", "caller", "ip"} <= set(logged)
+    # Path, query string, headers and bodies of WeChat's own calls hold keys and tokens.
+    assert not re.search(r"path|query|header|body|protocol", " ".join(logged.values()).lower())
+
+
+def test_a_runaway_client_is_throttled(template: Template) -> None:
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+
+    assert 0 < stage["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 1000
+
+
+def vpc_of(template: Template) -> dict[str, Any]:
+    """What the conditions of a template with a VPC make of RefreshFunction's network."""
+    condition, inside, outside = properties(template, "RefreshFunction")["VpcConfig"]["Fn::If"]
+    assert outside == NOTHING
+    managed = template["Conditions"]["HasManagedEgress"]["Fn::Equals"]
+    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [managed[0], "none"]}]}
+    return {name: value["Fn::If"][1 if managed[0] == managed[1] else 2] for name, value in inside.items()}
+
+
+def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
+    template = translate({"EgressMode": "existing", "SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"})
+
+    assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", "subnet-1,subnet-2"]},
         "SecurityGroupIds": {"Fn::Split": [",", "sg-1"]},
     }
-    assert otherwise == {"Ref": "AWS::NoValue"}
     assert "VpcConfig" not in properties(template, "ApiFunction")
     # The one wildcard: AWS's own policy for network interfaces.
     assert properties(template, "RefreshFunctionRole")["ManagedPolicyArns"]["Fn::If"] == [
-        condition,
+        "HasVpc",
         ["arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"],
-        {"Ref": "AWS::NoValue"},
+        NOTHING,
     ]
+
+
+def test_managed_egress_gives_the_refresher_one_address_and_lets_it_only_call_out() -> None:
+    # Given
+    template = translate({"EgressMode": "managed"})
+
+    # When
+    egress = nested(template, "Egress")
+
+    # Then
+    assert vpc_of(template) == {
+        "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
+        "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],
+    }
+    for conditional in (template["Resources"]["Egress"], template["Outputs"]["EgressIp"]):
+        assert conditional["Condition"] == "HasManagedEgress"
+    assert template["Outputs"]["EgressIp"]["Value"] == {"Fn::GetAtt": ["Egress", "Outputs.Ip"]}
+    assert len(of_type(egress, "AWS::EC2::EIP")) == len(of_type(egress, "AWS::EC2::NatGateway")) == 1
+    (group,) = of_type(egress, "AWS::EC2::SecurityGroup").values()
+    assert "SecurityGroupIngress" not in group
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in group["SecurityGroupEgress"]] == [(443, 443)]
+    private = {"FirstPrivateSubnet", "SecondPrivateSubnet"}
+    routed = of_type(egress, "AWS::EC2::SubnetRouteTableAssociation").values()
+    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"] for one in routed}
+    ways_out = {
+        one["RouteTableId"]["Ref"]: one.get("NatGatewayId") for one in of_type(egress, "AWS::EC2::Route").values()
+    }
+    assert {ways_out[tables[subnet]["Ref"]]["Ref"] for subnet in private} == {"NatGateway"}
+    assert all(f"${{{subnet}}}" in egress["Outputs"]["SubnetIds"]["Value"]["Fn::Sub"] for subnet in private)
+    (endpoint,) = of_type(egress, "AWS::EC2::VPCEndpoint").values()
+    assert endpoint["VpcEndpointType"] == "Gateway"
+    assert endpoint["ServiceName"] == "com.amazonaws.us-east-1.dynamodb"
+
+
+def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
+    parameters = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]
+
+    assert "36 USD a month" in parameters["EgressMode"]["Description"]
+
+
+@pytest.mark.parametrize("address", ["", "ops@example.com"])
+def test_an_alarm_address_is_an_address_or_nothing(address: str) -> None:
+    pattern = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]["AlarmEmail"]["AllowedPattern"]
+
+    assert re.fullmatch(pattern, address)
+    for wrong in ("ops", "ops@", "a b@example.com", "@example.com"):
+        assert not re.fullmatch(pattern, wrong)
 
 
 def test_logs_are_json_and_go_after_a_month(template: Template) -> None:

@@ -1,0 +1,75 @@
+"""template.yaml, translated by SAM, deployed into moto's CloudFormation. What moto leaves out is held against the
+translated template in tests/unit/test_template.py."""
+
+import json
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from infra.embedded_aws import for_moto
+from infra.stack import translate
+
+REGIONS = ("us-east-1", "cn-north-1")
+EVERYTHING = {"EgressMode": "managed", "AlarmEmail": "ops@example.com"}
+
+
+def deploy(name: str, region: str, parameters: dict[str, str]) -> dict[str, str]:
+    """Deploy a stack, and return its outputs."""
+    template = for_moto(translate(parameters, region=region), api_url="https://api.invalid", region=region)
+    cloudformation = boto3.client("cloudformation", region_name=region)
+    cloudformation.create_stack(StackName=name, TemplateBody=json.dumps(template), Capabilities=["CAPABILITY_IAM"])
+    stack: Any = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("parameters", [{}, EVERYTHING], ids=["defaults", "everything"])
+@mock_aws
+def test_two_stacks_live_side_by_side(region: str, parameters: dict[str, str]) -> None:
+    # When
+    blue, green = (deploy(name, region, parameters) for name in ("blue", "green"))
+
+    # Then
+    own = {"TokenTableName", "RefreshFunctionName", "AlarmTopicArn", "DeadLetterQueueUrl"}
+    own |= {"EgressIp"} if parameters else set()
+    assert blue.keys() == green.keys() == own | {"ApiUrl", "AccountsPath"}
+    assert not [name for name in own if blue[name] == green[name]]
+    tables = boto3.client("dynamodb", region_name=region).list_tables()["TableNames"]
+    assert set(tables) == {blue["TokenTableName"], green["TokenTableName"]}
+    partition = "aws-cn" if region.startswith("cn") else "aws"
+    assert blue["AlarmTopicArn"].startswith(f"arn:{partition}:sns:{region}:")
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@mock_aws
+def test_managed_egress_tells_the_one_address_that_calls_come_from(region: str) -> None:
+    # When
+    outputs = deploy("blue", region, EVERYTHING)
+
+    # Then
+    ec2 = boto3.client("ec2", region_name=region)
+    (gateway,) = ec2.describe_nat_gateways()["NatGateways"]
+    (address,) = gateway["NatGatewayAddresses"]
+    assert (
+        ec2.describe_addresses(AllocationIds=[address["AllocationId"]])["Addresses"][0]["PublicIp"]
+        == (outputs["EgressIp"])
+    )
+    assert len(ec2.describe_addresses()["Addresses"]) == 1
+
+
+@mock_aws
+def test_the_next_stack_of_that_name_does_not_meet_the_table_that_the_last_one_left() -> None:
+    # Given
+    first = deploy("blue", "us-east-1", {})
+    left_behind = boto3.client("dynamodb", region_name="us-east-1").describe_table(TableName=first["TokenTableName"])
+    assert left_behind["Table"]["DeletionProtectionEnabled"]
+
+    # When
+    boto3.client("cloudformation", region_name="us-east-1").delete_stack(StackName="blue")
+    second = deploy("blue", "us-east-1", {})
+
+    # Then
+    assert second["TokenTableName"] != first["TokenTableName"]

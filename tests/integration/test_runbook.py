@@ -1,0 +1,104 @@
+"""The commands of infra/RUNBOOK.md, run from its first to its last line against the local stack."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+
+import boto3
+import pytest
+from typer.testing import CliRunner
+
+from infra import operations
+from infra.cli import app
+from infra.local import LocalStack
+from infra.simulated_wechat import Fault
+from infra.stack import TEMPLATE
+from tests.ports import three_free_ports
+
+RUNBOOK = TEMPLATE.parent / "infra" / "RUNBOOK.md"
+APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
+OLD_SECRET, NEW_SECRET = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
+SPEED = 120
+TOKEN = "/cgi-bin/token"
+
+pytestmark = pytest.mark.xdist_group("local")
+
+
+def sections() -> Iterator[tuple[str, list[str]]]:
+    """The runbook's headings, each with the lines of its commands."""
+    for section in re.split(r"^## ", RUNBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        blocks = re.findall(r"^```bash\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        yield section.partition("\n")[0], [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_runbook_covers_what_happens() -> None:
+    headings = " ".join(heading for heading, _ in sections())
+    wanted = ("Rotate", "token has leaked", "key has leaked", "Move", "40164", "45009", "89503")
+    for topic in (*wanted, "Restore", "Delete", "Upgrade", "KmsKeyArn"):
+        assert topic in headings
+
+
+def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What services' descriptions cost to load, each command would pay again.
+    session = boto3.Session("local", "local", region_name="us-east-1")
+    monkeypatch.setattr(operations.boto3, "Session", lambda *_, **__: session)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
+    port = three_free_ports()
+    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))
+    with LocalStack(port=port, speed=SPEED, name="main") as local:
+        assert local.tried.wait(30)
+        trouble: dict[str, Callable[[], object]] = {
+            "40164": lambda: refused(local, 40164),
+            "89503": lambda: refused(local, 89503),
+            "45009": lambda: refused(local, 45009),
+            "Move": lambda: local.wechat.add_app(OTHER_APPID, NEW_SECRET),
+            "Restore": lambda: lose_the_table(local),
+            "Upgrade": lambda: main_tick(local),  # which enrols again what Restore did not
+        }
+        for heading, lines in sections():
+            for words, happens in trouble.items():
+                if heading.startswith(words):
+                    happens()
+            for line in lines:
+                run(local, heading, line)
+
+
+def run(local: LocalStack, heading: str, line: str) -> None:
+    """Do what one line says."""
+    if line.startswith("# WeChat: "):
+        if "AppSecret" in line:
+            local.wechat.change_secret(APPID, OLD_SECRET, NEW_SECRET)
+        local.wechat.heal(TOKEN)
+    elif line.startswith("sleep "):
+        local.clock.sleep(float(line.removeprefix("sleep ")))
+    elif not line.startswith("#"):
+        command, _, fails = line.partition(" #")[0].partition(" || ")
+        words = shlex.split(command)
+        assert words[:3] == ["uv", "run", "token-keeper"], line
+        result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
+        for _ in range(10):
+            if words[3] == "accounts" or result.exit_code == bool(fails):
+                break
+            local.clock.sleep(31)  # a person does not type faster: renewals are 30 s apart, changes take seconds
+            result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
+        assert result.exit_code == bool(fails), f"{heading}: {line}\n{result.output}"
+
+
+def refused(local: LocalStack, errcode: int) -> None:
+    """Let WeChat refuse the next renewals, and one be tried."""
+    local.wechat.fail(TOKEN, *[Fault.error(errcode)] * 100)
+    local.clock.sleep(31)
+    result = CliRunner().invoke(app, ["--local", "refresh", "main"])
+    assert (result.exit_code, str(errcode) in result.output) == (1, True), result.output
+
+
+def lose_the_table(local: LocalStack) -> None:
+    dynamodb = boto3.client("dynamodb", endpoint_url=local.aws_url)
+    table = local.environment("RefreshFunction")["TABLE_NAME"]
+    for item in dynamodb.scan(TableName=table)["Items"]:
+        dynamodb.delete_item(TableName=table, Key={"pk": item["pk"], "sk": item["sk"]})
+
+
+def main_tick(local: LocalStack) -> None:
+    function = local.environment("ApiFunction")["REFRESH_FUNCTION_NAME"]
+    boto3.client("lambda", endpoint_url=local.aws_url).invoke(FunctionName=function, Payload='{"wake": "tick"}')
