@@ -29,13 +29,19 @@ _INIT = re.compile(r"INIT REPORT\(durationMs: ([\d.]+)\)")
 _INVOKED = re.compile(r"INVOKE RTDONE\(status: \w+, produced bytes: \d+, duration: ([\d.]+)ms\)")
 
 
+class BuildError(Exception):
+    """The project could not be built; the text is SAM's."""
+
+
 def build(target: Path) -> Path:
-    """Run `sam build` of the project into a directory; returns the directory, in which each function has its own."""
-    command = [Path(sys.executable).with_name("sam"), "build", "--build-dir", target, "--cache-dir", target / "cache"]
-    # As in a shell without the project's environment: its packages are not to be found by chance.
+    """Run `sam build` of the project into a directory; returns the directory, in which each function has its own.
+
+    What was built before and has not changed comes from SAM's cache. Raises `BuildError`.
+    """
+    command = [Path(sys.executable).with_name("sam"), "build", "--build-dir", target]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"sam build failed: {done.stderr[-2000:]}")
+        raise BuildError(f"sam build failed: {done.stderr[-2000:]}")
     for bytecode in target.rglob("__pycache__"):
         shutil.rmtree(bytecode)
     return target
