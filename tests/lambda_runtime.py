@@ -39,7 +39,8 @@ def build(target: Path) -> Path:
     What was built before and has not changed comes from SAM's cache. Raises `BuildError`.
     """
     command = [Path(sys.executable).with_name("sam"), "build", "--build-dir", target]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"sam build failed: {done.stderr[-2000:]}")
     for bytecode in target.rglob("__pycache__"):
