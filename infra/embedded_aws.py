@@ -38,9 +38,9 @@ REGION = "us-east-1"
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    "AWS::Lambda::Permission",
+    *("AWS::Lambda::Permission", "AWS::Lambda::Version", "AWS::Lambda::Alias"),
 )
-"""The types of resources that moto's CloudFormation does not know, and one that refers to them."""
+"""The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 
 _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""

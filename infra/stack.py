@@ -75,8 +75,9 @@ def routes(template: Template) -> list[Route]:
         for path, operations in sorted(api["Body"]["paths"].items()):
             for method, operation in operations.items():
                 uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
-                (function,) = re.findall(r"\$\{(\w+)\.Arn\}", uri)
-                found.append(Route(method.upper(), path, function))
+                (called,) = re.findall(r"\$\{(\w+)(?:\.Arn)?\}", uri)
+                alias = _resources(template, "AWS::Lambda::Alias").get(called)
+                found.append(Route(method.upper(), path, alias["FunctionName"]["Ref"] if alias else called))
     return found
 
 
