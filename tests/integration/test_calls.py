@@ -26,7 +26,7 @@ pytestmark = pytest.mark.xdist_group("calls")  # ten thousand accounts are set u
 
 
 class Granting:
-    """WeChat for as many accounts as one likes: every call mints a token. `during_call` is run in each."""
+    """WeChat for as many accounts as one likes: every call mints a token, as long as they get. `during_call` is run in each."""
 
     def __init__(self, clock: Clock, calls: list[str]) -> None:
         self._clock, self._calls, self._numbers = clock, calls, count()
@@ -35,7 +35,7 @@ class Granting:
     def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
         self._calls.append("wechat")
         self.during_call()
-        return Grant(f"{account.name}-{next(self._numbers)}", LIFE, int(self._clock()))
+        return Grant(f"{account.name}-{next(self._numbers)}".ljust(512, "t"), LIFE, int(self._clock()))
 
 
 class Kept:
