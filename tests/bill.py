@@ -81,7 +81,7 @@ class Metered(Kept):
 
     def __init__(self, accounts: int) -> None:
         super().__init__(accounts)
-        self.used: Usage = {READS: 0, WRITES: 0}
+        self._units: list[tuple[Price, float]] = []  # of several threads, which may all append
         self.aws.after_write = self._written
         dynamodb = self.aws.client("dynamodb")
         dynamodb.get_item, dynamodb.query = self._read(dynamodb.get_item), self._read(dynamodb.query)
@@ -93,24 +93,25 @@ class Metered(Kept):
             if "IndexName" in asked:
                 found = [{name: item[name] for name in _IN_INDEX} for item in found]
             units = max(ceil(sum(map(_size, found)) / 4096), 1)
-            self.used[READS] += units if asked.get("ConsistentRead") else units / 2
+            self._units.append((READS, units if asked.get("ConsistentRead") else units / 2))
             return answer
 
         return read
 
     def _written(self, _what: str, before: Any, after: Any) -> None:
-        self.used[WRITES] += ceil(max(_size(before or {}), _size(after or {})) / 1024)
+        self._units.append((WRITES, ceil(max(_size(before or {}), _size(after or {})) / 1024)))
         old, new = ({name: item.get(name) for name in _IN_INDEX} for item in (before or {}, after or {}))
         if old != new:
             # A changed sort key is one entry deleted and one put.
-            self.used[WRITES] += 2 if old["due_at"] and new["due_at"] else 1
+            self._units.append((WRITES, 2 if old["due_at"] and new["due_at"] else 1))
 
     def measure(self, work: Any) -> tuple[Usage, Counter[str]]:
         """What DynamoDB charges for some work, and the calls that it takes."""
         self.calls.clear()
-        self.used = {READS: 0, WRITES: 0}
+        self._units.clear()
         work()
-        return self.used, self.counted()
+        used = {price: sum(units for kind, units in self._units if kind is price) for price in (READS, WRITES)}
+        return used, self.counted()
 
 
 _IN_INDEX = ("pk", "sk", "due", "due_at", "kind", "failures")
@@ -193,7 +194,11 @@ def main() -> None:
         for price in some:
             costs = [f"{dollars({price: bill[part][price]}):.4f}" for bill in bills.values()]
             printed.add_row(
-                price.service, price.unit, f"{price.dollars:.10f}".rstrip("0"), f"{price.free or ''}", *costs
+                price.service,
+                price.unit,
+                f"{price.dollars:.10f}".rstrip("0").rstrip("."),
+                f"{price.free or ''}",
+                *costs,
             )
         totals = [f"[bold]{dollars(bill[part]):.2f}" for bill in bills.values()]
         printed.add_row(f"[bold]{title}", "", "", "", *totals, end_section=True)

@@ -90,7 +90,7 @@ class Deployed:
         self._environment = {
             name: self.aws.environment(name) | endpoints for name in ("RefreshFunction", "ApiFunction")
         }
-        self._built, self._directory = built, directory
+        self.built, self._directory = built, directory
         self.refresh = started.enter_context(self._instance("RefreshFunction", "refresh.handler"))
         self.printed_by_reader = ""
         self._ssm = boto3.Session("operator", "secret", region_name="us-east-1").client(
@@ -99,7 +99,7 @@ class Deployed:
 
     def _instance(self, function: str, handler: str) -> LambdaRuntime:
         log = self._directory / f"{function}.log"
-        return LambdaRuntime(self._built / function, handler, self._environment[function], log)
+        return LambdaRuntime(self.built / function, handler, self._environment[function], log)
 
     def _invoked(self, event: dict[str, Any]) -> Any:
         # Events of Parameter Store get lost here: the tick has to find the account by itself.
@@ -180,6 +180,13 @@ def test_a_token_is_fetched_by_the_main_schedule_and_handed_out(deployed: Deploy
         assert handed_out["fingerprint"] in printed
         assert handed_out["access_token"] not in printed
         assert "secret-of-main" not in printed
+
+
+@pytest.mark.parametrize("function", ["RefreshFunction", "ApiFunction"])
+def test_nothing_is_deployed_that_lambda_has_or_nobody_needs(stack: Deployed, function: str) -> None:
+    deployed = {path.name.partition("-")[0].partition(".")[0] for path in (stack.built / function).iterdir()}
+    assert {"token_keeper", "api", "refresh"} <= deployed
+    assert not deployed & {"boto3", "botocore", "s3transfer", "awslambdaric", "tests", "infra", "pytest", "moto"}
 
 
 def test_a_reader_that_finds_nothing_has_it_fetched(deployed: Deployed) -> None:
