@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -221,6 +222,12 @@ def _error_code(answer: _Answer) -> str:
     return found.group() if found else f"HTTP {answer.status}"
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all: to load the authorities takes as long as half of a reader's other init."""
+    return ssl.create_default_context()
+
+
 class _Endpoint:
     """HTTP with one server over connections that are kept."""
 
@@ -229,7 +236,7 @@ class _Endpoint:
         self.host = parts.netloc
         self._read_timeout = read_timeout
         self._clock = clock
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = _tls() if parts.scheme == "https" else None
         self._unused: list[tuple[HTTPConnection, float]] = []
 
     def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> _Answer:

@@ -1,12 +1,14 @@
 """The readers' own AWS client: what it signs is held against botocore's signer and AWS's examples, the rest over HTTP."""
 
 import json
+import ssl
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +18,9 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +105,7 @@ class Service:
     headers: dict[str, str] = field(default_factory=dict)
     hangs_up: bool = False
     url: str = ""
+    server: Any = None
 
 
 @pytest.fixture
@@ -132,6 +138,7 @@ def service() -> Iterator[Service]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        told.server = server
         told.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -240,6 +247,46 @@ def test_many_threads_share_a_client(service: Service) -> None:
     for thread in threads:
         thread.join()
     assert answers == [ITEM] * 80
+
+
+def test_only_a_server_that_proves_its_name_is_asked(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server that speaks TLS, by a certificate for 127.0.0.1
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
+    service.url = service.url.replace("http:", "https:")
+    # When nobody vouches for it, then it is told nothing
+    aws._tls.cache_clear()
+    with pytest.raises(aws.UnreachableError):
+        ask(service)
+    assert service.requests == []
+    # And when somebody does, it answers, over one connection
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    aws._tls.cache_clear()
+    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
+    assert len(service.connections) == 1
+    aws._tls.cache_clear()
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(alternative, critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, secret = serialization.Encoding.PEM, serialization.NoEncryption()
+    (directory / "cert").write_bytes(certificate.public_bytes(pem))
+    (directory / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, secret))
+    return directory / "cert", directory / "key"
 
 
 # --- where to, and as whom
