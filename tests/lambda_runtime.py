@@ -30,7 +30,7 @@ _INVOKED = re.compile(r"INVOKE RTDONE\(status: \w+, produced bytes: \d+, duratio
 
 
 class BuildError(Exception):
-    """The project could not be built; the text is SAM's."""
+    """The project could not be built, or what is built cannot run here; the text says why."""
 
 
 def build(target: Path) -> Path:
@@ -38,6 +38,8 @@ def build(target: Path) -> Path:
 
     What was built before and has not changed comes from SAM's cache. Raises `BuildError`.
     """
+    if sys.platform != "linux":
+        raise BuildError("the Lambda emulator runs on Linux only")
     command = [Path(sys.executable).with_name("sam"), "build", "--build-dir", target]
     environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)

@@ -153,7 +153,7 @@ def stack(dynamodb_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     except BuildError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"needs sam build: {error}")
+        pytest.skip(f"needs sam build and the Lambda emulator: {error}")
     with ExitStack() as started:
         yield Deployed(built, dynamodb_url, directory, started)
 
