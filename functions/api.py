@@ -8,12 +8,10 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
+from token_keeper import aws
 from token_keeper.compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
@@ -27,7 +25,7 @@ from token_keeper.reader import (
     UnknownAccountError,
     UnknownCredentialError,
 )
-from token_keeper.refresher import ANSWER_TIMEOUT, Refresher
+from token_keeper.refresher import Refresher
 from token_keeper.signature import sign
 from token_keeper.table import Table
 
@@ -166,17 +164,15 @@ def connect(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-    client: Callable[..., Any] = boto3.client,
+    client: Callable[[str], Any] | None = None,
 ) -> Handler:
-    """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`.
+    """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`, and AWS's own variables.
 
-    `client` makes AWS clients as `boto3.client` does.
+    `client` makes the client of a service, as `boto3.client` does; with none they are those of `aws`.
     """
-    # A reader would rather say "stale" or 503 than keep its caller waiting.
-    quick = Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "max_attempts": 2})
-    once = Config(connect_timeout=1, read_timeout=ANSWER_TIMEOUT, retries={"mode": "standard", "max_attempts": 1})
-    table = Table(client("dynamodb", config=quick), environment["TABLE_NAME"])
-    refresher = Refresher(client("lambda", config=once), environment["REFRESH_FUNCTION_NAME"])
+    client = client or partial(aws.client, environment=environment)
+    table = Table(client("dynamodb"), environment["TABLE_NAME"])
+    refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
     metrics = Metrics(environment.get("STACK_NAME"), clock)
     api = Api(table, Reader(table, refresher, clock, sleep), clock, metrics)
     return lambda event, context: api.answer(event)
@@ -254,6 +250,11 @@ def _answer(
 
 
 _handler = cache(lambda: connect(os.environ))
+
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    # Lambda gives the processor most freely before the first event. Nothing is read or asked yet, so that nothing stale is
+    # in a snapshot of this moment (SnapStart).
+    _handler()
 
 
 def handler(event: dict[str, Any], context: Any) -> Answer:

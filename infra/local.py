@@ -127,8 +127,10 @@ class LocalStack:
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
         self._aws.start(functions)
         self.aws_url = self._aws.endpoint_url
-        self._refresh_handler = self._connect(refresh.connect, "RefreshFunction")
-        self._api_handler = self._connect(api.connect, "ApiFunction")
+        client = partial(self._aws.session("RefreshFunction").client, endpoint_url=self.aws_url)
+        time = self.clock, self.clock.sleep
+        self._refresh_handler = refresh.connect(self.environment("RefreshFunction"), *time, client)
+        self._api_handler = api.connect(self.environment("ApiFunction"), *time)
         functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api}
         wechat.start()
         http.start()
@@ -142,10 +144,6 @@ class LocalStack:
         server = Server(application, self._port and self._port + offset, self.clock, self._host)
         started.callback(server.stop)
         return server
-
-    def _connect[Handler](self, connect: Callable[..., Handler], function: str) -> Handler:
-        client = partial(self._aws.session(function).client, endpoint_url=self.aws_url)
-        return connect(self.environment(function), self.clock, self.clock.sleep, client)
 
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, but for the embedded AWS and the simulated WeChat."""

@@ -87,8 +87,9 @@ def routes(template: Template) -> list[Route]:
             operations = _resolved(conditional, template["Conditions"])
             for method, operation in operations.items():
                 uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
-                (function,) = re.findall(r"\$\{(\w+)\.Arn\}", uri)
-                found.append(Route(method.upper(), path, function))
+                (called,) = re.findall(r"\$\{(\w+)(?:\.Arn)?\}", uri)
+                alias = _resources(template, "AWS::Lambda::Alias").get(called)
+                found.append(Route(method.upper(), path, alias["FunctionName"]["Ref"] if alias else called))
     return found
 
 

@@ -33,7 +33,7 @@ class BudgetError(KeeperError):
 
 
 class StoreUnavailableError(KeeperError):
-    """DynamoDB refused or did not answer; botocore has already tried again."""
+    """DynamoDB refused or did not answer; the client has already tried again."""
 
     code = "store_unavailable"
     retryable = True

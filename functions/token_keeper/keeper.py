@@ -211,13 +211,18 @@ class Keeper:
             return []
 
         def renew_account(account: str, record: Record) -> list[Outcome]:
-            return [self._renew(due, record, seconds_left, rotate=rotate) for due in by_account[account]]
+            together = len(by_account)
+            return [
+                self._renew(due, record, seconds_left, rotate=rotate, together=together) for due in by_account[account]
+            ]
 
         with ThreadPoolExecutor(min(WORKERS, len(by_account))) as workers:
             renewals = [workers.submit(renew_account, *found) for found in self._accounts.read(by_account)]
         return list(chain.from_iterable(each.result() for each in renewals))
 
-    def _renew(self, due: Due, record: Record, seconds_left: Callable[[], float], *, rotate: bool) -> Outcome:
+    def _renew(
+        self, due: Due, record: Record, seconds_left: Callable[[], float], *, rotate: bool, together: int
+    ) -> Outcome:
         if seconds_left() < LONGEST_ATTEMPT:
             return Skipped(due.account, due.credential, "out of time; the next wake-up goes on")
         now = self._now()
@@ -230,7 +235,7 @@ class Keeper:
                 grant = self._fetch(leased, record, seconds_left, rotate, tally)
             except KeeperError as error:
                 return self._failed(leased, error, tally, began_at=now)
-            return self._publish(leased, grant, tally)
+            return self._publish(leased, grant, tally, together=together)
         except StoreUnavailableError as error:
             return _not_stored(due.account, due.credential, _failure(error, self._now()))
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
@@ -300,9 +305,11 @@ class Keeper:
     def _fetch_ticket(self, account: Account, name: str, token: Credential, tally: "_Tally") -> Grant:
         return tally.counted(lambda: self._wechat.fetch_ticket(account, name, token.value or ""))
 
-    def _publish(self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False) -> Outcome:
+    def _publish(
+        self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False, together: int = 1
+    ) -> Outcome:
         expires_at = renewal.expiry(leased, grant)
-        due_at = renewal.next_due(leased, grant)
+        due_at = renewal.next_due(leased, grant, together=together)
         spent = self._spent(leased, tally)
         published = self._table.publish(leased, grant, spent, expires_at=expires_at, due_at=due_at, foreign=foreign)
         if published is None or published.fingerprint is None:
@@ -413,7 +420,9 @@ class Keeper:
         holder = self._table.claim(account)
         if holder != account.name:
             raise _kept_already(account, holder)
-        seen = self._table.tickets_seen(account.name, account.app_id, account.tickets, now)
+        seen = (
+            self._table.tickets_seen(account.name, account.app_id, account.tickets, now) if account.tickets else set()
+        )
         if old is not None and old.version is not None and old.app_id == account.app_id:
             seen |= set(old.credentials)  # where its item is not there any more
         for name, kind in account.credentials.items():

@@ -3,15 +3,11 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from token_keeper import aws
 from token_keeper.errors import RefresherUnavailableError
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
-
-ANSWER_TIMEOUT = 8
-"""Seconds a reader waits for RefreshFunction, cold start included; API Gateway itself gives up after 30."""
 
 
 class Refresher:
@@ -36,9 +32,10 @@ class Refresher:
         try:
             answer = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
             summary: dict[str, Any] = json.load(answer["Payload"])
-        except ClientError as error:
-            raise RefresherUnavailableError(f"RefreshFunction: {error.response['Error']['Code']}") from error
-        except BotoCoreError as error:
+        except aws.refusals() as error:
+            response: Any = error.response  # type: ignore[attr-defined]
+            raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from error
+        except aws.outages() as error:
             raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from error
         if "FunctionError" in answer:
             raise RefresherUnavailableError("RefreshFunction failed")

@@ -12,7 +12,7 @@ All times are UTC epoch seconds.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
+from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
 
 LEASE = 60
 """Seconds a renewal may take before somebody else may try. Further attempts are begun only while it lasts; a lease
@@ -84,16 +84,29 @@ def expiry(credential: Credential, grant: Grant) -> int:
     return max(asked_first_at + grant.expires_in, trusted_at_least)
 
 
-def next_due(credential: Credential, grant: Grant) -> int:
-    """When a just granted value is to be renewed.
+SPREAD_PER_MINUTE = 300
+"""Renewals that a guard should meet. Where more accounts are renewed together, as after many were added at once, they come
+due over so many minutes more that they do not meet again; fewer stay with the main tick."""
 
-    A value that lives shorter than usual is due at half its life, so that it is never due at once.
+
+def spread(account: str, together: int) -> int:
+    """Seconds by which an account that is renewed `together` with so many is due earlier: from 0 up, always the same."""
+    over = together // SPREAD_PER_MINUTE * 60
+    return int(fingerprint(account), 16) % over if over else 0
+
+
+def next_due(credential: Credential, grant: Grant, *, together: int = 1) -> int:
+    """When a just granted value is to be renewed, one of so many accounts that are renewed `together`.
+
+    A value that lives shorter than usual is due at half its life, so that it is never due at once; none is due before
+    that. What WeChat repeats until its last minutes is not spread: an earlier call would bring nothing.
     """
     rule = RULES[credential.kind]
     expires_at = expiry(credential, grant)
     left = expires_at - grant.asked_at
     if grant.value != credential.value:
-        return expires_at - min(rule.due_before, left // 2)
+        earlier = spread(credential.account, together) if rule.mints_anew else 0
+        return expires_at - min(rule.due_before + earlier, left // 2)
     if left > rule.due_before:
         return expires_at - rule.due_before
     return expires_at if rule.asks_again is None else min(expires_at, grant.asked_at + rule.asks_again)

@@ -20,8 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from token_keeper import aws
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
@@ -424,13 +423,13 @@ class _ConditionFailedError(Exception):
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
+    except aws.refusals() as error:
+        response: Any = error.response  # type: ignore[attr-defined]
+        code = response["Error"]["Code"]
         if code == "ConditionalCheckFailedException":
-            item: Any = error.response.get("Item", {})
-            raise _ConditionFailedError(item) from None
+            raise _ConditionFailedError(response.get("Item", {})) from None
         raise StoreUnavailableError(f"DynamoDB: {code}") from error
-    except BotoCoreError as error:
+    except aws.outages() as error:
         raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from error
 
 

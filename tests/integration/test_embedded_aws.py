@@ -14,6 +14,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from infra.embedded_aws import EmbeddedAws
+from token_keeper.aws import RefusedError
+from token_keeper.aws import client as reader_client
 
 DEADLINE = 10
 """Seconds after which an event that has not come is taken not to come."""
@@ -280,6 +282,49 @@ def test_the_reader_may_read_the_table_and_no_account(aws: EmbeddedAws) -> None:
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
             refused(**request)
+
+
+def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refresher: Refresher) -> None:
+    # Given some items, and both clients with the reader's role
+    name = aws.outputs["TokenTableName"]
+    for number in range(3):
+        client(aws, "dynamodb").put_item(TableName=name, Item={**key(f"a{number}"), "due_at": {"N": "1"}})
+    table, boto3_table = (
+        reader_client("dynamodb", aws.environment("ApiFunction")),
+        client(aws, "dynamodb", "ApiFunction"),
+    )
+    # When both ask the same, then the answers are the same
+    asked: list[tuple[str, Json]] = [
+        ("get_item", {"TableName": name, "Key": key("a1"), "ConsistentRead": True}),
+        ("get_item", {"TableName": name, "Key": key("nobody")}),
+        ("batch_get_item", {"RequestItems": {name: {"Keys": [key("a0"), key("a2")], "ConsistentRead": True}}}),
+        (
+            "query",
+            {
+                "TableName": name,
+                "KeyConditionExpression": "pk = :pk",
+                "ExpressionAttributeValues": {":pk": {"S": "a1"}},
+                "Limit": 1,
+            },
+        ),
+    ]
+    for operation, question in asked:
+        expected = getattr(boto3_table, operation)(**question)
+        del expected["ResponseMetadata"]
+        answer = getattr(table, operation)(**question)
+        assert {name: answer.get(name) for name in expected} == expected
+    # And so are refusals, and the functions it invokes
+    with pytest.raises(RefusedError, match="AccessDeniedException"):
+        table.query(TableName="another", KeyConditionExpression="pk = :pk")
+    invoked = reader_client("lambda", aws.environment("ApiFunction")).invoke(
+        FunctionName="local-RefreshFunction", Payload='{"wake": "guard"}'
+    )
+    assert json.load(invoked["Payload"]) == {"renewed": [{"wake": "guard"}]}
+    refresher.failure = ValueError("no")
+    failed = reader_client("lambda", aws.environment("ApiFunction")).invoke(
+        FunctionName="local-RefreshFunction", Payload="{}"
+    )
+    assert failed["FunctionError"] == "Unhandled"
 
 
 def test_the_next_one_in_a_process_begins_empty() -> None:

@@ -56,6 +56,36 @@ def test_a_short_lived_token_is_due_at_half_its_life_at_the_latest(life: int, du
 
 
 @pytest.mark.parametrize(
+    ("kind", "together", "at_most_earlier"),
+    [
+        (Kind.TOKEN, 1, 0),  # the main tick's
+        (Kind.TOKEN, 299, 0),
+        (Kind.TOKEN, 300, 60),
+        (Kind.TOKEN, 10_000, 33 * 60),
+        (Kind.TICKET, 10_000, 33 * 60),
+        (Kind.TOKEN, 1_000_000, 3600 - 540),  # not before half its life
+        (Kind.STABLE_TOKEN, 10_000, 0),  # the same would come back
+    ],
+)
+def test_many_that_are_renewed_together_do_not_come_due_together(
+    kind: Kind, together: int, at_most_earlier: int
+) -> None:
+    # Given accounts that are renewed together, a thousand of them seen here
+    grant, usual = Grant("new", FULL_LIFE, FETCHED), EXPIRES - renewal.RULES[kind].due_before
+    # When it is said when each is due again
+    due = [
+        renewal.next_due(replace(credential(kind), account=f"a{number}"), grant, together=together)
+        for number in range(1000)
+    ]
+    # Then they are spread over the time before the usual moment, each always to the same place
+    assert usual - at_most_earlier <= min(due) <= max(due) <= usual
+    if at_most_earlier:
+        assert max(due) - min(due) > at_most_earlier * 0.9
+    again = renewal.next_due(replace(credential(kind), account="a0"), grant, together=together)
+    assert again == due[0]
+
+
+@pytest.mark.parametrize(
     ("kind", "left", "due_in"),
     [
         (Kind.STABLE_TOKEN, 600, 330),  # asked too early: by the usual rule

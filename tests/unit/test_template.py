@@ -82,6 +82,31 @@ def event(name: str) -> dict[str, Any]:
     return loaded
 
 
+def test_a_snapshot_is_taken_where_it_is_wanted_and_exists_and_the_api_calls_the_version_that_has_it() -> None:
+    template = translate({"SnapStart": "enabled"})
+    # It is taken of published versions, on a condition: wanted, and not in China
+    taken = properties(template, "ApiFunction")["SnapStart"]
+    assert taken == {"Fn::If": ["HasSnapStart", {"ApplyOn": "PublishedVersions"}, {"Ref": "AWS::NoValue"}]}
+    wanted = [{"Fn::Equals": ["enabled", "enabled"]}, {"Fn::Not": [{"Fn::Equals": ["aws", "aws-cn"]}]}]
+    assert template["Conditions"]["HasSnapStart"] == {"Fn::And": wanted}
+    assert translate()["Conditions"]["HasSnapStart"]["Fn::And"][0] == {"Fn::Equals": ["disabled", "enabled"]}
+    # And the gateway calls, and may call, the latest version
+    (api,) = of_type(template, "AWS::ApiGatewayV2::Api").values()
+    called = {
+        operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
+        for path in api["Body"]["paths"].values()
+        for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
+    }
+    assert called == {"${ApiFunctionAliaslive}/invocations", "${ApiFunction.Arn}:live/invocations"}
+    permitted = [
+        permission["FunctionName"]
+        for permission in of_type(template, "AWS::Lambda::Permission").values()
+        if permission["Principal"] == "apigateway.amazonaws.com"
+    ]
+    assert permitted
+    assert all(function == {"Ref": "ApiFunctionAliaslive"} for function in permitted)
+
+
 def test_the_contracts_names_are_there(template: Template) -> None:
     kinds = {name: resource["Type"] for name, resource in template["Resources"].items()}
 

@@ -1,0 +1,233 @@
+"""`uv run python -m tests.bill`: what a month costs, from counted calls and list prices, beside what else one might run.
+
+The keeper's and the reader's calls are counted over an AWS in memory (`tests/integration/test_calls.py`), with what DynamoDB
+would charge for the items' real sizes. Run times and sizes of Lambda's own log lines are assumptions, below, and generous.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Printed
+
+from tests.integration.test_calls import Kept
+
+SECONDS_A_MONTH = 730 * 3600
+GUARDS = SECONDS_A_MONTH / 60
+TICKS = SECONDS_A_MONTH / (110 * 60)
+ROUNDS = TICKS
+"""Renewals of a `token` account: one with every main tick."""
+
+MEMORY = 0.5
+"""GB of both functions (template.yaml)."""
+
+READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0.05
+"""Assumed billed run time. A renewal: a call to WeChat of 0.5 s, 16 at a time, takes 0.03 of its function's."""
+
+LINES_OF_LAMBDA, LINE_OF_OURS = 900, 400
+"""Assumed bytes of log: Lambda's start and report of an invocation in JSON, and each line of ours."""
+
+SOURCES = {
+    "Lambda, arm64": "https://aws.amazon.com/lambda/pricing/",
+    "API Gateway, HTTP API": "https://aws.amazon.com/api-gateway/pricing/",
+    "DynamoDB, on demand": "https://aws.amazon.com/dynamodb/pricing/on-demand/",
+    "EventBridge Scheduler": "https://aws.amazon.com/eventbridge/pricing/",
+    "CloudWatch": "https://aws.amazon.com/cloudwatch/pricing/",
+    "KMS": "https://aws.amazon.com/kms/pricing/",
+    "ElastiCache": "https://aws.amazon.com/elasticache/pricing/",
+    "EC2": "https://aws.amazon.com/ec2/pricing/on-demand/",
+    "Secrets Manager": "https://aws.amazon.com/secrets-manager/pricing/",
+}
+PRICED = "list prices of us-east-1 in US dollars, as known in 2025; they were not looked up anew"
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars for each unit beyond the free ones of a month; the service in `SOURCES`' words."""
+
+    service: str
+    unit: str
+    dollars: float
+    free: float = 0
+
+
+REQUESTS = Price("Lambda, arm64", "invocations", 0.20e-6)
+COMPUTE = Price("Lambda, arm64", "GB-seconds", 0.0000133334)
+API = Price("API Gateway, HTTP API", "requests", 1.00e-6)
+READS = Price("DynamoDB, on demand", "read units", 0.125e-6)
+WRITES = Price("DynamoDB, on demand", "write units", 0.625e-6)
+STORAGE = Price("DynamoDB, on demand", "GB stored", 0.25)
+SCHEDULES = Price("EventBridge Scheduler", "wake-ups", 1.00e-6)
+LOGS = Price("CloudWatch", "GB of logs", 0.50)
+METRICS = Price("CloudWatch", "custom metrics", 0.30, free=10)
+ALARMS = Price("CloudWatch", "alarms", 0.10, free=10)
+DASHBOARDS = Price("CloudWatch", "dashboards", 3.00, free=3)
+DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000)
+KEY = Price("KMS", "own key (KmsKeyArn)", 1.00)
+SNAPSHOT = Price("Lambda, arm64", "GB-seconds of a SnapStart snapshot", 0.0000015046)
+CACHE_NODE = Price("ElastiCache", "cache.t4g.micro hours", 0.016)
+SERVER = Price("EC2", "t4g.micro hours", 0.0084)
+SECRET = Price("Secrets Manager", "secrets", 0.40)
+SECRET_CALLS = Price("Secrets Manager", "calls", 0.05 / 10_000)
+
+type Usage = dict[Price, float]
+
+
+class Metered(Kept):
+    """So many accounts, and what DynamoDB charges for their reads and writes."""
+
+    def __init__(self, accounts: int) -> None:
+        super().__init__(accounts)
+        self._units: list[tuple[Price, float]] = []  # of several threads, which may all append
+        self.aws.after_write = self._written
+        dynamodb = self.aws.client("dynamodb")
+        dynamodb.get_item, dynamodb.query = self._read(dynamodb.get_item), self._read(dynamodb.query)
+
+    def _read(self, operation: Any) -> Any:
+        def read(**asked: Any) -> Any:
+            answer = operation(**asked)
+            found = answer.get("Items", [answer["Item"]] if "Item" in answer else [])
+            if "IndexName" in asked:
+                found = [{name: item[name] for name in _IN_INDEX} for item in found]
+            units = max(ceil(sum(map(_size, found)) / 4096), 1)
+            self._units.append((READS, units if asked.get("ConsistentRead") else units / 2))
+            return answer
+
+        return read
+
+    def _written(self, _what: str, before: Any, after: Any) -> None:
+        self._units.append((WRITES, ceil(max(_size(before or {}), _size(after or {})) / 1024)))
+        old, new = ({name: item.get(name) for name in _IN_INDEX} for item in (before or {}, after or {}))
+        if old != new:
+            # A changed sort key is one entry deleted and one put.
+            self._units.append((WRITES, 2 if old["due_at"] and new["due_at"] else 1))
+
+    def measure(self, work: Any) -> tuple[Usage, Counter[str]]:
+        """What DynamoDB charges for some work, and the calls that it takes."""
+        self.calls.clear()
+        self._units.clear()
+        work()
+        used = {price: sum(units for kind, units in self._units if kind is price) for price in (READS, WRITES)}
+        return used, self.counted()
+
+
+_IN_INDEX = ("pk", "sk", "due", "due_at", "kind", "failures")
+
+
+def _size(item: Mapping[str, Any]) -> int:
+    """DynamoDB's measure: names and values; numbers about half a byte a digit, maps their parts."""
+    total = 0
+    for name, typed in item.items():
+        ((kind, value),) = typed.items()
+        total += len(name)
+        total += _size(value) + 3 if kind == "M" else len(value) // 2 + 1 if kind == "N" else len(value)
+    return total
+
+
+def keeping(accounts: int) -> Usage:
+    """A month of everything but the reads."""
+    kept = Metered(accounts)
+    guard, _ = kept.measure(lambda: kept.keeper.guard(kept.seconds_left))
+    tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.seconds_left)))
+
+    def all_once() -> None:
+        last = kept.due()[-1]
+        while kept.clock() < last:
+            kept.clock.now = max(kept.clock() + 60, kept.due()[0])
+            kept.keeper.guard(kept.seconds_left)
+
+    renewed, calls = kept.measure(all_once)
+    stored = sum(map(_size, kept.aws.items.values())) / 1e9
+    seconds = GUARDS * GUARD_SECONDS + TICKS * TICK_SECONDS + ROUNDS * accounts * RENEWAL_SECONDS
+    lines = (GUARDS + TICKS) * LINES_OF_LAMBDA + ROUNDS * calls["wechat"] * LINE_OF_OURS
+    return {
+        REQUESTS: GUARDS + TICKS,
+        COMPUTE: seconds * MEMORY,
+        READS: GUARDS * guard[READS] + TICKS * tick[READS] + ROUNDS * renewed[READS],
+        WRITES: GUARDS * guard[WRITES] + TICKS * tick[WRITES] + ROUNDS * renewed[WRITES],
+        STORAGE: stored,
+        SCHEDULES: GUARDS + TICKS,
+        DECRYPTIONS: ROUNDS * accounts,
+        LOGS: lines / 1e9,
+        METRICS: 1,
+        ALARMS: 6,
+        DASHBOARDS: 1,
+    }
+
+
+def reading(reads: float) -> Usage:
+    """A month's reads, as if none were answered from a reader's memory."""
+    return {
+        API: reads,
+        REQUESTS: reads,
+        COMPUTE: reads * READ_SECONDS * MEMORY,
+        READS: reads,
+        LOGS: reads * (LINES_OF_LAMBDA + LINE_OF_OURS) / 1e9,
+    }
+
+
+def dollars(usage: Usage) -> float:
+    """What a usage costs a month."""
+    return sum(max(units - price.free, 0) * price.dollars for price, units in usage.items())
+
+
+def main() -> None:
+    """Count and print."""
+    console = Console()
+    console.width = max(console.width, 110)
+    sizes = {
+        (1, 1e6): "1 account, 1 M reads",
+        (100, 100e6): "100 accounts, 100 M",
+        (10_000, 100e6): "10 000 accounts, 100 M",
+    }
+    bills = {name: (keeping(accounts), reading(reads)) for (accounts, reads), name in sizes.items()}
+    printed = Printed(title="dollars a month")
+    for heading, side in (("", "left"), ("unit", "left"), ("$ for each", "right"), ("free", "right")):
+        printed.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for name in bills:
+        printed.add_column(name, justify="right")
+    for part, title in enumerate(("everything but the reads", "the reads")):
+        some = next(iter(bills.values()))[part]
+        for price in some:
+            costs = [f"{dollars({price: bill[part][price]}):.4f}" for bill in bills.values()]
+            printed.add_row(
+                price.service,
+                price.unit,
+                f"{price.dollars:.10f}".rstrip("0").rstrip("."),
+                f"{price.free or ''}",
+                *costs,
+            )
+        totals = [f"[bold]{dollars(bill[part]):.2f}" for bill in bills.values()]
+        printed.add_row(f"[bold]{title}", "", "", "", *totals, end_section=True)
+    console.print(printed)
+    one, _, many = (dollars(kept) for kept, _ in bills.values())
+    console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
+    console.print(
+        f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
+        f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
+    )
+    allowed = {METRICS: 11, ALARMS: 16, DASHBOARDS: 4}
+    console.print(
+        f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"
+    )
+    console.print("\nbeside it, without the reads' own costs:")
+    pair = dollars({CACHE_NODE: 2 * 730})
+    console.print(
+        f"a pair of Redis nodes (ElastiCache): {pair:.2f} $; on two servers (EC2): {dollars({SERVER: 2 * 730}):.2f} $, "
+        "and somebody still has to fetch the tokens"
+    )
+    secrets = {SECRET: 1, SECRET_CALLS: 1e6}
+    console.print(
+        f"Secrets Manager, 1 account and 1 M reads: {dollars(secrets):.2f} $; but its shortest schedule is 4 hours, "
+        "and a token lives 2"
+    )
+    console.print(f"\n{PRICED}:")
+    for service, url in SOURCES.items():
+        console.print(f"  {service}: {url}")
+
+
+if __name__ == "__main__":
+    main()

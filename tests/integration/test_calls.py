@@ -1,0 +1,149 @@
+"""Calls grow with the work and not with time or the number of accounts: they are counted over an AWS in memory, with the
+keeper and the reader that run in Lambda, and a WeChat that grants whatever it is asked for.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+
+from tests.simulation.memory_aws import MemoryAws
+from tests.world import ACCOUNTS_PATH, Clock
+from token_keeper import renewal
+from token_keeper.accounts import Accounts
+from token_keeper.keeper import WORKERS, Keeper
+from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
+from token_keeper.reader import REMEMBERED_FOR, Reader
+from token_keeper.refresher import Refresher
+from token_keeper.table import Table
+
+LIFE = 7200
+
+pytestmark = pytest.mark.xdist_group("calls")  # ten thousand accounts are set up once
+
+
+class Granting:
+    """WeChat for as many accounts as one likes: every call mints a token, as long as they get. `during_call` is run in each."""
+
+    def __init__(self, clock: Clock, calls: list[str]) -> None:
+        self._clock, self._calls, self._numbers = clock, calls, count()
+        self.during_call: Callable[[], object] = lambda: None
+
+    def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
+        self._calls.append("wechat")
+        self.during_call()
+        return Grant(f"{account.name}-{next(self._numbers)}".ljust(512, "t"), LIFE, int(self._clock()))
+
+
+class Kept:
+    """So many accounts, enrolled by one tick."""
+
+    def __init__(self, accounts: int) -> None:
+        self.clock, self.calls = Clock(), list[str]()
+        self.aws = MemoryAws(self.clock)
+        for service in ("dynamodb", "ssm"):
+            self.aws.client(service).meta.events.register("before-call", self._count, unique_id=1)
+        self.wechat = Granting(self.clock, self.calls)
+        self.table = Table(self.aws.client("dynamodb"), "tokens")
+        found = Accounts(self.aws.client("ssm"), ACCOUNTS_PATH)
+        self.keeper = Keeper(self.table, found, self.wechat, self.clock, self.clock.sleep)  # type: ignore[arg-type]
+        for number in range(accounts):
+            record = f'{{"appid": "wx{number}", "secret": "s"}}'
+            self.aws.client("ssm").put_parameter(Name=f"{ACCOUNTS_PATH}/a{number}", Value=record)
+        list(self.keeper.tick(self.seconds_left))
+        self.calls.clear()
+
+    def _count(self, event: str, *_: Any) -> None:
+        self.calls.append(event.removeprefix("before-call."))
+
+    def seconds_left(self) -> float:
+        return 120
+
+    def due(self) -> list[int]:
+        """When each credential is due, in epoch seconds."""
+        return sorted(int(item["due_at"]["N"]) for item in self.aws.items.values() if "due_at" in item)
+
+    def counted(self) -> Counter[str]:
+        counted = Counter(self.calls)
+        self.calls.clear()
+        return counted
+
+
+@pytest.fixture(scope="module", params=[1, 100, 10_000])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    return Kept(request.param)
+
+
+def test_a_guard_with_nothing_due_is_one_query(kept: Kept) -> None:
+    assert kept.keeper.guard(kept.seconds_left) == []
+    assert kept.counted() == {"dynamodb.Query": 1}
+
+
+def test_a_reader_reads_once_and_then_from_memory(kept: Kept) -> None:
+    reader = Reader(kept.table, Refresher(None, "refresh"), kept.clock)  # type: ignore[arg-type]
+    for _ in range(REMEMBERED_FOR + 1):
+        reader.read("a0", ACCESS_TOKEN)
+        kept.clock.sleep(1)
+    assert kept.counted() == {"dynamodb.GetItem": 1}
+
+
+def test_accounts_that_were_added_together_do_not_come_due_together(kept: Kept) -> None:
+    minutes = Counter(due // 60 for due in kept.due())
+    # At most about what a guard should meet comes due in a minute
+    assert max(minutes.values()) < renewal.SPREAD_PER_MINUTE * 1.3
+    if len(kept.due()) < renewal.SPREAD_PER_MINUTE:
+        # and a small team's all with the main tick, as ever
+        assert set(kept.due()) == {int(kept.due()[0])}
+
+
+def test_a_renewal_is_two_writes_and_no_reading_of_the_table_and_parameters_come_by_ten(kept: Kept) -> None:
+    # Given what comes due in a minute
+    kept.clock.now = kept.due()[0] + 60
+    due = sum(at <= kept.clock() for at in kept.due())
+    # When the guard renews it
+    outcomes = kept.keeper.guard(kept.seconds_left)
+    # Then
+    assert len(outcomes) == due
+    assert all(isinstance(outcome, Renewed) for outcome in outcomes)
+    assert kept.counted() == {
+        "dynamodb.Query": 1,
+        "dynamodb.UpdateItem": 2 * due,
+        "ssm.GetParameters": -(-due // 10),
+        "wechat": due,
+    }
+
+
+def test_many_due_accounts_are_renewed_side_by_side() -> None:
+    # Given more accounts than can be renewed at a time, all due
+    kept = Kept(WORKERS * 2)
+    kept.clock.now = kept.due()[-1]
+    # When each call to WeChat waits until as many others are under way
+    meeting = threading.Barrier(WORKERS, timeout=30)
+    kept.wechat.during_call = meeting.wait
+    outcomes = kept.keeper.guard(kept.seconds_left)
+    # Then all come together
+    assert all(isinstance(outcome, Renewed) for outcome in outcomes)
+
+
+def test_a_wake_up_that_runs_out_of_time_stops_and_the_next_goes_on() -> None:
+    # Given 300 due accounts, and time for about a third of them
+    kept = Kept(300)
+    kept.clock.now = kept.due()[-1]
+
+    def seconds_left() -> float:
+        return 120 - kept.calls.count("wechat")
+
+    # When the guard wakes up, then it stops before its time is over
+    first = Counter(type(outcome) for outcome in kept.keeper.guard(seconds_left))
+    assert 100 <= first[Renewed] <= 105 + WORKERS
+    assert first[Skipped] == 300 - first[Renewed]
+    # And the next ones go on where it stopped
+    kept.calls.clear()
+    second = kept.keeper.guard(seconds_left)
+    assert len(second) == first[Skipped]
+    kept.calls.clear()
+    kept.keeper.guard(seconds_left)
+    assert kept.keeper.guard(seconds_left) == []

@@ -1,0 +1,406 @@
+"""The readers' own AWS client: what it signs is held against botocore's signer and AWS's examples, the rest over HTTP."""
+
+import json
+import ssl
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import quote
+
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials as BotocoreCredentials
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from token_keeper import aws
+
+NOW = 1_790_000_000
+ITEM = {"Item": {"pk": {"S": "a"}}}
+EXAMPLE = aws.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
+EXAMPLE_TOKEN = (
+    "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqTflfKD8YUuwth"
+    "Ax7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU9HFvlRd8Tx6q6fE8YQcHNVXAki"
+    "Y9q6d+xo0rKwT38xVqr7ZD0u0iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSYvKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA=="
+)
+
+
+# --- the signature
+
+
+@pytest.mark.parametrize(
+    ("token", "signature"),
+    [
+        (None, "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
+        (EXAMPLE_TOKEN, "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead"),
+    ],
+    ids=["post-vanilla", "post-sts-header-before"],
+)
+def test_the_examples_of_awss_test_suite(token: str | None, signature: str) -> None:
+    credentials = aws.Credentials(EXAMPLE.access_key, EXAMPLE.secret_key, token)
+    signed = aws.sign(
+        {"Host": "example.amazonaws.com"}, "/", b"", credentials, region="us-east-1", service="service", at=1440938160
+    )
+    assert signed["X-Amz-Date"] == "20150830T123600Z"
+    assert signed["Authorization"].endswith(f"Signature={signature}")
+
+
+PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
+
+
+@given(
+    body=st.binary(max_size=200),
+    name=PRINTABLE,
+    target=PRINTABLE,
+    key=PRINTABLE,
+    secret=PRINTABLE,
+    token=st.none() | PRINTABLE,
+    region=st.sampled_from(["us-east-1", "cn-north-1"]),
+    service=st.sampled_from(["dynamodb", "lambda"]),
+    at=st.integers(1_400_000_000, 4_000_000_000),
+)
+def test_a_request_is_signed_as_botocore_signs_it(
+    body: bytes, name: str, target: str, key: str, secret: str, token: str | None, region: str, service: str, at: int
+) -> None:
+    host, path = f"{service}.{region}.amazonaws.com", f"/2015-03-31/functions/{quote(name, safe='')}/invocations"
+    headers = {"Host": host, "Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": target}
+    credentials = aws.Credentials(key, secret, token)
+    # When both sign the same request
+    ours = aws.sign(headers, path, body, credentials, region=region, service=service, at=at)
+    request = AWSRequest("POST", f"https://{host}{path}", {**headers}, body)
+    signer = SigV4Auth(BotocoreCredentials(key, secret, token), service, region)
+    with patch("botocore.auth.get_current_datetime", lambda: _utc(at)):
+        signer.add_auth(request)
+    # Then the headers are the same
+    assert {name.lower(): value for name, value in ours.items()} == {
+        name.lower(): value for name, value in request.headers.items()
+    }
+
+
+def _utc(at: int) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
+
+
+# --- the conversation
+
+
+@dataclass
+class Service:
+    """A service on this machine that says what it is told to: a status with a body, or nothing before it hangs up."""
+
+    answers: list[tuple[int, bytes] | None] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    connections: set[Any] = field(default_factory=set)
+    headers: dict[str, str] = field(default_factory=dict)
+    hangs_up: bool = False
+    url: str = ""
+    server: Any = None
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    told = Service()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            told.connections.add(self.client_address)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            told.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            answer = told.answers.pop(0) if told.answers else (200, json.dumps(ITEM).encode())
+            if answer is None:
+                self.close_connection = True
+                return
+            self.send_response(answer[0])
+            for name, value in told.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer[1])))
+            self.end_headers()
+            self.wfile.write(answer[1])
+            self.close_connection = told.hangs_up  # without a word of it before
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        told.server = server
+        told.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield told
+        server.shutdown()
+        thread.join()
+
+
+def environment(service: Service, **more: str) -> dict[str, str]:
+    return {
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key-id",
+        "AWS_SECRET_ACCESS_KEY": "secret-key",
+        "AWS_SESSION_TOKEN": "session-token",
+        "AWS_ENDPOINT_URL": service.url,
+    } | more
+
+
+def ask(service: Service, **more: str) -> Any:
+    return aws.client("dynamodb", environment(service, **more), lambda: NOW).get_item(TableName="t", Key={})
+
+
+def error(code: str, status: int = 400) -> tuple[int, bytes]:
+    return status, json.dumps(
+        {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "session-token"}
+    ).encode()
+
+
+def test_requests_share_a_connection(service: Service) -> None:
+    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    assert [client.get_item(TableName="t", Key={}) for _ in range(5)] == [ITEM] * 5
+    assert len(service.connections) == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
+    # Given a server that hangs up after each answer, as one does while a Lambda is frozen or restored from a snapshot
+    service.hangs_up = True
+    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    client.get_item(TableName="t", Key={})
+    # When it is asked again, then there is an answer, and each request arrived once
+    assert client.get_item(TableName="t", Key={}) == ITEM
+    assert (len(service.requests), len(service.connections)) == (2, 2)
+
+
+def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Service) -> None:
+    now = [NOW]
+    client = aws.client("dynamodb", environment(service), lambda: now[0])
+    client.get_item(TableName="t", Key={})
+    now[0] += aws.IDLE
+    client.get_item(TableName="t", Key={})
+    assert len(service.connections) == 2
+
+
+@pytest.mark.parametrize(
+    "passing", [error("InternalServerError", 500), (503, b"<html>"), error("ThrottlingException"), None]
+)
+def test_what_may_pass_is_tried_once_more(service: Service, passing: tuple[int, bytes] | None) -> None:
+    service.answers = [passing]
+    assert ask(service) == ITEM
+    assert len(service.requests) == 2
+
+
+def test_what_does_not_pass_is_told_after_the_second_attempt(service: Service) -> None:
+    service.answers = [(503, b"<html>")] * 3
+    with pytest.raises(aws.RefusedError, match="HTTP 503"):
+        ask(service)
+    service.answers = [None] * 3
+    with pytest.raises(aws.UnreachableError):
+        ask(service)
+    assert len(service.requests) == 4
+
+
+def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) -> None:
+    service.answers = [error("ResourceNotFoundException")]
+    with pytest.raises(aws.RefusedError) as refused:
+        ask(service)
+    assert refused.value.response == {"Error": {"Code": "ResourceNotFoundException"}}
+    assert len(service.requests) == 1
+
+
+def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
+    client = aws.client("lambda", environment(service), lambda: NOW)
+    service.answers = [(500, b"{}")]
+    with pytest.raises(aws.RefusedError):
+        client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
+    service.headers["X-Amz-Function-Error"] = "Unhandled"
+    answer = client.invoke(FunctionName="f", Payload='{"a": 1}')
+    assert answer["FunctionError"] == "Unhandled"
+    paths = [path for path, *_ in service.requests]
+    assert paths == [
+        "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-east-1%3A1%3Afunction%3Af/invocations",
+        "/2015-03-31/functions/f/invocations",
+    ]
+    assert service.requests[1][2] == b'{"a": 1}'
+
+
+def test_many_threads_share_a_client(service: Service) -> None:
+    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [ITEM] * 80
+
+
+def test_only_a_server_that_proves_its_name_is_asked(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server that speaks TLS, by a certificate for 127.0.0.1
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
+    service.url = service.url.replace("http:", "https:")
+    # When nobody vouches for it, then it is told nothing
+    aws._tls.cache_clear()
+    with pytest.raises(aws.UnreachableError):
+        ask(service)
+    assert service.requests == []
+    # And when somebody does, it answers, over one connection
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    aws._tls.cache_clear()
+    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
+    assert len(service.connections) == 1
+    aws._tls.cache_clear()
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(alternative, critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, secret = serialization.Encoding.PEM, serialization.NoEncryption()
+    (directory / "cert").write_bytes(certificate.public_bytes(pem))
+    (directory / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, secret))
+    return directory / "cert", directory / "key"
+
+
+# --- where to, and as whom
+
+
+@pytest.mark.parametrize(
+    ("region", "more", "url"),
+    [
+        ("us-east-1", {}, "https://dynamodb.us-east-1.amazonaws.com"),
+        ("cn-north-1", {}, "https://dynamodb.cn-north-1.amazonaws.com.cn"),
+        (
+            "us-east-1",
+            {"AWS_ENDPOINT_URL": "", "AWS_ENDPOINT_URL_DYNAMODB": ""},
+            "https://dynamodb.us-east-1.amazonaws.com",
+        ),
+        ("us-east-1", {"AWS_ENDPOINT_URL": "http://a:1"}, "http://a:1"),
+        ("us-east-1", {"AWS_ENDPOINT_URL": "http://a:1", "AWS_ENDPOINT_URL_DYNAMODB": "http://b:2"}, "http://b:2"),
+        ("us-east-1", {"AWS_ENDPOINT_URL_LAMBDA": "http://b:2"}, "https://dynamodb.us-east-1.amazonaws.com"),
+    ],
+)
+def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
+    assert aws._url("dynamodb", region, more) == url
+
+
+@pytest.fixture
+def given_credentials(service: Service, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """An environment as with SnapStart; the service answers for both, credentials first."""
+    (tmp_path / "token").write_text("pass\n")
+
+    def make(*, in_file: bool = False) -> dict[str, str]:
+        where = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{service.url}/credentials?a=b"}
+        token = (
+            {"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(tmp_path / "token")}
+            if in_file
+            else {"AWS_CONTAINER_AUTHORIZATION_TOKEN": "pass"}
+        )
+        return {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": service.url, **where, **token}
+
+    return make
+
+
+def handed_out(key: str, ends: str) -> tuple[int, bytes]:
+    return 200, json.dumps(
+        {"AccessKeyId": key, "SecretAccessKey": "secret-key", "Token": "session-token", "Expiration": ends}
+    ).encode()
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_credentials_are_fetched_where_the_environment_says_and_anew_before_they_end(
+    service: Service, given_credentials: Callable[..., dict[str, str]], in_file: bool
+) -> None:
+    now = [NOW]
+    client = aws.client("dynamodb", given_credentials(in_file=in_file), lambda: now[0])
+    # Given nothing is fetched before it is needed: a snapshot is taken with none
+    assert service.requests == []
+    # When the function reads, and again, and again shortly before the credentials end
+    service.answers = [handed_out("first", "2026-09-21T15:13:20Z"), (200, b"{}"), (200, b"{}")]
+    client.get_item()
+    client.get_item()
+    now[0] += 3600 - aws.REFRESH_BEFORE
+    service.answers = [handed_out("second", "2026-09-21T20:13:20Z")]
+    client.get_item()
+    # Then they were fetched twice
+    fetches = [headers["authorization"] for path, headers, _ in service.requests if path == "/credentials?a=b"]
+    signed_by = [
+        headers["authorization"].split("Credential=")[1].split("/")[0]
+        for path, headers, _ in service.requests
+        if path == "/"
+    ]
+    assert (fetches, signed_by) == (["pass", "pass"], ["first", "first", "second"])
+
+
+def test_old_credentials_serve_until_they_end_where_there_are_no_new_ones(
+    service: Service, given_credentials: Callable[..., dict[str, str]]
+) -> None:
+    now = [NOW]
+    client = aws.client("dynamodb", given_credentials(), lambda: now[0])
+    service.answers = [handed_out("first", "2026-09-21T15:13:20Z")]
+    client.get_item()
+    now[0] += 3599
+    service.answers = [(500, b"")]
+    assert client.get_item() == ITEM
+    now[0] += 1
+    service.answers = [(500, b"")] * 2
+    with pytest.raises(aws.UnreachableError):
+        client.get_item()
+
+
+@pytest.mark.parametrize(
+    ("answers", "more"),
+    [
+        ([error("InvalidSignatureException", 403)], {}),
+        ([(500, b"session-token"), (500, b"secret-key")], {}),
+        ([None, None], {}),
+        ([], {"AWS_SESSION_TOKEN": "session-token\nX-Injected: 1"}),
+        ([], {"AWS_SECRET_ACCESS_KEY": "secret-key é"}),
+        ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),
+        ([handed_out("key-id", "secret-key")], {"AWS_ACCESS_KEY_ID": ""}),
+        ([(200, b'["session-token"]')], {"AWS_ACCESS_KEY_ID": ""}),
+        ([], {"AWS_ACCESS_KEY_ID": "", "AWS_CONTAINER_CREDENTIALS_FULL_URI": ""}),
+    ],
+)
+def test_no_error_tells_a_credential(
+    service: Service, answers: list[tuple[int, bytes] | None], more: dict[str, str]
+) -> None:
+    service.answers = list(answers) * 2
+    container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": service.url, "AWS_CONTAINER_AUTHORIZATION_TOKEN": "pass-token"}
+    with pytest.raises((aws.RefusedError, aws.UnreachableError)) as caught:
+        ask(service, **(container | more))
+    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
+    for value in ("session-token", "secret-key", "key-id", "pass-token"):
+        assert value not in told
+
+
+def test_credentials_do_not_show_themselves() -> None:
+    assert "secret" not in repr(aws.Credentials("key-id", "secret-key", "session-token"))
+    assert "key-id" not in repr(aws.Credentials("key-id", "secret-key", "session-token"))
