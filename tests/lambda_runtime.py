@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import requests
 import samcli
+from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 PROJECT = Path(__file__).parent.parent
 _MACHINES = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
@@ -45,6 +46,10 @@ def build(target: Path) -> Path:
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"sam build failed: {done.stderr[-2000:]}")
+    functions = yaml_parse((target / "template.yaml").read_text())["Resources"]
+    for name, function in functions.items():
+        if function["Type"] == "AWS::Serverless::Function" and not (target / name).exists():
+            shutil.copytree(target / function["Properties"]["CodeUri"], target / name)  # it is deployed as it is
     for bytecode in target.rglob("__pycache__"):
         shutil.rmtree(bytecode)
     return target

@@ -371,15 +371,15 @@ class Keeper:
                     outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next wake-up goes on"))
                     continue
                 try:
-                    due_now, refused = self._take_over(name, record)
+                    to_do = self._take_over(name, record)
                 except KeeperError as error:
                     if raising:
                         raise
                     outcomes.append(_not_stored(name, ACCESS_TOKEN, _failure(error, self._now())))
                 else:
                     taken[name] = record.version
-                    due += due_now
-                    outcomes += refused
+                    due += [one for one in to_do if isinstance(one, Due)]
+                    outcomes += [one for one in to_do if isinstance(one, Failed)]
             # Where a record changed meanwhile, whoever took that over may have been undone by this.
             pending = [
                 name
@@ -388,19 +388,19 @@ class Keeper:
             ]
         return outcomes + self._work_off(due, seconds_left)
 
-    def _take_over(self, name: str, record: Record) -> tuple[list[Due], list[Outcome]]:
+    def _take_over(self, name: str, record: Record) -> list[Due | Failed]:
         """What the account's record makes due, and what is wrong with it."""
         try:
             if record.content is None:
                 self._drop(name)
-                return [], []
+                return []
             if isinstance(record.content, KeeperError):
                 raise record.content
-            return self._enrol(record.content, record.version), []
+            return self._enrol(record.content, record.version)
         except InvalidRecordError as error:
-            return [], [self._refuse(name, error)]
+            return [self._refuse(name, error)]
 
-    def _enrol(self, account: Account, version: str | None) -> list[Due]:
+    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
         holder = self._table.holder(account)
         if holder not in (None, account.name):
             raise _kept_already(account, holder)
@@ -428,12 +428,12 @@ class Keeper:
         for name, kind in account.credentials.items():
             self._table.enrol(account.name, name, kind, account.app_id, due_at=now, age_unknown=name in seen)
         is_known = old is not None and old.version == version
-        due = [self._due_on_change(account, name, kind, is_known) for name, kind in account.credentials.items()]
+        to_do = [self._act_on_change(account, name, kind, is_known) for name, kind in account.credentials.items()]
         self._table.put_entry(replace(entry, version=version))
-        return [each for each in due if each]
+        return [one for one in to_do if one]
 
-    def _due_on_change(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | None:
-        """What a created or changed record makes due. A live value is never rotated early for it.
+    def _act_on_change(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it: its secret is checked.
 
         `is_known`: this very record was taken over before, and its secret checked.
         """
@@ -444,9 +444,11 @@ class Keeper:
             elif credential.kind is kind and credential.due_at <= now:
                 return _due(credential)
             elif credential.kind is kind and not credential.failures and now < renewal.usable_until(credential):
-                if not is_known:
-                    self._table.note(account.name, name, self._secret_failure(account, kind))
-                return None
+                if is_known:
+                    return None
+                failure = self._secret_failure(account, kind)
+                self._table.note(account.name, name, failure)
+                return None if failure is None else Failed(account.name, name, failure, credential.due_at)
             else:
                 self._table.make_due(credential, kind, now=now)
         return None
@@ -462,7 +464,7 @@ class Keeper:
             return _failure(error, self._now())
         return None
 
-    def _refuse(self, name: str, error: InvalidRecordError) -> Outcome:
+    def _refuse(self, name: str, error: InvalidRecordError) -> Failed:
         """Leave an account whose record cannot be used as it is, and say so in its health."""
         failure = _failure(error, self._now())
         tried_again_at = failure.at + renewal.retry_after(failure, 1)

@@ -192,11 +192,10 @@ def test_a_wrong_new_secret_shows_in_health_while_the_live_token_is_served(world
     world.secrets.add(WRONG_SECRET)
     # When the record gets a secret that WeChat does not know
     put_without_event(world, "main", record(secret=WRONG_SECRET))
-    if event_arrives:
-        world.parameter_event("main")
-    else:
-        world.wake("tick")
-    # Then health says so, and what to do
+    summary = world.parameter_event("main") if event_arrives else world.wake("tick")
+    # Then it is told as a failure, so that the alarm rings; health says so, and what to do
+    (failed,) = summary["failed"]
+    assert (failed["account"], failed["class"], failed["errcode"]) == ("main", "configuration", 40125)
     health = world.health()
     assert health["state"] == "failing"
     assert (health["last_error"]["class"], health["last_error"]["errcode"]) == ("configuration", 40125)
