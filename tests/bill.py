@@ -27,8 +27,9 @@ MEMORY = 0.5
 READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0.05
 """Assumed billed run time. A renewal: a call to WeChat of 0.5 s, 16 at a time, takes 0.03 of its function's."""
 
-LINES_OF_LAMBDA, LINE_OF_OURS = 900, 400
-"""Assumed bytes of log: Lambda's start and report of an invocation in JSON, and each line of ours."""
+LINES_OF_LAMBDA, LINE_OF_OURS, LINE_OF_GATEWAY = 900, 400, 350
+"""Assumed bytes of log: Lambda's start and report of an invocation in JSON (ApiFunction writes none), each line of ours, and
+API Gateway's access log."""
 
 SOURCES = {
     "Lambda, arm64": "https://aws.amazon.com/lambda/pricing/",
@@ -91,7 +92,7 @@ class Metered(Kept):
             answer = operation(**asked)
             found = answer.get("Items", [answer["Item"]] if "Item" in answer else [])
             if "IndexName" in asked:
-                found = [{name: item[name] for name in _IN_INDEX} for item in found]
+                found = [{name: item[name] for name in ("pk", "sk", *_INDEXES[0])} for item in found]
             units = max(ceil(sum(map(_size, found)) / 4096), 1)
             self._units.append((READS, units if asked.get("ConsistentRead") else units / 2))
             return answer
@@ -100,10 +101,11 @@ class Metered(Kept):
 
     def _written(self, _what: str, before: Any, after: Any) -> None:
         self._units.append((WRITES, ceil(max(_size(before or {}), _size(after or {})) / 1024)))
-        old, new = ({name: item.get(name) for name in _IN_INDEX} for item in (before or {}, after or {}))
-        if old != new:
-            # A changed sort key is one entry deleted and one put.
-            self._units.append((WRITES, 2 if old["due_at"] and new["due_at"] else 1))
+        for key, *others in _INDEXES:
+            old, new = ({name: item.get(name) for name in (key, *others)} for item in (before or {}, after or {}))
+            if old != new and (old[key] or new[key]):
+                # A changed key is one entry deleted and one put.
+                self._units.append((WRITES, 2 if old[key] and new[key] and old[key] != new[key] else 1))
 
     def measure(self, work: Any) -> tuple[Usage, Counter[str]]:
         """What DynamoDB charges for some work, and the calls that it takes."""
@@ -114,7 +116,8 @@ class Metered(Kept):
         return used, self.counted()
 
 
-_IN_INDEX = ("pk", "sk", "due", "due_at", "kind", "failures")
+_INDEXES = (("due_at", "due", "kind", "failures"), ("fingerprint",), ("previous_fingerprint",))
+"""Of each index its key, which changes, and what else it holds."""
 
 
 def _size(item: Mapping[str, Any]) -> int:
@@ -153,7 +156,7 @@ def keeping(accounts: int) -> Usage:
         DECRYPTIONS: ROUNDS * accounts,
         LOGS: lines / 1e9,
         METRICS: 1,
-        ALARMS: 6,
+        ALARMS: 7,
         DASHBOARDS: 1,
     }
 
@@ -165,7 +168,7 @@ def reading(reads: float) -> Usage:
         REQUESTS: reads,
         COMPUTE: reads * READ_SECONDS * MEMORY,
         READS: reads,
-        LOGS: reads * (LINES_OF_LAMBDA + LINE_OF_OURS) / 1e9,
+        LOGS: reads * (LINE_OF_OURS + LINE_OF_GATEWAY) / 1e9,
     }
 
 
@@ -209,7 +212,7 @@ def main() -> None:
         f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
         f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
     )
-    allowed = {METRICS: 11, ALARMS: 16, DASHBOARDS: 4}
+    allowed = {METRICS: 11, ALARMS: 17, DASHBOARDS: 4}
     console.print(
         f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"
     )

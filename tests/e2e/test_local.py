@@ -48,7 +48,7 @@ class Local:
     def _url(self, name: str) -> str:
         return self.wait_for(rf"{name}: +(http://127\.0\.0\.1:\d+)")
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+    def wait_for(self, pattern: str, seconds: float = 110) -> str:
         """Wait for a line in what it prints; returns the pattern's group."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
