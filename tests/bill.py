@@ -156,7 +156,7 @@ def keeping(accounts: int) -> Usage:
         DECRYPTIONS: ROUNDS * accounts,
         LOGS: lines / 1e9,
         METRICS: 1,
-        ALARMS: 7,
+        ALARMS: 10,
         DASHBOARDS: 1,
     }
 
@@ -212,7 +212,7 @@ def main() -> None:
         f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
         f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
     )
-    allowed = {METRICS: 11, ALARMS: 17, DASHBOARDS: 4}
+    allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
     console.print(
         f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"
     )
