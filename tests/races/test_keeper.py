@@ -202,6 +202,32 @@ def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
     assert {body["outcome"] for _, body in answers} <= {"replaced", "superseded"}
 
 
+@pytest.mark.parametrize("how", ["killed", "expired"])
+def test_two_hundred_readers_and_two_hundred_reporters_cost_one_token(world: RaceWorld, how: str) -> None:
+    # Given a token that died before its time, or one that expired because nobody renewed it
+    world.add_account()
+    token = world.token()
+    if how == "killed":
+        world.wechat.kill(token)
+    else:
+        world.clock.sleep(7200)
+    # When a crowd at several instances reads and reports it at one moment
+    instances = [world.api_instance() for _ in range(8)]
+    reads = [partial(world.get, PATH, instances[n % 8]) for n in range(200)]
+    reports = [partial(world.report, instance=instances[n % 8], access_token=token) for n in range(200)]
+    crowd = [call for pair in zip(reads, reports, strict=True) for call in pair]
+    answers = world.race(*crowd)
+    # Then WeChat mints one token, whatever is asked of it besides
+    assert world.calls() == 2
+    assert world.calls(CHECK_API) == (1 if how == "killed" else 0)
+    # And all who reported have it; so do readers, where it could be known that the old one is dead
+    assert {status for status, _ in answers} == {200}
+    (new,) = {body["access_token"] for _, body in answers[1::2]}
+    assert new != token
+    assert world.wechat.accepts(new)
+    assert {body["access_token"] for _, body in answers[::2]} <= ({token, new} if how == "killed" else {new})
+
+
 def test_a_promise_made_while_the_token_is_renewed_is_kept(world: RaceWorld) -> None:
     world.add_account()
     for _ in range(3):

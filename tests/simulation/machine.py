@@ -18,10 +18,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlencode
 
 import hypothesis
+import requests
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
@@ -43,7 +46,7 @@ from tests.simulation.memory_aws import Item, MemoryAws
 from tests.world import ACCOUNTS_PATH, Clock, World
 from token_keeper import keeper, renewal, wechat
 from token_keeper.budget import FORCED_A_DAY, FORCED_APART
-from token_keeper.model import ACCESS_TOKEN, CORP_TICKETS, PUBLIC_TICKETS, fingerprint
+from token_keeper.model import ACCESS_TOKEN, CORP_TICKETS, PUBLIC_TICKETS, FailureClass, fingerprint
 from token_keeper.renewal import OLD_TICKET_LIFE
 
 GUARD_EVERY, TICK_EVERY = 60, 110 * 60
@@ -155,6 +158,7 @@ class Frame:
     published: int = 0
     disturbed: bool = False
     minted: list[str] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
 
 
 class PassingClock(Clock):
@@ -178,7 +182,8 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that somebody else kills before their time; `ended`: those that an operator ends. `orphans`: minted for us, but we never got
     to know them. `overtaken`: minted by a renewal that came so late that its lease was over. `retried`: values that died
-    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one.
+    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `doubted`:
+    published while a renewal was held up for its lease, which may have minted their successor: replaced to be sure.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -191,6 +196,7 @@ class WatchedWeChat(SimulatedWeChat):
         self.orphans: set[str] = set()
         self.retried: set[str] = set()
         self.overtaken: set[str] = set()
+        self.doubted: set[str] = set()
         self.foreign = False
         self.is_late: Callable[[], bool] = lambda: False
         self.at_point: Callable[[str], None] = lambda _: None
@@ -261,7 +267,9 @@ def _is_whole(answer: Answer) -> bool:
         told = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
     except ValueError:
         return False
-    return isinstance(told, dict) and ("access_token" not in told or bool(told["access_token"]))
+    if not isinstance(told, dict):
+        return False
+    return "access_token" not in told or (bool(told["access_token"]) and told["expires_in"] > 0)
 
 
 class WatchedWorld(World):
@@ -280,6 +288,10 @@ class WatchedWorld(World):
         self.readers = [self.reader(skew) for skew in SKEWS]
         self._turn = 0
 
+    def internet(self) -> contextlib.AbstractContextManager[None]:
+        """`_Session` leads to the simulated WeChat."""
+        return contextlib.nullcontext()
+
     def _refresher(self, skew: int) -> refresh.Handler:
         clock = self.ticking
         return refresh.connect(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_functions)
@@ -297,7 +309,9 @@ class WatchedWorld(World):
         frame = Frame(event, self.clock())
         self.frames.append(frame)
         try:
-            return super().invoke(event, self.refreshers[self._turn % len(self.refreshers)], RUN_TIME)
+            summary = super().invoke(event, self.refreshers[self._turn % len(self.refreshers)], RUN_TIME)
+            frame.failed = summary["failed"]
+            return summary
         except InstanceKilled:
             self.watched.orphans.update(set(frame.minted) - self.watched.published)
             raise InvocationError from None
@@ -309,7 +323,7 @@ class WatchedWorld(World):
             self.frame_ended(frame)
 
 
-@dataclass
+@dataclass(eq=False)
 class Mishap:
     """What happens when the given point is passed for the `skip`-th time from now."""
 
@@ -365,12 +379,7 @@ class Simulation(RuleBasedStateMachine):
         self.told_read = 0
         self.logged_read = len(LOGGED)
         self._watch()
-        self._online = contextlib.ExitStack()
-        self._online.enter_context(self.world.internet())
-
-    def teardown(self) -> None:
-        """The end of one simulation."""
-        self._online.close()
+        _Session.world = self.world
 
     def _watch(self) -> None:
         world, clock = self.world, self.clock
@@ -411,8 +420,15 @@ class Simulation(RuleBasedStateMachine):
             self.mishaps.append(twin)
             self._deliver({"wake": schedule})
             self.mishaps = [mishap for mishap in self.mishaps if mishap is not twin]
-        elif fault != "lost":
+        elif fault != "lost" and not (schedule == "guard" and self._finds_nothing()):
             self._deliver({"wake": schedule})
+
+    def _finds_nothing(self) -> bool:
+        """Whether a guard would make its one query and end: half of the run were such guards, so they are passed over."""
+        if self.mishaps or self._is_down("dynamodb"):
+            return False
+        soon = self.clock.now + max(SKEWS)
+        return all(int(item["due_at"]["N"]) > soon for item in self.world.aws.listed.values() if "due" in item)
 
     def _enqueue(self, event: dict[str, Any], seconds: float, attempts: int = 3) -> None:
         self.queued += 1
@@ -768,6 +784,8 @@ class Simulation(RuleBasedStateMachine):
             self.deaths += 1
             raise InstanceKilled
         for mishap in [mishap for mishap in self.mishaps if mishap.point == point]:
+            if mishap not in self.mishaps:
+                continue  # it has struck meanwhile, inside the one before
             mishap.skip -= 1
             if mishap.skip < 0:
                 self.mishaps.remove(mishap)
@@ -847,6 +865,9 @@ class Simulation(RuleBasedStateMachine):
         return path == PATHS["stable_token"] and ("wake" not in frame.event or frame.event["wake"] == "tick")
 
     def _frame_ended(self, frame: Frame) -> None:
+        for failed in frame.failed:
+            if failed["class"] == FailureClass.DEFECT:
+                self._violate("defect", f"{frame.event}: {failed['errmsg']}")
         # Who is held up for a lease may be overtaken; the other instance's clock may be ahead.
         in_time = self.clock.now - frame.began_at < renewal.LEASE - renewal.MARGIN
         if not frame.disturbed and in_time and frame.fetched > frame.published:
@@ -874,6 +895,8 @@ class Simulation(RuleBasedStateMachine):
             return
         if new is not None and what.startswith("SET #value"):
             self.wechat.published.add(new)
+        if new is not None and self._is_in_doubt(what):
+            self.wechat.doubted.add(new)
         if old is not None and new is None:
             self._violate("answers", f"{name}/{credential}: a write took the value away")
         if old is not None and new is not None and old != new:
@@ -886,13 +909,21 @@ class Simulation(RuleBasedStateMachine):
             if any(before.get(kept) != after.get(kept) for kept in ("value", "fingerprint", "expires_at")):
                 self._violate("answers", f"{name}/{credential}: a failure changed the live value or its expiry")
 
+    def _is_in_doubt(self, what: str) -> bool:
+        """Whether a renewal that was overtaken says so, and was held up for a lease or disturbed: only then it can be."""
+        if not what.startswith("SET at_risk_since") or not self.world.frames:
+            return False
+        frame = self.world.frames[-1]
+        return frame.disturbed or self.clock.now - frame.began_at >= renewal.LEASE - renewal.MARGIN
+
     def _check_need(self, name: str, credential: str, older: Minted, newer: Minted) -> None:
         same = older.path == newer.path and older.value.owner is newer.value.owner
         apart = newer.value.minted_at - older.value.minted_at
         if (
             same
             and 0 <= apart < LIFE / 2
-            and older.value.text not in self.wechat.spoiled | self.wechat.ended | self.wechat.retried
+            and older.value.text
+            not in self.wechat.spoiled | self.wechat.ended | self.wechat.retried | self.wechat.doubted
         ):
             self._violate(
                 "one fetch", f"{name}/{credential}: a value was replaced {apart:.0f} s after it had been minted"
@@ -1106,6 +1137,41 @@ class _InTurn(contextlib.AbstractContextManager["_InTurn"]):
         return future
 
 
+class _Answer(contextlib.AbstractContextManager["_Answer"]):
+    """`requests.Response`, as far as the functions use it."""
+
+    def __init__(self, status_code: int, body: bytes) -> None:
+        self.status_code = status_code
+        self._body = body
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def iter_content(self, _size: int) -> Iterator[bytes]:
+        """The whole: a simulated answer never drips, and byte by byte it is a third of the run."""
+        yield self._body
+
+
+class _Session(contextlib.AbstractContextManager["_Session"]):
+    """`requests.Session`, as far as the functions use it, and without HTTP, which was another third."""
+
+    world: World
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def request(self, method: str, url: str, *, params: Any, json: Any, timeout: Any, **_: Any) -> _Answer:
+        """What the simulated WeChat of the running simulation answers, or what `requests` raises."""
+        body = None if json is None else _to_json(json)
+        url = f"{url}?{urlencode(params)}"
+        request = SimpleNamespace(method=method, url=url, body=body, req_kwargs={"timeout": timeout})
+        status, _headers, answer = self.world._answer(request)
+        return _Answer(status, answer)
+
+
+_to_json = json.dumps
+
+
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
     """Renewals one after the other, and every log line kept in `LOGGED`."""
@@ -1115,7 +1181,10 @@ def simulated() -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
     try:
-        with patch.object(keeper, "ThreadPoolExecutor", _InTurn):
+        with (
+            patch.object(keeper, "ThreadPoolExecutor", _InTurn),
+            patch.object(requests, "Session", _Session),
+        ):
             yield
     finally:
         for logger, handlers, propagate in before:

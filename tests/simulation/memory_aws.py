@@ -207,11 +207,15 @@ def _condition(expression: str) -> Condition:
 
 def _any_of(tokens: list[str]) -> Condition:
     parts = list(_separated(tokens, "OR", lambda: _all_of(tokens)))
+    if len(parts) == 1:
+        return parts[0]
     return lambda item, values: any(part(item, values) for part in parts)
 
 
 def _all_of(tokens: list[str]) -> Condition:
     parts = list(_separated(tokens, "AND", lambda: _comparison(tokens)))
+    if len(parts) == 1:
+        return parts[0]
     return lambda item, values: all(part(item, values) for part in parts)
 
 
