@@ -22,8 +22,10 @@ from token_keeper.wechat import WeChat
 logger = Logger(service="refresh")
 
 # At DEBUG these write whole requests and answers (AppSecrets in URLs, decrypted parameters), at INFO noise.
-for chatty in ("botocore", "boto3", "urllib3"):
+for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
+# This one names the URL, with the AppSecret, even in a warning: of headers that it cannot parse.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 

@@ -260,5 +260,9 @@ def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[st
         "pathParameters": dict(path_parameters),
         **({"queryStringParameters": query} if query else {}),
         **gateway_body(request.get_data(), request.mimetype),
-        "requestContext": {"requestId": token_urlsafe(11), **(caller if request.path.startswith("/v1/") else {})},
+        "requestContext": {
+            "requestId": token_urlsafe(11),
+            "http": {"sourceIp": request.remote_addr},
+            **(caller if request.path.startswith("/v1/") else {}),
+        },
     }

@@ -40,6 +40,8 @@ START = 1_790_000_000
 REQUEST_ID = "JKJaXmPLvHcESHA="
 """As API Gateway makes them."""
 
+SOURCE_IP = "198.51.100.7"
+
 APPID, SECRET = "wx0123456789abcdef", "0123456789abcdef0123456789abcdef"
 
 ENVIRONMENT = {
@@ -372,6 +374,10 @@ def gateway_event(
                 "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
                 **({} if sent is None else gateway_body(sent, content_type)),
-                "requestContext": {"requestId": REQUEST_ID, **(caller if url.path.startswith("/v1/") else {})},
+                "requestContext": {
+                    "requestId": REQUEST_ID,
+                    "http": {"sourceIp": SOURCE_IP},
+                    **(caller if url.path.startswith("/v1/") else {}),
+                },
             }
     raise AssertionError(f"the template has no route for {method} {path}")

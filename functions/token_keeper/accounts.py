@@ -146,6 +146,7 @@ def _translated_errors() -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response["Error"]["Code"]
-        raise ParametersUnavailableError(f"Parameter Store: {code}", refused=code.startswith("AccessDenied")) from error
+        # AWS may quote what was sent; a traceback that shows causes would show that.
+        raise ParametersUnavailableError(f"Parameter Store: {code}", refused=code.startswith("AccessDenied")) from None
     except BotoCoreError as error:
-        raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from error
+        raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from None

@@ -117,6 +117,9 @@ class CompatibleApi:
             return self.routes[route](_parameters(event))
         except RefusedError as error:
             errcode, hint = error.errcode, error.hint
+            # So that somebody who tries out keys is seen. What was tried may be a slip of somebody's real AppSecret.
+            source_ip = event.get("requestContext", {}).get("http", {}).get("sourceIp")
+            logger.warning("refused", extra={"route": route, "errcode": errcode, "source_ip": source_ip})
         except (NoValidValueError, StoreUnavailableError) as error:
             logger.warning("no value", extra={"route": route, "error": str(error)})
             errcode, hint = -1, _NOTHING_USABLE

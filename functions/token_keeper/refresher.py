@@ -34,9 +34,9 @@ class Refresher:
             summary: dict[str, Any] = json.load(answer["Payload"])
         except aws.refusals() as error:
             response: Any = error.response  # type: ignore[attr-defined]
-            raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from error
+            raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from None
         except aws.outages() as error:
-            raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from error
+            raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from None
         if "FunctionError" in answer:
             raise RefresherUnavailableError("RefreshFunction failed")
         return summary

@@ -428,9 +428,10 @@ def _translated_errors() -> Iterator[None]:
         code = response["Error"]["Code"]
         if code == "ConditionalCheckFailedException":
             raise _ConditionFailedError(response.get("Item", {})) from None
-        raise StoreUnavailableError(f"DynamoDB: {code}") from error
+        # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
+        raise StoreUnavailableError(f"DynamoDB: {code}") from None
     except aws.outages() as error:
-        raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from error
+        raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
 
 
 @contextmanager

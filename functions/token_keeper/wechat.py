@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -247,10 +248,11 @@ def _parse(body: bytes) -> dict[str, Any]:
 def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
     if type(errcode) is not int:
         return _no_answer("WeChat's answer holds an errcode that is no number")
-    message = str(errmsg)
+    # JSON can hold half a surrogate pair, which neither a log line nor an answer can.
+    message = str(errmsg).encode(errors="replace").decode()
     for field, sent in (*call.query.items(), *(call.body or {}).items()):
         if field in _SENSITIVE:
-            for form in (str(sent), quote(str(sent)), quote(str(sent), safe="")):
+            for form in sorted(_forms(str(sent)), key=len, reverse=True):
                 message = message.replace(form, "…")
     message = message[:500]
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
@@ -260,6 +262,13 @@ def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
     if failure_class is FailureClass.CONFIGURATION or failure_class is FailureClass.CONFIRMATION:
         remedy = remedy or _REMEDIES.get(errcode)
     return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
+
+
+def _forms(sent: str) -> set[str]:
+    """How a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or escaped twice."""
+    in_json, quoted = json.dumps(sent)[1:-1], {quote(sent), quote(sent, safe="")}
+    quoted |= {re.sub("%..", lambda byte: byte[0].lower(), one) for one in quoted}
+    return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(one, safe="") for one in quoted)}
 
 
 def _ip_remedy(errmsg: str) -> str:
