@@ -19,7 +19,8 @@ def test_the_simulation_catches_what_is_broken(broken: str) -> None:
     mutant = MUTANTS[broken]
     with mutant.alive(), pytest.raises(AssertionError) as caught:
         # When everything happens to it that happens to the real code
-        simulate(40, 40, shrink=False)
+        for seed in range(4):
+            simulate(40, 40, shrink=False, seed=seed)
     # Then an invariant fails, and the one that is meant
     violated = {line.partition(":")[0] for line in str(caught.value).splitlines()}
     assert violated & set(mutant.caught_as), caught.value
