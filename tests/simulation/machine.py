@@ -936,7 +936,15 @@ class Simulation(RuleBasedStateMachine):
             return
         if new is not None and what.startswith("SET #value"):
             self.wechat.published.add(new)
-        if new is not None and "age_unknown" in after:
+        # The other case of `OLD_TICKET_LIFE`: after a lost answer a ticket's life is counted too short, and it comes back.
+        came_back = (
+            new is not None
+            and new == old
+            and credential != ACCESS_TOKEN
+            and before is not None
+            and int(after["fetched_at"]["N"]) >= int(before["expires_at"]["N"])
+        )
+        if new is not None and ("age_unknown" in after or came_back):
             self.of_unknown_age.add((name, credential, new))
         if new is not None and self._is_in_doubt(what):
             self.wechat.doubted.add(new)
