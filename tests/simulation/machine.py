@@ -41,7 +41,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 import api
 import refresh
-from infra.simulated_wechat import BEIJING, DAY, LIFE, Answer, Fault, SimulatedWeChat
+from infra.simulated_wechat import BEIJING, DAY, LIFE, OVERLAP, Answer, Fault, SimulatedWeChat
 from tests.simulation.memory_aws import Item, MemoryAws
 from tests.world import ACCOUNTS_PATH, Clock, World
 from token_keeper import keeper, renewal, wechat
@@ -182,7 +182,8 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that somebody else kills before their time; `ended`: those that an operator ends. `orphans`: minted for us, but we never got
     to know them. `overtaken`: minted by a renewal that came so late that its lease was over. `retried`: values that died
-    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `doubted`:
+    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `succeeded_at`:
+    when a value's own first successor was minted, where that was in time. `doubted`:
     published while a renewal was held up for its lease, which may have minted their successor: replaced to be sure.
     """
 
@@ -195,6 +196,7 @@ class WatchedWeChat(SimulatedWeChat):
         self.published: set[str] = set()
         self.orphans: set[str] = set()
         self.retried: set[str] = set()
+        self.succeeded_at: dict[str, float] = {}
         self.overtaken: set[str] = set()
         self.doubted: set[str] = set()
         self.foreign = False
@@ -249,6 +251,8 @@ class WatchedWeChat(SimulatedWeChat):
         for value, dies_at in before:
             if value.dies_at < dies_at and self.foreign:
                 self.spoiled.add(value.text)
+            elif value is before[-1][0] and not is_late:
+                self.succeeded_at[value.text] = now
             elif value.dies_at < dies_at and (
                 is_late or (value is not before[-1][0] and self._is_unknown(before[-1][0], now))
             ):
@@ -365,6 +369,7 @@ class Simulation(RuleBasedStateMachine):
         self.promises: list[Promise] = []
         self.served: dict[tuple[int, str, str, str], Minted] = {}
         self.last_promise: dict[tuple[int, str, str], float] = {}
+        self.of_unknown_age: set[tuple[str, str, str]] = set()
         self.troubled_at: dict[str, float] = defaultdict(lambda: self.clock.now)
         self.outages: dict[str, float] = {}
         self.mishaps: list[Mishap] = []
@@ -570,7 +575,7 @@ class Simulation(RuleBasedStateMachine):
         record = self.records.get(name, RECORDS[name])
         path = CHECK_PATH
         if what == "token":
-            path = PATHS["corp" if "corpid" in record else _endpoint(record)]
+            path = self._token_path(name)
         elif what == "ticket":
             path = TICKET_PATHS[times % 2 + 1 if "corpid" in record else 0]
         self.wechat.fail(path, *[FAULTS[fault]() for fault in faults * times], account=_identity(record))
@@ -608,7 +613,39 @@ class Simulation(RuleBasedStateMachine):
         if hours_later:
             self.clock.sleep(TICK_EVERY)
         else:
-            self.operator_rotates(name, 1, 0)
+            self.operator_rotates(name, (1, 0))
+
+    @rule(name=accounts)
+    def an_operators_renewal_dies(self, name: str) -> None:
+        """WeChat has replaced a value that was not due, and nobody lives to store the new one; ten minutes pass."""
+        self.clock.sleep(FORCED_APART)
+        self.mishaps.append(Mishap("answered", 0, "die"))
+        self.operator_rotates(name, (1, 0))
+        self.clock.sleep(CALM + GUARD_EVERY)
+
+    @rule(name=accounts, reader=readers, seconds=st.sampled_from([20, 50, 80, 110]))
+    def answers_get_lost(self, name: str, reader: int, seconds: int) -> None:
+        """Nothing that WeChat answers to the next renewal and its repetitions arrives; soon after, a client asks."""
+        name = self._kept(name)
+        item = self._item(name, ACCESS_TOKEN)
+        if item is None or name not in self.records:
+            return
+        self.wechat.fail(self._token_path(name), *[Fault.drop_after()] * 3, account=_identity(self.records[name]))
+        self.clock.sleep(max(0, int(item["due_at"]["N"]) - self.clock.now) + seconds)
+        self._read(name, ACCESS_TOKEN, reader)
+
+    @rule(name=accounts, reader=readers)
+    def a_value_runs_out(self, name: str, reader: int) -> None:
+        """WeChat cannot be reached from before an account's next renewal until its token is over, and a client asks."""
+        name = self._kept(name)
+        item = self._item(name, ACCESS_TOKEN)
+        if item is None or "value" not in item:
+            return
+        self.clock.sleep(max(0, int(item["due_at"]["N"]) - 2 * GUARD_EVERY - self.clock.now - 1))
+        left = max(0, int(item["expires_at"]["N"]) - self.clock.now)
+        self.outage("wechat", int(left) + GUARD_EVERY)
+        self.clock.sleep(left + GUARD_EVERY / 2)
+        self._read(name, ACCESS_TOKEN, reader)
 
     @precondition(lambda self: self.records)
     @rule(name=accounts, reader=readers)
@@ -657,9 +694,10 @@ class Simulation(RuleBasedStateMachine):
             self.wechat.foreign = False
         self._trouble(LIFE, identity)
 
-    @rule(name=accounts, times=st.sampled_from([1, 1, 3, 25]), pause=st.sampled_from([0, 10, 40]))
-    def operator_rotates(self, name: str, times: int, pause: int) -> None:
-        """An operator wants a new value, now."""
+    @rule(name=accounts, how_often=st.sampled_from([(1, 0), (1, 0), (3, 10), (25, 40)]))
+    def operator_rotates(self, name: str, how_often: tuple[int, int]) -> None:
+        """An operator wants a new value, now; so many times, with so many seconds in between."""
+        times, pause = how_often
         name = self._kept(name)
         for _ in range(times):
             self._spoil(name)
@@ -689,6 +727,10 @@ class Simulation(RuleBasedStateMachine):
         """An account that is kept, so that hardly a rule is without effect."""
         kept = sorted(self.records)
         return name if name in kept or not kept else kept[len(name + name[0]) % len(kept)]
+
+    def _token_path(self, name: str) -> str:
+        record = self.records.get(name, RECORDS[name])
+        return PATHS["corp" if "corpid" in record else _endpoint(record)]
 
     def _put(self, name: str, record: dict[str, Any], delivery: str) -> None:
         self.records[name] = record
@@ -735,8 +777,7 @@ class Simulation(RuleBasedStateMachine):
 
     def _spoil(self, name: str) -> None:
         """An operator's act ends the promises of what the account has now."""
-        record = self.records.get(name, RECORDS[name])
-        path = PATHS["corp" if "corpid" in record else _endpoint(record)]
+        record, path = self.records.get(name, RECORDS[name]), self._token_path(name)
         for text, minted in self.wechat.minted.items():
             if minted.path == path and minted.value.owner.account == _identity(record):
                 self.wechat.ended.add(text)
@@ -895,6 +936,16 @@ class Simulation(RuleBasedStateMachine):
             return
         if new is not None and what.startswith("SET #value"):
             self.wechat.published.add(new)
+        # The other case of `OLD_TICKET_LIFE`: after a lost answer a ticket's life is counted too short, and it comes back.
+        came_back = (
+            new is not None
+            and new == old
+            and credential != ACCESS_TOKEN
+            and before is not None
+            and int(after["fetched_at"]["N"]) >= int(before["expires_at"]["N"])
+        )
+        if new is not None and ("age_unknown" in after or came_back):
+            self.of_unknown_age.add((name, credential, new))
         if new is not None and self._is_in_doubt(what):
             self.wechat.doubted.add(new)
         if old is not None and new is None:
@@ -978,15 +1029,19 @@ class Simulation(RuleBasedStateMachine):
         value = promise.minted.value
         if value.text in self.wechat.spoiled | self.wechat.ended:
             return "somebody else or an operator has ended it"
-        if value.text in self.wechat.retried and promise.minted.path == PATHS["token"]:
-            # DESIGN, invariant 4: the attempt before had no answer and had minted a successor, so this one was the second.
+        # DESIGN, invariant 4: the attempt before had no answer and had minted a successor, so this one was the second. From
+        # the first on nobody is promised more than the overlap.
+        succeeded_at = self.wechat.succeeded_at.get(value.text, promise.told_at)
+        in_bounds = promise.told_at <= succeeded_at or promise.until <= succeeded_at + OVERLAP
+        if value.text in self.wechat.retried and promise.minted.path == PATHS["token"] and in_bounds:
             return "a second attempt after one without an answer"
         if promise.until - promise.told_at <= 1 and promise.told_at - value.dies_at < renewal.MARGIN:
             return "a clock that is behind: at least a second is promised while a value lives"
         if (
-            self._age_is_unknown(promise.account, promise.credential)
-            and promise.until - value.dies_at <= OLD_TICKET_LIFE
-        ):
+            promise.account,
+            promise.credential,
+            value.text,
+        ) in self.of_unknown_age and promise.until - value.dies_at <= OLD_TICKET_LIFE:
             return "a ticket that was forgotten and came back is trusted for so long at a time"
         return None
 
@@ -1078,11 +1133,8 @@ class Simulation(RuleBasedStateMachine):
         """WeCom and tickets repeat the same value as long as it lives: its successor comes with the next guard, or reader."""
         repeats = "corpid" in self.records[name] or credential != ACCESS_TOKEN
         minted = self.wechat.minted[text]
-        trusted = OLD_TICKET_LIFE if self._age_is_unknown(name, credential) else 0
+        trusted = OLD_TICKET_LIFE if (name, credential, text) in self.of_unknown_age else 0
         return repeats and self.clock.now - minted.value.dies_at <= trusted + GUARD_EVERY + renewal.MARGIN
-
-    def _age_is_unknown(self, name: str, credential: str) -> bool:
-        return "age_unknown" in (self._item(name, credential) or {})
 
     def _is_taken_over(self, name: str) -> bool:
         entry = self.world.aws.items.get(("accounts", name))

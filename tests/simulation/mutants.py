@@ -80,7 +80,7 @@ def _lease_though_held(self: Table, key: Any, update: str, condition: str, value
     return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
 
 
-def _bare_timer(credential: Any, grant: Any) -> int:
+def _bare_timer(credential: Any, grant: Any, *, together: int = 1) -> int:
     return int(grant.asked_at + 110 * 60)
 
 
@@ -92,7 +92,7 @@ def _stopped_by_a_failure(self: Keeper, dues: Any, seconds_left: Any, *, rotate:
     outcomes: list[Any] = []
     for due in sorted(dues, key=lambda due: -due.failures):
         for _name, record in self._accounts.read([due.account]):
-            outcomes.append(self._renew(due, record, seconds_left, rotate=rotate))
+            outcomes.append(self._renew(due, record, seconds_left, rotate=rotate, together=1))
         if isinstance(outcomes[-1], Failed):
             break
     return outcomes
