@@ -18,6 +18,7 @@ from threading import Event, Thread
 from time import monotonic, time
 from time import sleep as wait
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
 
 import boto3
 from rich.console import Console
@@ -34,7 +35,7 @@ from infra.operations import LOCAL_STACK, OperatorError
 from infra.simulated_wechat import SimulatedWeChat
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 DEMO = "demo"
 DEMO_RECORD = {
@@ -117,10 +118,9 @@ class LocalStack:
 
     def _start(self, started: ExitStack) -> None:
         template = stack.translate()
-        self._routes = Map([_rule(route) for route in stack.routes(template)])
         self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
         # Every port is taken before anything runs, so that one in use is met at once.
-        wechat, http = self._server(started, self.wechat, 2), self._server(started, self._answer_http, 0)
+        wechat, http = self._server(started, self.wechat, 2), self._server(started, gateway(template, self._api), 0)
         self.wechat_url, self.api_url = wechat.url, http.url
         self._aws = EmbeddedAws(LOCAL_STACK, self._port and self._port + 1, self.api_url, self._host)
         started.callback(self._aws.stop)
@@ -176,18 +176,26 @@ class LocalStack:
             self._aws.send(schedule.function, schedule.event)
             self._stopping.wait(schedule.rate / self.clock.speed)
 
-    # --- HTTP, as API Gateway does it; but nobody has to sign here
 
-    def _answer_http(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+def gateway(template: stack.Template, api: Callable[[dict[str, Any]], dict[str, Any]]) -> "WSGIApplication":
+    """HTTP as API Gateway does it, with a translated template's routes; but nobody has to sign here."""
+    routes = Map([_rule(route) for route in stack.routes(template)])
+
+    def answer_http(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         try:
-            route_key, path_parameters = self._routes.bind_to_environ(environ).match()
+            # Routed as it was sent: an encoded slash is part of a name there, and no separator.
+            path = environ["REQUEST_URI"].partition("?")[0]
+            route_key, quoted = routes.bind_to_environ(environ).match(path)
         except HTTPException:
             response = Response('{"message":"Not Found"}', 404, mimetype="application/json")
         else:
-            answer = self._api(_gateway_event(request, route_key, path_parameters))
+            path_parameters = {name: unquote(value) for name, value in quoted.items()}
+            answer = api(_gateway_event(request, route_key, path_parameters))
             response = Response(answer["body"], answer["statusCode"], answer["headers"])
         return response(environ, start_response)
+
+    return answer_http
 
 
 def told(summary: Mapping[str, Any]) -> Iterable[str]:

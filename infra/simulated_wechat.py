@@ -348,7 +348,7 @@ class SimulatedWeChat:
         """WSGI: as `answer`, with real delays and broken connections; and `/_simulator/…` to make things fail by hand.
 
         `POST /_simulator/faults` takes {"path", "account"?, "errcode" or "kind", "times"?}, a kind being the name of a
-        `Fault` constructor; `GET /_simulator/calls` counts calls; `GET /_simulator/accepts?value=…` asks `accepts`.
+        `Fault` constructor; `POST /_simulator/corp-apps` takes {"corpid", "secret"}; `GET /_simulator/calls` counts calls; `GET /_simulator/accepts?value=…` asks `accepts`.
         """
         request = Request(environ)
         if request.path.startswith("/_simulator/"):
@@ -504,6 +504,10 @@ class SimulatedWeChat:
         match request.method, request.path:
             case "POST", "/_simulator/faults":
                 return self._queue_faults(_json_object(request.get_data()))
+            case "POST", "/_simulator/corp-apps":
+                app = _json_object(request.get_data())
+                self.add_corp_app(str(app.get("corpid")), str(app.get("secret")))
+                return _json_response(200, {})
             case "GET", "/_simulator/calls":
                 counts = Counter((call.path, call.account) for call in tuple(self.calls))
                 rows = [{"path": path, "account": account, "count": n} for (path, account), n in counts.items()]

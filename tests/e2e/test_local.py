@@ -10,7 +10,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -73,6 +72,11 @@ class Local:
     def fail(self, **fault: Any) -> None:
         requests.post(f"{self.wechat}/_simulator/faults", json=fault, timeout=30).raise_for_status()
 
+    def open_corp_app(self, corpid: str, secret: str) -> None:
+        """Let the simulated WeCom know an app."""
+        app = {"corpid": corpid, "secret": secret}
+        requests.post(f"{self.wechat}/_simulator/corp-apps", json=app, timeout=30).raise_for_status()
+
     def operate(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `token-keeper --local …`."""
         environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "COLUMNS": "200"}
@@ -109,14 +113,6 @@ def _read(screen: int) -> bytes:
         return os.read(screen, 65536)
     except OSError:  # nobody has the terminal any more
         return b""
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    running = Local(tmp_path_factory.mktemp("local") / "printed.txt")
-    yield running
-    if running.process.poll() is None:
-        running.stop()
 
 
 def test_the_printed_curl_line_gives_a_token_that_wechat_accepts(local: Local) -> None:

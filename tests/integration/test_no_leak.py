@@ -14,7 +14,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -211,8 +211,8 @@ def test_the_search_hears_every_channel() -> None:
             raise ValueError(CORP_SECRET)
         except ValueError:
             logging.getLogger("anybody").exception("failed")
-        print(TOKEN)
-        print(TICKET, file=sys.stderr)
+        sys.stdout.write(TOKEN)
+        sys.stderr.write(TICKET)
     assert {"log", "exceptions", "stdout", "stderr"} <= {
         each.partition(":")[0] for each in said.found([SECRET, STABLE_SECRET, CORP_SECRET, TOKEN, TICKET])
     }
@@ -302,9 +302,11 @@ ERRCODES = (-1, 45011, 45009, 40001, 42001, 40013, 40125, 40164, 60020, 89503, 4
 def faults(secret: str, path: str) -> list[Fault]:
     """What may go wrong at WeChat; its words repeat what was sent, in any form."""
     echoes = [*sorted(spellings(secret)), f"GET {path}?secret={quote(secret, safe='')}&appid=x", f"'{secret}'" * 40]
-    echo = "\n".join(echoes)
+    echo = "\n".join(echoes[:4])
     wrong = [Fault.error(errcode, f"invalid {echoes[i % len(echoes)]}") for i, errcode in enumerate(ERRCODES)]
-    wrong += [Fault.error(40125, f"of {each}, hint") for each in echoes]
+    if path == "/cgi-bin/token":  # the masking is the same for all
+        wrong += [Fault.error(40125, f"of {each}, hint") for each in echoes]
+        wrong.append(Fault.oversized(70_000))
     shapes: list[Any] = [
         {"errcode": secret, "errmsg": echo},
         {"errcode": 40001, "errmsg": {"secret": secret}},
@@ -325,7 +327,6 @@ def faults(secret: str, path: str) -> list[Fault]:
         Fault.http(500, json.dumps({"access_token": TOKEN, "ticket": TICKET, "expires_in": 7200}).encode()),
         Fault.redirect(f"https://elsewhere.invalid/?secret={quote(secret)}"),
         Fault.truncated(60),
-        Fault.oversized(70_000),
         Fault.drop_after(),
         Fault.drop_before(),
         Fault.slow(),
@@ -443,7 +444,7 @@ def test_items_that_hold_what_they_should_not(rig: Rig) -> None:
 class _Raw(socketserver.StreamRequestHandler):
     """Answers with raw bytes; `{}` in them is what was asked."""
 
-    answers: list[bytes] = []
+    answers: ClassVar[list[bytes]] = []
 
     def handle(self) -> None:
         head = b""
