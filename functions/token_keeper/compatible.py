@@ -43,9 +43,6 @@ logger = logging.getLogger("api.compatible")
 LONGEST_BODY = 8192
 """Bytes: a token of some thousand characters, and what may stand around it."""
 
-PREVIOUS_WORKS_FOR = 300
-"""Seconds for which WeChat accepts the previous token after a rotation."""
-
 CORP_APPS_AT_ONCE = 20
 """Apps of one corp whose tokens are read together with the consumer; those of further apps cost one more round trip."""
 
@@ -192,9 +189,8 @@ class CompatibleApi:
         account = current.credential.account
         try:
             _, reading = self._reader.report(account, current.credential.fingerprint or "")
-        except TooManyReportsError:
-            return current
-        except NoValidValueError:  # it could not be checked; or it is dead, then there is none to read either
+        except (TooManyReportsError, NoValidValueError):
+            # It could not be checked; or it is dead, then there is none to read either.
             return self._reader.read(account, ACCESS_TOKEN)
         return reading
 
@@ -275,7 +271,7 @@ def _is_alive(current: Credential, token: str, now: int) -> bool:
     if compare_digest((current.value or "").encode(), token.encode()):
         return now < usable_until(current)
     is_previous = compare_digest(current.previous_fingerprint or "", fingerprint(token))
-    return is_previous and now < current.fetched_at + PREVIOUS_WORKS_FOR
+    return is_previous and now < current.previous_until
 
 
 def _credentials(parameters: Parameters, id_name: str, secret_name: str) -> tuple[str, str]:

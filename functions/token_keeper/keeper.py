@@ -8,8 +8,8 @@ take the lease ──► fetch from WeChat ──► publish                    
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 
 from token_keeper import budget, renewal
 from token_keeper.accounts import Accounts, Record
@@ -118,12 +118,13 @@ class Keeper:
             return [Skipped(account, credential, f"it was fetched less than {budget.FORCED_APART} s ago")]
         if rotate and not budget.may_rotate(found.kind, found.spent, self._now()):
             return [Skipped(account, credential, "the calls that are left today are kept for renewals that are due")]
-        dues = [_due(found)]
         # A ticket is asked for with the token.
         token = self._table.credential(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
         if token is not None and token.due_at <= self._now():
-            dues.append(_due(token))
-        return self._work_off(dues, seconds_left, rotate=rotate)
+            return self._work_off([_due(token)], seconds_left) + self._work_off(
+                [_due(found)], seconds_left, rotate=rotate
+            )
+        return self._work_off([_due(found)], seconds_left, rotate=rotate)
 
     def verify(self, account: str, reported: str) -> list[Outcome]:
         """Somebody's access token, named by its fingerprint, was refused: check it, and replace it if it is dead.
@@ -140,22 +141,19 @@ class Keeper:
             if not budget.may_check(token.spent, now):
                 wait = renewal.SLOW_RETRY
                 return [Verified(account, ACCESS_TOKEN, Verdict.LIMITED, token.fingerprint, retry_after=wait)]
-            if now < token.lease_until:
+            if now < max(token.lease_until, token.check_until):
                 if now - asked_at >= PATIENCE:
                     break
                 self._sleep(POLL_INTERVAL)
                 continue
-            record = self._accounts.read_one(account).content
-            if not isinstance(record, Account):
-                break
             leased = self._table.take_lease(_due(token), now=now, until=now + renewal.LEASE, to_check=True)
             if leased is not None:
-                return self._check(leased, record)
+                return self._check(leased)
         return [Skipped(account, ACCESS_TOKEN, "it cannot be checked right now")]
 
     # --- checking
 
-    def _check(self, leased: Credential, account: Account) -> list[Outcome]:
+    def _check(self, leased: Credential) -> list[Outcome]:
         """Ask WeChat about the token under the lease, and replace it if it is dead."""
         began_at = self._now()
         tally = _Tally(checks=1)
@@ -163,7 +161,7 @@ class Keeper:
         outcome: Outcome
         try:
             if not self._wechat.accepts(leased.kind, leased.value or ""):
-                return self._replace(leased, account, tally)
+                return self._replace(leased, tally)
             checked_at = began_at
             outcome = Verified(leased.account, leased.name, Verdict.STILL_VALID, leased.fingerprint)
         except WeChatError as error:
@@ -171,7 +169,7 @@ class Keeper:
         self._table.release(leased, self._spent(leased, tally), checked_at=checked_at)
         return [outcome]
 
-    def _replace(self, checked: Credential, account: Account, tally: "_Tally") -> list[Outcome]:
+    def _replace(self, checked: Credential, tally: "_Tally") -> list[Outcome]:
         """Put a value in place of one that is dead."""
         began_at, foreign = self._now(), checked.at_risk_since is None
         leased = self._table.begin_renewal(checked, now=began_at, until=began_at + renewal.LEASE)
@@ -180,10 +178,13 @@ class Keeper:
         try:
             if not budget.may_wish(leased.kind, leased.spent, began_at):
                 raise BudgetError("the day's calls for reported tokens are used up; what is left is kept for renewals")
+            account = self._rightful(self._accounts.read_one(leased.account), leased)
             grant = self._ask(account, replace(leased, expires_at=began_at), tally)
+            if grant.value == leased.value:
+                raise WeChatError(FailureClass.TRANSIENT, "WeChat gave the token again that it calls dead")
         except KeeperError as error:
             return [self._failed(leased, error, tally, began_at=began_at, dead=True)]
-        renewed = self._publish(leased, grant, tally, foreign=foreign)
+        renewed = self._publish(leased, grant, tally, foreign=foreign, dead=True)
         if not isinstance(renewed, Renewed):
             return [renewed]
         return [renewed, Verified(leased.account, leased.name, Verdict.REPLACED, renewed.fingerprint)]
@@ -212,9 +213,10 @@ class Keeper:
 
         def renew_account(account: str, record: Record) -> list[Outcome]:
             together = len(by_account)
-            return [
+            renewed = (
                 self._renew(due, record, seconds_left, rotate=rotate, together=together) for due in by_account[account]
-            ]
+            )
+            return list(chain.from_iterable(renewed))
 
         with ThreadPoolExecutor(min(WORKERS, len(by_account))) as workers:
             renewals = [workers.submit(renew_account, *found) for found in self._accounts.read(by_account)]
@@ -222,29 +224,28 @@ class Keeper:
 
     def _renew(
         self, due: Due, record: Record, seconds_left: Callable[[], float], *, rotate: bool, together: int
-    ) -> Outcome:
+    ) -> list[Outcome]:
         if seconds_left() < LONGEST_ATTEMPT:
-            return Skipped(due.account, due.credential, "out of time; the next wake-up goes on")
+            return [Skipped(due.account, due.credential, "out of time; the next wake-up goes on")]
         now = self._now()
+        tally = _Tally()
         try:
             leased = self._table.take_lease(due, now=now, until=now + renewal.LEASE)
             if leased is None:
-                return Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")
-            tally = _Tally()
+                return [Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")]
             try:
                 grant = self._fetch(leased, record, seconds_left, rotate, tally)
             except KeeperError as error:
-                return self._failed(leased, error, tally, began_at=now)
-            return self._publish(leased, grant, tally, together=together)
+                return [*tally.beside, self._failed(leased, error, tally, began_at=now)]
+            return [*tally.beside, self._publish(leased, grant, tally, together=together)]
         except StoreUnavailableError as error:
-            return _not_stored(due.account, due.credential, _failure(error, self._now()))
+            return [*tally.beside, _not_stored(due.account, due.credential, _failure(error, self._now()))]
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
             failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
-            return _not_stored(due.account, due.credential, failure)
+            return [*tally.beside, _not_stored(due.account, due.credential, failure)]
 
-    def _fetch(
-        self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool, tally: "_Tally"
-    ) -> Grant:
+    def _rightful(self, record: Record, leased: Credential) -> Account:
+        """The account of the record, if it is still the one that the credential was enrolled for."""
         account = record.content
         if account is None:
             raise InvalidRecordError("the account's parameter does not exist any more")
@@ -255,7 +256,14 @@ class Keeper:
             if holder not in (None, account.name):
                 raise _kept_already(account, holder)
             raise RecordChangedError("the account's record has changed; the change is being taken over")
-        for pause in PAUSES_WITHOUT_ANSWER:
+        return account
+
+    def _fetch(
+        self, leased: Credential, record: Record, seconds_left: Callable[[], float], rotate: bool, tally: "_Tally"
+    ) -> Grant:
+        account = self._rightful(record, leased)
+        # Once it has failed, the next attempt is a minute away: three calls each time would use up the day's.
+        for pause in PAUSES_WITHOUT_ANSWER if leased.failures == 0 else ():
             try:
                 return self._ask(account, leased, tally, rotate=rotate)
             except WeChatError as error:
@@ -289,7 +297,7 @@ class Keeper:
         except WeChatError as error:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
-            self.verify(account.name, token.fingerprint)
+            tally.beside += self.verify(account.name, token.fingerprint)
         return self._fetch_ticket(account, name, self._usable_token(account.name), tally)
 
     def _usable_token(self, account: str) -> Credential:
@@ -306,12 +314,28 @@ class Keeper:
         return tally.counted(lambda: self._wechat.fetch_ticket(account, name, token.value or ""))
 
     def _publish(
-        self, leased: Credential, grant: Grant, tally: "_Tally", *, foreign: bool = False, together: int = 1
+        self,
+        leased: Credential,
+        grant: Grant,
+        tally: "_Tally",
+        *,
+        foreign: bool = False,
+        dead: bool = False,
+        together: int = 1,
     ) -> Outcome:
         expires_at = renewal.expiry(leased, grant)
         due_at = renewal.next_due(leased, grant, together=together)
         spent = self._spent(leased, tally)
-        published = self._table.publish(leased, grant, spent, expires_at=expires_at, due_at=due_at, foreign=foreign)
+        overlap = 0 if dead or tally.forced else renewal.RULES[leased.kind].overlap
+        published = self._table.publish(
+            leased,
+            grant,
+            spent,
+            expires_at=expires_at,
+            due_at=due_at,
+            previous_until=min(leased.expires_at, grant.asked_at + overlap),
+            foreign=foreign,
+        )
         if published is None or published.fingerprint is None:
             if renewal.RULES[leased.kind].mints_anew:
                 self._table.distrust(leased, now=self._now(), since=grant.asked_at)
@@ -332,6 +356,7 @@ class Keeper:
     ) -> Outcome:
         failure = _failure(error, self._now())
         due_at = failure.at + renewal.retry_after(failure, leased.failures + 1)
+        dead |= tally.forced > 0 and tally.lost  # a forced refresh leaves the old value no overlap
         at_risk = tally.lost or leased.at_risk_since != began_at
         spent = self._spent(leased, tally)
         if not self._table.record_failure(leased, failure, spent, due_at=due_at, at_risk=at_risk, dead=dead):
@@ -364,22 +389,31 @@ class Keeper:
         due: list[Due] = []
         outcomes: list[Outcome] = []
         pending = list(names)
+
+        def take_over(name: str, record: Record) -> list[Due | Failed] | None:
+            return self._take_over(name, record) if seconds_left() >= LONGEST_ATTEMPT else None
+
         while pending:
+            with ThreadPoolExecutor(min(WORKERS, len(pending))) as workers:
+                # Reading and decrypting ends with the time, too.
+                in_time = takewhile(lambda _: seconds_left() >= LONGEST_ATTEMPT, self._accounts.read(pending))
+                taking = {name: (record.version, workers.submit(take_over, name, record)) for name, record in in_time}
             taken: dict[str, str | None] = {}
-            for name, record in self._accounts.read(pending):
-                if seconds_left() < LONGEST_ATTEMPT:
-                    outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next wake-up goes on"))
-                    continue
+            for name in pending:
+                version, taking_over = taking.get(name, (None, None))
                 try:
-                    to_do = self._take_over(name, record)
+                    to_do = taking_over.result() if taking_over else None
                 except KeeperError as error:
                     if raising:
                         raise
                     outcomes.append(_not_stored(name, ACCESS_TOKEN, _failure(error, self._now())))
-                else:
-                    taken[name] = record.version
-                    due += [one for one in to_do if isinstance(one, Due)]
-                    outcomes += [one for one in to_do if isinstance(one, Failed)]
+                    continue
+                if to_do is None:
+                    outcomes.append(Skipped(name, ACCESS_TOKEN, "out of time; the next main tick goes on"))
+                    continue
+                taken[name] = version
+                due += [one for one in to_do if isinstance(one, Due)]
+                outcomes += [one for one in to_do if isinstance(one, Failed)]
             # Where a record changed meanwhile, whoever took that over may have been undone by this.
             pending = [
                 name
@@ -459,9 +493,9 @@ class Keeper:
         try:
             self._wechat.check_secret(account)
         except WeChatError as error:
-            if error.retryable:
+            if error.failure_class is FailureClass.TRANSIENT:
                 raise  # the record is not taken over yet, so it is checked again
-            return _failure(error, self._now())
+            return None if error.failure_class is FailureClass.QUOTA else _failure(error, self._now())
         return None
 
     def _refuse(self, name: str, error: InvalidRecordError) -> Failed:
@@ -493,12 +527,16 @@ class Keeper:
 
 @dataclass
 class _Tally:
-    """What was asked of WeChat under one lease, and whether an answer was lost that may have brought a value."""
+    """What was asked of WeChat under one lease, and whether an answer was lost that may have brought a value.
+
+    `beside`: what became of another credential on the way.
+    """
 
     calls: int = 0
     forced: int = 0
     checks: int = 0
     lost: bool = False
+    beside: list[Outcome] = field(default_factory=list)
 
     def counted(self, fetch: Callable[[], Grant]) -> Grant:
         self.calls += 1

@@ -136,7 +136,9 @@ class Credential:
     `at_risk_since`: when the first renewal went out that has not ended well; since then the value may have a successor.
     `epoch`: raised by every lease; only its holder may publish.
     `age_unknown`: its first value may be older than this item, for instance a ticket that was kept before under another name.
-    `checked_at`: when WeChat last said that the value works, though somebody had reported it.
+    `checked_at`: when WeChat last said that the value works, though somebody had reported it; `check_until`: until when
+    somebody asks.
+    `previous_until`: until when WeChat surely accepts the value before, known by `previous_fingerprint`.
     `foreign_rotations`: how often the value died before its time and not by us; the last time at `foreign_rotation_at`.
     """
 
@@ -151,12 +153,14 @@ class Credential:
     value: str | None = field(default=None, repr=False)
     fingerprint: str | None = None
     previous_fingerprint: str | None = None
+    previous_until: int = 0
     fetched_at: int = 0
     expires_at: int = 0
     at_risk_since: int | None = None
     failures: int = 0
     last_error: Failure | None = None
     checked_at: int = 0
+    check_until: int = 0
     foreign_rotations: int = 0
     foreign_rotation_at: int = 0
     spent: Spent = Spent()

@@ -127,7 +127,7 @@ class Reader:
                 return Verdict.SUPERSEDED, reading
             try:
                 verdict = self._verify(account, fingerprint)
-            except NoValidValueError:
+            except (NoValidValueError, TooManyReportsError):
                 self._remembered.pop((account, ACCESS_TOKEN), None)  # it may have been found dead
                 raise
             return verdict, self._read_afresh(account, ACCESS_TOKEN)

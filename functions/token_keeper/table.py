@@ -43,6 +43,8 @@ HOUSEKEEPING = 7 * 86400
 """Seconds an item outlives the last thing that is planned for it."""
 
 _BATCH_GET_LIMIT = 100
+_BATCH_GET_ROUNDS = 4
+"""DynamoDB leaves out what it is too busy for; so often in all that is asked for."""
 
 _BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
 _CONSUMERS = "consumers"
@@ -168,13 +170,14 @@ class Table:
         """Take the right to renew; None if somebody holds it, or it is not any more as it was seen.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
-        lease ends, and at risk from now on (unless it already was). A lease `to_check` the value does neither.
+        lease ends, and at risk from now on (unless it already was). A lease `to_check` the value does neither, and
+        hinders no renewal.
 
             |  nobody renews  |        leased        |  the lease was never given back
             |-----------------|----------------------|------------------------------------> (time)
                             now = at_risk_since    until = due_at: the next guard takes it
         """
-        nobody_renews = "lease_until <= :now"
+        nobody_renews = "lease_until <= :now AND check_until <= :now" if to_check else "lease_until <= :now"
         values = {":now": now, ":until": until, ":one": 1} | ({} if to_check else {":ttl": until + HOUSEKEEPING})
         if due.epoch is None:
             # The main tick looks ahead: what it saw must still be so, and must not be a failure's next attempt.
@@ -185,23 +188,32 @@ class Table:
             values[":seen"] = due.epoch
         item = self._update(
             _key(due.account, due.credential),
-            ("SET lease_until = :until" if to_check else _BEGIN) + " ADD epoch :one",
+            ("SET check_until = :until" if to_check else _BEGIN) + " ADD epoch :one",
             f"{nobody_renews} AND {as_it_was_seen}",
             values,
         )
         return _credential(item) if item else None
 
     def begin_renewal(self, checked: Credential, *, now: int, until: int) -> Credential | None:
-        """Go on from a check to a renewal under the same lease; None where a later lease was taken meanwhile."""
+        """Go on from a check to a renewal, under its lease; None where a later lease was taken meanwhile."""
         item = self._update_leased(checked, _BEGIN, {":now": now, ":until": until, ":ttl": until + HOUSEKEEPING})
         return _credential(item) if item else None
 
     def publish(
-        self, leased: Credential, grant: Grant, spent: Spent, *, expires_at: int, due_at: int, foreign: bool = False
+        self,
+        leased: Credential,
+        grant: Grant,
+        spent: Spent,
+        *,
+        expires_at: int,
+        due_at: int,
+        previous_until: int = 0,
+        foreign: bool = False,
     ) -> Credential | None:
         """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile.
 
-        `foreign`: the value that it replaces had died before its time, and not by us.
+        `previous_until`: how long the value that it replaces surely works. `foreign`: that had died before its time, and
+        not by us.
         """
         values: dict[str, Any] = {
             ":value": grant.value,
@@ -215,12 +227,11 @@ class Table:
         }
         update = (
             "SET #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at, expires_at = :expires_at, "
-            "due_at = :due_at, lease_until = :zero, failures = :zero, spent = :spent, #ttl = :ttl"
+            "due_at = :due_at, lease_until = :zero, check_until = :zero, failures = :zero, spent = :spent, #ttl = :ttl"
         )
-        previous = leased.fingerprint if grant.value != leased.value else leased.previous_fingerprint
-        if previous is not None:
-            update += ", previous_fingerprint = :previous"
-            values[":previous"] = previous
+        if grant.value != leased.value and leased.fingerprint is not None:
+            update += ", previous_fingerprint = :previous, previous_until = :previous_until"
+            values |= {":previous": leased.fingerprint, ":previous_until": previous_until}
         if foreign:
             update += ", foreign_rotations = :foreign_rotations, foreign_rotation_at = :foreign_rotation_at"
             values[":foreign_rotations"] = leased.foreign_rotations + 1
@@ -245,7 +256,7 @@ class Table:
             ":ttl": max(due_at, leased.expires_at) + HOUSEKEEPING,
         }
         update = (
-            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, "
+            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, check_until = :zero, "
             "spent = :spent, #ttl = :ttl"
         )
         if dead:
@@ -256,19 +267,19 @@ class Table:
     def release(self, checked: Credential, spent: Spent, *, checked_at: int | None) -> None:
         """Give the lease back after a check. `checked_at`: when the value was found alive."""
         values: dict[str, Any] = {":zero": 0, ":spent": asdict(spent)}
-        update = "SET lease_until = :zero, spent = :spent"
+        update = "SET check_until = :zero, spent = :spent"
         if checked_at is not None:
             update += ", checked_at = :checked_at"
             values[":checked_at"] = checked_at
         self._update_leased(checked, update, values)
 
     def distrust(self, overtaken: Credential, *, now: int, since: int) -> None:
-        """Have what was published instead renewed at once: the overtaken renewal may have minted its successor."""
+        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted."""
         self._update(
             _key(overtaken.account, overtaken.name),
-            "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now",
-            "app_id = :app_id AND attribute_exists(#value)",
-            {":since": since, ":now": now, ":app_id": overtaken.app_id},
+            "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero ADD epoch :one",
+            "app_id = :app_id",
+            {":since": since, ":now": now, ":zero": 0, ":one": 1, ":app_id": overtaken.app_id},
         )
 
     # --- enrolling and dropping accounts
@@ -314,7 +325,7 @@ class Table:
         """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid."""
         item = {
             **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
-            **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
+            **{"due_at": due_at, "lease_until": 0, "check_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
             **({"age_unknown": 1} if age_unknown else {}),
@@ -374,8 +385,11 @@ class Table:
         return [_plain(item) for item in answer["Items"]]
 
     def _items(self, keys: list[Any]) -> list[dict[str, Any]]:
-        items = []
+        items, rounds = [], len(keys) // _BATCH_GET_LIMIT + _BATCH_GET_ROUNDS
         while keys:
+            if not rounds:
+                raise StoreUnavailableError("DynamoDB: it does not get to all that was asked for")
+            rounds -= 1
             with _translated_errors():
                 answer: Any = self._dynamodb.batch_get_item(
                     RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": True}}
@@ -489,11 +503,13 @@ def _credential(item: dict[str, Any]) -> Credential:
         value=item.get("value"),
         fingerprint=item.get("fingerprint"),
         previous_fingerprint=item.get("previous_fingerprint"),
+        previous_until=item.get("previous_until", 0),
         fetched_at=item.get("fetched_at", 0),
         expires_at=item.get("expires_at", 0),
         at_risk_since=item.get("at_risk_since"),
         failures=item["failures"],
         checked_at=item.get("checked_at", 0),
+        check_until=item["check_until"],
         foreign_rotations=item.get("foreign_rotations", 0),
         foreign_rotation_at=item.get("foreign_rotation_at", 0),
         spent=Spent(**item.get("spent", {})),

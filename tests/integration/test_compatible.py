@@ -375,7 +375,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
             for field in ("consumer", "caller", "by_token", "account", "credential", "fingerprint")
         )
         for line in caplog.records
-        if line.name.startswith("api")
+        if line.name.startswith("api") and line.message != "refused"
     ]
     user = "arn:aws:iam::123456789012:user/test"
     assert told == [
@@ -438,3 +438,15 @@ def test_without_a_jsapi_ticket_nothing_is_signed(world: World) -> None:
     for account, code in (("main", "unknown_credential"), ("other", "unknown_account")):
         status, body = world.get(f"/v1/accounts/{account}/jsapi-signature?url=https://example.com/")
         assert (status, body["code"]) == (404, code)
+
+
+def test_a_leaked_token_gets_no_ticket_once_it_was_replaced(world: World) -> None:
+    # Given a stable token that leaked, and is replaced by force
+    world.add_account("main", endpoint="stable_token", tickets=["jsapi"])
+    leaked = world.token()
+    world.clock.sleep(31)
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    # When somebody asks for a ticket with it
+    answer = ask_ticket(world, leaked)
+    # Then
+    assert answer["errcode"] == 40001

@@ -9,6 +9,7 @@ import pytest
 
 from infra.simulated_wechat import Fault
 from tests.world import START, World
+from token_keeper import keeper
 from token_keeper.errors import KeeperError
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
@@ -616,7 +617,9 @@ def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: Worl
     assert world.wake("guard")["renewed"]
 
 
-def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World) -> None:
+def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Side by side they would take no longer than one; this clock adds up what threads wait
+    monkeypatch.setattr(keeper, "WORKERS", 1)
     # Given many changed secrets whose events were lost, and a WeChat that hangs when they are checked
     names = [f"main-{number}" for number in range(9)]
     for name in names:
@@ -703,3 +706,45 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
     assert (failed["class"], failed["errcode"]) == ("configuration", 50002)
     assert failed["next_attempt_at"] == "2026-09-21T16:08:20Z"
     assert failed["remedy"]
+
+
+def test_an_operator_who_wants_a_new_ticket_does_not_end_the_live_token(world: World) -> None:
+    # Given a stable token that is due, and promised to readers
+    world.add_account(endpoint="stable_token", tickets=["jsapi"])
+    world.clock.sleep(6935)
+    token = world.token()
+    # When an operator has the ticket renewed
+    world.invoke({"renew": {"account": "main", "credential": "jsapi", "rotate": True}})
+    # Then
+    assert world.wechat.accepts(token)
+
+
+def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) -> None:
+    # Given a stable token
+    world.add_account(endpoint="stable_token")
+    token = world.token()
+    world.clock.sleep(60)
+    # When an operator replaces it, and WeChat's answers get lost
+    world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 3)
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    world.restart()
+    # Then nobody gets the old one, which may be dead
+    assert world.get("/v1/accounts/main/access-token")[0] == 503
+    world.clock.sleep(120)
+    world.wake("guard")
+    assert world.token() != token
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: World) -> None:
+    # Given a token that is due, and a WeChat that answers 502 all day
+    world.add_account()
+    world.clock.sleep(6660)
+    before = world.calls()
+    world.wechat.fail("/cgi-bin/token", *[Fault.http()] * 100)
+    # When the guard fires every minute for half an hour
+    for _ in range(30):
+        world.wake("guard")
+        world.clock.sleep(60)
+    # Then it makes a call a minute, and two more at the first
+    assert world.calls() - before <= 30 + 2

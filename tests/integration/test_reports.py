@@ -1,9 +1,12 @@
 """Reports: somebody's token was refused. Compare, check with WeChat, and replace it once if it is dead."""
 
+import json
+from typing import Any
+
 import pytest
 
 from infra.simulated_wechat import Fault
-from tests.world import World
+from tests.world import APPID, SECRET, World
 from token_keeper import budget
 from token_keeper.model import Kind, fingerprint
 
@@ -154,7 +157,7 @@ def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
     world.clock.sleep(300)
     summary = world.wake("guard")
     # Then it is fetched with a new token
-    assert [one["credential"] for one in summary["renewed"]] == ["jsapi"]
+    assert [one["credential"] for one in summary["renewed"]] == ["access_token", "jsapi"]
     world.restart()
     assert world.token() != dead
     assert world.wechat.accepts(world.token())
@@ -173,3 +176,83 @@ def test_a_malformed_report_is_refused(world: World, body: str) -> None:
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
     assert world.report("nobody", access_token="x")[0] == 404
+
+
+OTHER_APPID = "wxaaaaaaaaaaaaaaaa"
+
+
+def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: World) -> None:
+    # Given two accounts, and a record of the second that names the first one's appid, which is refused
+    world.add_account("main")
+    world.add_account("other", appid=OTHER_APPID, secret="f" * 32)
+    live, dead = world.token("main"), world.token("other")
+    world.put_parameter("other", json.dumps({"appid": APPID, "secret": SECRET}))
+    calls = world.calls()
+    # When the second one's token dies, and is reported
+    world.wechat.kill(dead)
+    status, _ = world.report("other", access_token=dead)
+    # Then nobody fetches with the first one's secret, and there is no value
+    assert status == 503
+    assert world.calls() == calls
+    assert world.token("main") == live
+    assert world.wechat.accepts(live)
+
+
+@pytest.mark.parametrize("refused_by", ["WeChat", "the budget"])
+def test_a_token_that_is_called_dead_is_not_handed_out_though_it_cannot_be_replaced(
+    world: World, refused_by: str
+) -> None:
+    # Given a reader that remembers a token, which dies
+    world.add_account()
+    dead = world.token()
+    world.wechat.kill(dead)
+    # And a day's quota that is used up
+    if refused_by == "WeChat":
+        world.wechat.fail("/cgi-bin/token", *[Fault.error(45009)] * 5)
+    else:
+        world.dynamodb.update_item(
+            TableName="tokens",
+            Key={"pk": {"S": "credential#main"}, "sk": {"S": "access_token"}},
+            UpdateExpression="SET spent.calls = :calls",
+            ExpressionAttributeValues={":calls": {"N": "500"}},
+        )
+    # When it is reported
+    status, _ = world.report(access_token=dead)
+    # Then the same reader does not hand it out any more
+    assert status == 429
+    assert world.get("/v1/accounts/main/access-token")[0] == 503
+
+
+def test_a_dead_token_that_wechat_gives_again_is_no_replacement(world: World) -> None:
+    # Given a WeCom app whose token is dead, and repeated
+    corp = {"corpid": "ww0123456789abcdef", "secret": "secret-of-the-corp-app"}
+    world.add_account("corp", **corp)
+    dead = world.token("corp")
+    world.wechat.kill(dead)
+    repeated = json.dumps({"errcode": 0, "errmsg": "ok", "access_token": dead, "expires_in": 7200}).encode()
+    world.wechat.fail("/cgi-bin/gettoken", Fault.malformed(repeated))
+    # When it is reported
+    status, _ = world.report("corp", access_token=dead)
+    # Then it is not handed out, and nobody else is blamed
+    assert status == 503
+    assert world.health("corp")["foreign_rotations"] is None
+
+
+def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
+    # Given a token that comes due while WeChat takes its time to check it
+    world.add_account()
+    token = world.token()
+    world.clock.sleep(6655)
+    summaries: list[dict[str, Any]] = []
+
+    def comes_due() -> None:
+        world.clock.sleep(6)
+        summaries.append(world.wake("guard"))
+
+    world.during_call = comes_due
+    # When it is reported
+    world.report(access_token=token)
+    # Then it is renewed all the same, once
+    assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
+    assert world.calls() == 2
+    assert world.wechat.accepts(world.token())

@@ -253,7 +253,7 @@ def release(table: Table) -> None:
     # Given a live token under a lease, to check it: nothing else has changed
     before = published(table)
     held = leased(table, START + 10, to_check=True)
-    assert held == replace(before, epoch=before.epoch + 1, lease_until=START + 70)
+    assert held == replace(before, epoch=before.epoch + 1, check_until=START + 70)
     later = replace(SPENT, checks=5)
     # When it works, and the lease is given back
     table.release(held, later, checked_at=START + 10)
@@ -277,7 +277,8 @@ def begin_renewal(table: Table) -> None:
     begun = table.begin_renewal(held, now=START + 20, until=START + 80)
     # Then it is under a lease like any other
     until = START + 80
-    assert begun == replace(before, epoch=held.epoch, lease_until=until, due_at=until, at_risk_since=START + 20)
+    assert begun == replace(held, lease_until=until, due_at=until, at_risk_since=START + 20)
+    assert held.epoch == before.epoch + 1
     assert give(table, begun, "next") is not None
     # And nothing begins under an epoch that is over
     leased(table, DUE)
@@ -306,7 +307,9 @@ def distrust(table: Table) -> None:
     # When that tells that it has minted something, too
     table.distrust(overtaken, now=LEASE_END + 20, since=LEASE_END + 10)
     # Then the published one is at risk since, and due
-    assert read(table) == replace(live, at_risk_since=LEASE_END + 10, due_at=LEASE_END + 20)
+    assert read(table) == replace(live, epoch=live.epoch + 1, at_risk_since=LEASE_END + 10, due_at=LEASE_END + 20)
+    # And what is about to be published instead is not: it would take the risk away
+    assert give(table, overtaking, "third") is None
     # And nothing is known of what nobody keeps
     table.distrust(replace(overtaken, account="other"), now=START, since=START)
     assert table.credential("other", ACCESS_TOKEN) is None
