@@ -6,11 +6,9 @@ from enum import StrEnum
 
 from infra.operations import Json, OperatorError, Stack
 from token_keeper.model import ACCOUNT_NAME
+from token_keeper.wechat import IP_NOT_ALLOWED
 
 SCHEDULES = ("tick", "guard")
-
-WHITELIST_CODES = (40164, 61004, 45035, 60020)
-"""WeChat's and WeCom's errcodes for a caller whose address is not allowed."""
 
 
 class Verdict(StrEnum):
@@ -134,7 +132,7 @@ def _address(stack: Stack) -> Iterator[Finding]:
     else:
         document, _ = stack.health()
         errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
-        refused = any(error and error["errcode"] in WHITELIST_CODES for error in errors)
+        refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
         remedy = "Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with EgressMode=managed (about 36 USD a month)."
         verdict = Verdict.WRONG if refused else Verdict.NOTE
         yield Finding("address", verdict, "calls to WeChat come from changing addresses", remedy)

@@ -209,11 +209,34 @@ def test_every_alarm_says_what_to_do_first_and_reaches_the_topic() -> None:
         text = description if isinstance(description, str) else description["Fn::Sub"]
         assert "Do first:" in text
         assert len(text) < 900  # CloudWatch takes 1024 characters, and names are filled in
-        assert alarm["AlarmActions"] == alarm["OKActions"] == [{"Ref": "Topic"}]
+        assert alarm["AlarmActions"] == [{"Ref": "Topic"}]
         assert alarm["AlarmName"]["Fn::Sub"].startswith("${Name}-")
     names = {alarm["AlarmName"]["Fn::Sub"].removeprefix("${Name}-") for alarm in alarms.values()}
     shown = dashboard(monitoring["Dashboard"]["Properties"])["widgets"][0]["properties"]["alarms"]
     assert {alarm.removeprefix("${Alarm}") for alarm in shown} == names
+
+
+def test_no_alarm_that_hears_only_of_attempts_says_that_all_is_well(world: World, told: Told) -> None:
+    # Given the alarms, and for how long each looks back
+    monitoring = nested(translate(), "Monitoring")["Resources"]
+    alarms = {name: one["Properties"] for name, one in monitoring.items() if one["Type"] == "AWS::CloudWatch::Alarm"}
+    looks_back = max(alarms[name]["EvaluationPeriods"] * 60 for name in ("CredentialAboutToDie", "NeedsAPerson"))
+
+    # When an administrator has refused the address, and the alarm looks back on silence
+    world.wechat.fail(TOKEN, *[Fault.error(89507)] * 100)
+    world.add_account()
+    assert told.of("Failures", Class="confirmation") == [1]
+    for _ in range(looks_back // 60):
+        world.clock.sleep(60)
+        world.wake("guard")
+    assert told() == []
+
+    # Then the account still fails, and nobody gets a mail that it does not
+    assert world.health()["state"] == "never_fetched"
+    ends_in_a_mail = {name for name, alarm in alarms.items() if alarm.get("OKActions") == [{"Ref": "Topic"}]}
+    assert ends_in_a_mail == alarms.keys() - {"CredentialAboutToDie", "NeedsAPerson"}
+    for name in ("CredentialAboutToDie", "NeedsAPerson"):
+        assert "Silence is not recovery" in alarms[name]["AlarmDescription"]["Fn::Sub"]
 
 
 def test_the_query_in_a_description_finds_the_failures_by_the_words_of_the_log(world: World, told: Told) -> None:

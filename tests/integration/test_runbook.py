@@ -3,9 +3,11 @@
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import boto3
 import pytest
+import requests
 from typer.testing import CliRunner
 
 from infra import operations
@@ -38,6 +40,13 @@ def test_the_runbook_covers_what_happens() -> None:
         assert topic in headings
 
 
+def test_no_command_of_the_command_line_is_left_out() -> None:
+    text = RUNBOOK.read_text(encoding="utf-8").splitlines()
+    written = [line for line in text if line.startswith("uv run token-keeper ")]
+
+    assert written == [line for _, lines in sections() for line in lines if line in written]
+
+
 def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     # What services' descriptions cost to load, each command would pay again.
     session = boto3.Session("local", "local", region_name="us-east-1")
@@ -47,11 +56,13 @@ def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.Monk
     monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))
     with LocalStack(port=port, speed=SPEED, name="main") as local:
         assert local.tried.wait(30)
+        leaked: list[str] = []  # consumers' keys
         trouble: dict[str, Callable[[], object]] = {
             "40164": lambda: refused(local, 40164),
             "89503": lambda: refused(local, 89503),
             "45009": lambda: refused(local, 45009),
             "Move": lambda: local.wechat.add_app(OTHER_APPID, NEW_SECRET),
+            "A consumer": lambda: leaked.append(used_key(local)),
             "Restore": lambda: lose_the_table(local),
             "Upgrade": lambda: main_tick(local),  # which enrols again what Restore did not
         }
@@ -61,6 +72,9 @@ def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.Monk
                     happens()
             for line in lines:
                 run(local, heading, line)
+            if heading.startswith("A consumer"):
+                local.clock.sleep(15)
+                assert ask(local, leaked[0]).get("errcode") == 40125
 
 
 def run(local: LocalStack, heading: str, line: str) -> None:
@@ -90,6 +104,20 @@ def refused(local: LocalStack, errcode: int) -> None:
     local.clock.sleep(31)
     result = CliRunner().invoke(app, ["--local", "refresh", "main"])
     assert (result.exit_code, str(errcode) in result.output) == (1, True), result.output
+
+
+def used_key(local: LocalStack) -> str:
+    """The key of a consumer that has just got a token with it."""
+    key = CliRunner().invoke(app, ["--local", "consumers", "add", "billing", "--accounts", "main"]).stdout.strip()
+    assert "access_token" in ask(local, key)
+    return key
+
+
+def ask(local: LocalStack, key: str) -> dict[str, Any]:
+    """What WeChat's own format answers to a consumer's key."""
+    call = {"grant_type": "client_credential", "appid": APPID, "secret": key}
+    answer = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=30).json()
+    return cast("dict[str, Any]", answer)
 
 
 def lose_the_table(local: LocalStack) -> None:

@@ -242,7 +242,7 @@ def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Ro
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
     # Given
-    rates = {"RefreshRate": "rate(2 hours)", "GuardRate": "rate(5 minutes)"}
+    rates = {"RefreshRate": "rate(2 hours)", "GuardRate": "rate(2 minutes)"}
 
     # When
     by_default, chosen = schedules(translate()), schedules(translate(rates))
@@ -250,9 +250,19 @@ def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
     # Then
     assert sorted(schedule.rate for schedule in by_default) == [60, 6600]
     assert chosen == [
-        Schedule("RefreshFunctionGuard", 300, {"wake": "guard"}, "RefreshFunction"),
+        Schedule("RefreshFunctionGuard", 120, {"wake": "guard"}, "RefreshFunction"),
         Schedule("RefreshFunctionTick", 7200, {"wake": "tick"}, "RefreshFunction"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "allowed"),
+    [("rate(1 minute)", True), ("rate(2 minutes)", True), ("rate(3 minutes)", False), ("rate(1 hour)", False)],
+)
+def test_a_guard_that_would_come_too_late_is_refused(template: Template, rate: str, allowed: bool) -> None:
+    guard_rate = template["Parameters"]["GuardRate"]
+
+    assert bool(re.fullmatch(guard_rate["AllowedPattern"], rate)) is allowed
 
 
 def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template) -> None:
