@@ -725,7 +725,7 @@ def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) 
     token = world.token()
     world.clock.sleep(60)
     # When an operator replaces it, and WeChat's answers get lost
-    world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 3)
+    world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 2)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     world.restart()
     # Then nobody gets the old one, which may be dead
