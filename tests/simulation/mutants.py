@@ -92,7 +92,7 @@ def _stopped_by_a_failure(self: Keeper, dues: Any, seconds_left: Any, *, rotate:
     outcomes: list[Any] = []
     for due in sorted(dues, key=lambda due: -due.failures):
         for _name, record in self._accounts.read([due.account]):
-            outcomes.append(self._renew(due, record, seconds_left, rotate=rotate, together=1))
+            outcomes += self._renew(due, record, seconds_left, rotate=rotate, together=1)
         if isinstance(outcomes[-1], Failed):
             break
     return outcomes
