@@ -955,7 +955,8 @@ class Simulation(RuleBasedStateMachine):
         if old is not None and new is not None and old in self.wechat.minted:
             self._check_order(name, credential, self.wechat.minted[old], self.wechat.minted[new], "was stored")
         failed = before is not None and int(after["failures"]["N"]) > int(before["failures"]["N"])
-        if failed and old is not None and self.wechat.minted[old].value.dies_at > self.clock.now:
+        is_wanted = old is not None and old not in self.wechat.ended  # an operator may have it end, answered or not
+        if failed and old is not None and is_wanted and self.wechat.minted[old].value.dies_at > self.clock.now:
             assert before is not None
             if any(before.get(kept) != after.get(kept) for kept in ("value", "fingerprint", "expires_at")):
                 self._violate("answers", f"{name}/{credential}: a failure changed the live value or its expiry")
