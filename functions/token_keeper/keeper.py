@@ -337,7 +337,7 @@ class Keeper:
             foreign=foreign,
         )
         if published is None or published.fingerprint is None:
-            if renewal.RULES[leased.kind].mints_anew:
+            if renewal.RULES[leased.kind].mints_anew or tally.forced:
                 self._table.distrust(leased, now=self._now(), since=grant.asked_at)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(

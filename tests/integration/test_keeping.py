@@ -384,7 +384,6 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
             world.during_call = die_at_next_write
     with pytest.raises(SystemExit):
         world.wake("tick")
-    world.before_aws = None
     # When the guard fires every minute from some moment on
     world.restart()
     world.clock.sleep(guard_after)
@@ -748,3 +747,25 @@ def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: 
         world.clock.sleep(60)
     # Then it makes a call a minute, and two more at the first
     assert world.calls() - before <= 30 + 2
+
+
+def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_guard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an operator's rotation of a stable token that reaches WeChat only when its lease is over
+    world.add_account(endpoint="stable_token")
+    world.clock.sleep(60)
+    answer = world.wechat.answer
+
+    def held_up(*call: Any) -> Any:
+        monkeypatch.undo()
+        world.clock.sleep(61)
+        world.wake("guard")
+        return answer(*call)
+
+    monkeypatch.setattr(world.wechat, "answer", held_up)
+    # When it is carried out after the guard's renewal
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    world.wake("guard")
+    # Then readers get what it has minted
+    assert world.wechat.accepts(world.token())
