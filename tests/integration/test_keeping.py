@@ -384,6 +384,7 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
             world.during_call = die_at_next_write
     with pytest.raises(SystemExit):
         world.wake("tick")
+    world.before_aws = None
     # When the guard fires every minute from some moment on
     world.restart()
     world.clock.sleep(guard_after)
