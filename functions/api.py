@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from token_keeper import aws
-from token_keeper.compatible import CompatibleApi
+from token_keeper.compatible import LONGEST_BODY, CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
 from token_keeper.metrics import Metrics
@@ -34,9 +34,6 @@ logger.setLevel(logging.INFO)
 
 PAGE = 50
 """Accounts on a page of health, and the most that `limit` may ask for."""
-
-LONGEST_REPORT = 8192
-"""Bytes: a token of some thousand characters, and what may stand around it."""
 
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -197,8 +194,8 @@ def _page(event: Mapping[str, Any]) -> str:
 def _reported(event: Mapping[str, Any]) -> str:
     """The fingerprint of the token that a report's body is about."""
     body = event.get("body") or ""
-    if len(body) > LONGEST_REPORT:
-        raise InvalidRequestError(f"a report is at most {LONGEST_REPORT} bytes long")
+    if len(body) > LONGEST_BODY:
+        raise InvalidRequestError(f"a report is at most {LONGEST_BODY} bytes long")
     try:
         report = json.loads(base64.b64decode(body) if event.get("isBase64Encoded") else body)
     except (ValueError, RecursionError):

@@ -245,7 +245,8 @@ class Table:
         """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
 
         `at_risk`: whether a renewal without an answer, this or an earlier one, may have minted a successor.
-        `dead`: WeChat has said that the value does not work any more, so nobody is to get it.
+        `dead`: nobody is to get the value any more: WeChat has refused it, or a forced refresh without an answer may have
+        ended it.
         """
         values: dict[str, Any] = {
             ":failures": leased.failures + 1,
