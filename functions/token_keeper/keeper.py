@@ -435,18 +435,19 @@ class Keeper:
             return [self._refuse(name, error)]
 
     def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
-        holder = self._table.holder(account)
-        if holder not in (None, account.name):
-            raise _kept_already(account, holder)
         now = self._now()
         old = self._table.entry(account.name)
         entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
+        # What the record does not ask for any more is free before what it asks for is: two accounts may have exchanged theirs.
+        if old is not None:
+            still = account.claim if old.app_id == account.app_id else None
+            self._table.release_claims(account.name, old.app_id, but=still)
+        holder = self._table.holder(account)
+        if holder not in (None, account.name):
+            raise _kept_already(account, holder)
         # The directory forgets the old record only when nothing of it is left, and learns of the new one before anything
         # of it is there; without a version until all is. So whatever dies halfway is begun again by the next tick.
         if old is not None:
-            self._table.release_claims(
-                account.name, old.app_id, but=account.claim if old.app_id == account.app_id else None
-            )
             kept = account.credentials.keys() if old.app_id == account.app_id else set()
             for name in set(old.credentials) - kept:
                 self._drop_credential(old, name)

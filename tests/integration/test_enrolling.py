@@ -521,6 +521,22 @@ def test_both_endpoints_of_one_appid_are_kept(world: World) -> None:
     assert all(map(world.wechat.accepts, tokens))
 
 
+def test_two_accounts_of_one_appid_may_exchange_their_endpoints(world: World) -> None:
+    # Given one appid that is kept with both endpoints
+    world.add_account("plain")
+    world.add_account("stable", endpoint="stable_token")
+    # When one record is changed after the other, so that for a while both ask for the same
+    world.add_account("stable")
+    assert "plain" in world.health("stable")["last_error"]["errmsg"]
+    world.add_account("plain", endpoint="stable_token")
+    world.clock.sleep(60)
+    world.wake("tick")
+    # Then neither stands in the other's way
+    assert all(world.wechat.accepts(token(world, name)) for name in ("plain", "stable"))
+    assert token(world, "plain") != token(world, "stable")
+    assert [world.health(name)["last_error"] for name in ("plain", "stable")] == [None, None]
+
+
 def test_every_app_of_a_corp_is_kept(world: World) -> None:
     # When several apps of one corp are kept, which differ by their secrets
     for name in ("contacts", "orders", "chat"):
