@@ -338,7 +338,7 @@ class Keeper:
         )
         if published is None or published.fingerprint is None:
             if renewal.RULES[leased.kind].mints_anew or tally.forced:
-                self._table.distrust(leased, now=self._now(), since=grant.asked_at)
+                self._table.distrust(leased, grant, now=self._now(), forced=tally.forced > 0)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(
             account=leased.account,

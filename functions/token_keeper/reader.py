@@ -127,10 +127,13 @@ class Reader:
                 return Verdict.SUPERSEDED, reading
             try:
                 verdict = self._verify(account, fingerprint)
-            except (NoValidValueError, TooManyReportsError):
+            except KeeperError:
                 self._remembered.pop((account, ACCESS_TOKEN), None)  # it may have been found dead
                 raise
-            return verdict, self._read_afresh(account, ACCESS_TOKEN)
+            reading = self._read_afresh(account, ACCESS_TOKEN)
+            if verdict is Verdict.STILL_VALID and reading.credential.fingerprint != fingerprint:
+                verdict = Verdict.SUPERSEDED  # by a renewal meanwhile
+            return verdict, reading
         except (StoreUnavailableError, RefresherUnavailableError) as error:
             raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
 

@@ -274,14 +274,22 @@ class Table:
             values[":checked_at"] = checked_at
         self._update_leased(checked, update, values)
 
-    def distrust(self, overtaken: Credential, *, now: int, since: int) -> None:
-        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted."""
-        self._update(
-            _key(overtaken.account, overtaken.name),
-            "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero ADD epoch :one",
-            "app_id = :app_id",
-            {":since": since, ":now": now, ":zero": 0, ":one": 1, ":app_id": overtaken.app_id},
-        )
+    def distrust(self, overtaken: Credential, grant: Grant, *, now: int, forced: bool) -> None:
+        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted.
+
+        `forced`: the overtaken refresh left no overlap, so nobody is to get another value than its own. (WeChat forces two
+        refreshes 30 s apart, so a later one has not ended that meanwhile.)
+        """
+        key = _key(overtaken.account, overtaken.name)
+        update = "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero"
+        condition = "app_id = :app_id"
+        values = {":since": grant.asked_at, ":now": now, ":zero": 0, ":one": 1, ":app_id": overtaken.app_id}
+        if forced:
+            another = f"{condition} AND fetched_at <= :now AND fingerprint <> :fingerprint"
+            ended = {**values, ":fingerprint": fingerprint(grant.value)}
+            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", another, ended):
+                return
+        self._update(key, f"{update} ADD epoch :one", condition, values)
 
     # --- enrolling and dropping accounts
 

@@ -750,7 +750,7 @@ def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: 
     assert world.calls() - before <= 30 + 2
 
 
-def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_guard(
+def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_reader(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an operator's rotation of a stable token that reaches WeChat only when its lease is over
@@ -765,8 +765,7 @@ def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_guard(
         return answer(*call)
 
     monkeypatch.setattr(world.wechat, "answer", held_up)
-    # When it is carried out after the guard's renewal
+    # When it is carried out after the guard's renewal, whose value it kills
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    world.wake("guard")
     # Then readers get what it has minted
     assert world.wechat.accepts(world.token())

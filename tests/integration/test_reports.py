@@ -251,8 +251,10 @@ def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
 
     world.during_call = comes_due
     # When it is reported
-    world.report(access_token=token)
+    _, body = world.report(access_token=token)
     # Then it is renewed all the same, once
     assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
     assert world.calls() == 2
     assert world.wechat.accepts(world.token())
+    # And who has reported it is told so
+    assert (body["outcome"], body["access_token"]) == ("superseded", world.token())
