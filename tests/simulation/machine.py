@@ -634,6 +634,16 @@ class Simulation(RuleBasedStateMachine):
         self.clock.sleep(max(0, int(item["due_at"]["N"]) - self.clock.now) + seconds)
         self._read(name, ACCESS_TOKEN, reader)
 
+    @rule(name=accounts)
+    def an_answer_comes_late(self, name: str) -> None:
+        """WeChat's answer to an account's next renewal arrives when its lease is over, and after another's."""
+        item = self._item(self._kept(name), ACCESS_TOKEN)
+        if item is None:
+            return
+        self.clock.sleep(max(0, int(item["due_at"]["N"]) - self.clock.now - 1))
+        self.mishaps.append(Mishap("answered", 0, "overlap", {"wake": "guard"}, 70))
+        self.clock.sleep(GUARD_EVERY)
+
     @rule(name=accounts, reader=readers)
     def a_value_runs_out(self, name: str, reader: int) -> None:
         """WeChat cannot be reached from before an account's next renewal until its token is over, and a client asks."""

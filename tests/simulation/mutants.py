@@ -1,5 +1,6 @@
 """The real code with one small thing broken: what the simulation must catch. Each name says what is broken."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ MUTANTS = {
     "a failure ends the live value": Mutant(Table, "record_failure", _failure_ends_the_value, ("answers",)),
     "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
     "an error is stored as a value": Mutant(Keeper, "_ask", _error_stored, ("answers",)),
+    "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
     "the item's presence is trusted instead of its times": Mutant(
         renewal, "usable_until", _ttl_trusted, ("promise", "liveness")
