@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
@@ -211,13 +211,13 @@ def _send(call: _Call) -> bytes:
                 stream=True,
             ) as response,
         ):
-            # Byte by byte: a larger chunk is waited for until it is full, however slowly it drips.
-            for chunk in response.iter_content(1):
+            # Whatever is there: `iter_content` waits until its chunk is full, however slowly that drips.
+            while chunk := response.raw.read1(ANSWER_LIMIT + 1, decode_content=True):
                 body += chunk
                 if len(body) > ANSWER_LIMIT or time.monotonic() > ends:
                     break
             status = response.status_code
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         failure = _transport_failure(error)
     else:
         if status == 200 and len(body) <= ANSWER_LIMIT:
@@ -226,7 +226,7 @@ def _send(call: _Call) -> bytes:
     raise failure
 
 
-def _transport_failure(error: requests.RequestException) -> WeChatError:
+def _transport_failure(error: requests.RequestException | HTTPError) -> WeChatError:
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError) or (
         isinstance(reason, NewConnectionError)

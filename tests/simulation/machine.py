@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 from urllib.parse import urlencode
 
@@ -1210,9 +1210,15 @@ class _Answer(contextlib.AbstractContextManager["_Answer"]):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def iter_content(self, _size: int) -> Iterator[bytes]:
-        """The whole: a simulated answer never drips, and byte by byte it is a third of the run."""
-        yield self._body
+    @property
+    def raw(self) -> Self:
+        """`urllib3.HTTPResponse`, as far as the functions use it."""
+        return self
+
+    def read1(self, _size: int, **_: Any) -> bytes:
+        """The whole: a simulated answer never drips."""
+        body, self._body = self._body, b""
+        return body
 
 
 class _Session(contextlib.AbstractContextManager["_Session"]):

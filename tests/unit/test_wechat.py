@@ -1,5 +1,6 @@
 """WeChat and WeCom over HTTP: what is sent where, what each answer means, and that no error gives a secret away."""
 
+import gzip
 import io
 import json
 import re
@@ -425,9 +426,19 @@ def test_over_a_real_connection_a_failure_is_one_of_ours(reply: bytes | None, ou
         assert_discreet(error)
 
 
-def test_over_a_real_connection_a_token_arrives() -> None:
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_over_a_real_connection_a_token_arrives(encoded: bool, in_chunks: bool) -> None:
     body = granted("value").encode()
-    with server(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body) as address:
+    head = HEAD
+    if encoded:
+        body, head = gzip.compress(body), head + b"Content-Encoding: gzip\r\n"
+    if in_chunks:
+        body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:9], body[9:], b""))
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+    else:
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+    with server(head + body) as address:
         assert WeChat(address, address, lambda: NOW).fetch_token(PUBLIC).value == "value"
 
 
