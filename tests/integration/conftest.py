@@ -10,7 +10,8 @@ import pytest
 from moto import mock_aws
 
 from tests import openapi
-from tests.world import World
+from tests.simulation.memory_aws import MemoryAws
+from tests.world import Clock, World
 
 
 class _Log(logging.Handler):
@@ -25,30 +26,34 @@ class _Log(logging.Handler):
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with _watched_world() as world:
-        yield world
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Over moto, or over AWS in memory where a test that makes very many calls is marked `in_memory`."""
+    if request.node.get_closest_marker("in_memory"):
+        clock = Clock()
+        with _watched(World(MemoryAws(clock).client, clock=clock)) as world:
+            yield world
+    else:
+        with mock_aws(), _watched(World()) as world:
+            yield world
 
 
 @pytest.fixture(scope="module")
 def shared_world() -> Iterator[World]:
     """One for all tests of a module that change nothing in it. No such module may use `world` too."""
-    with _watched_world() as world:
+    with mock_aws(), _watched(World()) as world:
         yield world
 
 
 @contextmanager
-def _watched_world() -> Iterator[World]:
-    with mock_aws():
-        world = World()
-        world.answered = openapi.check
-        log = _Log(world.told)
-        loggers = [logging.getLogger(name) for name in ("refresh", "api")]
-        for logger in loggers:
-            logger.addHandler(log)
-        yield world
-        for logger in loggers:
-            logger.removeHandler(log)
+def _watched(world: World) -> Iterator[World]:
+    world.answered = openapi.check
+    log = _Log(world.told)
+    loggers = [logging.getLogger(name) for name in ("refresh", "api")]
+    for logger in loggers:
+        logger.addHandler(log)
+    yield world
+    for logger in loggers:
+        logger.removeHandler(log)
     said = "\n".join([*world.told, *map(json.dumps, world.events)])
     leaked = [secret for secret in {*world.secrets, "simulated_token_", "simulated_ticket_"} if secret in said]
     assert not leaked, "a secret or a value stands where it must not"

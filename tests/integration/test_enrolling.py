@@ -47,6 +47,7 @@ def accounts(world: World) -> list[str]:
 # --- accounts come and go
 
 
+@pytest.mark.in_memory
 def test_the_tick_finds_accounts_whose_event_was_lost(world: World) -> None:
     # Given more accounts than Parameter Store lists on a page, whose events never arrived
     names = [f"main-{number:02}" for number in range(12)]
@@ -578,6 +579,7 @@ def next_tick(world: World) -> None:
     world.wake("tick")
 
 
+@pytest.mark.in_memory
 def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: World) -> None:
     for call in itertools.count(1):
         # Given a new account, and a process that dies while it acts on it
@@ -593,6 +595,7 @@ def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: Worl
     assert call > 5
 
 
+@pytest.mark.in_memory
 @pytest.mark.parametrize("new_appid", [OTHER_APPID, None], ids=["another appid", "deleted"])
 def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: str | None) -> None:
     for call in itertools.count(1):
@@ -617,6 +620,7 @@ def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: 
     assert call > 5
 
 
+@pytest.mark.in_memory
 def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: World) -> None:
     for call in itertools.count(1):
         # Given an account that gives up its ticket, and a process that dies while it acts on it

@@ -389,6 +389,7 @@ def many_accounts(world: World) -> list[str]:
     return names
 
 
+@pytest.mark.in_memory
 def test_accounts_are_listed_in_pages(world: World, many_accounts: list[str]) -> None:
     for query, sizes in (("", [50, 50, 20]), ("limit=50", [50, 50, 20]), ("limit=7", [7] * 17 + [1])):
         # When all pages are read, each from where the one before ended

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from moto import mock_aws
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from infra import stack
 from infra.simulated_wechat import DAY, Answer, Fault, SimulatedWeChat
+from tests.simulation.memory_aws import MemoryAws
 from tests.world import APPID, SECRET, START, Clock, World, gateway_event
 from token_keeper.model import Kind
 
@@ -85,14 +85,14 @@ class Contender(Protocol):
 
 
 class ThisProject:
-    """Both handlers, woken by the template's schedules; inside moto's `mock_aws`.
+    """Both handlers over AWS in memory, woken by the template's schedules.
 
     `enrolled_after`: seconds from the schedules' first firing to the account's enrolment.
     """
 
     def __init__(self, endpoint: Kind, failing_renewal: int | None = None, *, enrolled_after: int = 0) -> None:
-        self.world = World()
-        self.clock = self.world.clock
+        self.clock = Clock()
+        self.world = World(MemoryAws(self.clock).client, clock=self.clock)
         self.wechat: SimulatedWeChat = FailingWeChat(self.clock, failing_renewal)
         self.world.wechat = self.wechat
         self._api = self.world.api_instance()
@@ -237,8 +237,7 @@ def main() -> None:
                     if seconds % 60 == 0:
                         progress.update(task, completed=seconds + 60)
 
-                with mock_aws():
-                    result = run(contender(), progress=show)
+                result = run(contender(), progress=show)
                 numbers = result.calls, result.without_token, result.broken_promises, result.wrongly_promised
                 table.add_row(name, *(f"{number:,}" for number in numbers))
     console = Console(highlight=False)

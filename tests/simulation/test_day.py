@@ -1,9 +1,6 @@
 """Four simulated hours, a read every 15 seconds: this project keeps its promises, and the measure is seen to fail others."""
 
-from collections.abc import Iterator
-
 import pytest
-from moto import mock_aws
 
 from tests.simulation.day import BareTimer, Result, ThisProject, run
 from token_keeper.model import Kind
@@ -13,12 +10,6 @@ INTERVAL = 15
 READS = SPAN // INTERVAL
 CALLS = 3
 """The first token and two renewals: at the rate of 13 or 14 calls a day."""
-
-
-@pytest.fixture(autouse=True)
-def aws() -> Iterator[None]:
-    with mock_aws():
-        yield
 
 
 @pytest.mark.parametrize(("endpoint", "enrolled_after"), [(Kind.TOKEN, 0), (Kind.STABLE_TOKEN, 3615)])
