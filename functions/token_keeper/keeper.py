@@ -458,7 +458,7 @@ class Keeper:
         seen = (
             self._table.tickets_seen(account.name, account.app_id, account.tickets, now) if account.tickets else set()
         )
-        if old is not None and old.version is not None and old.app_id == account.app_id:
+        if old is not None and old.app_id == account.app_id:
             seen |= set(old.credentials)  # where its item is not there any more
         for name, kind in account.credentials.items():
             self._table.enrol(account.name, name, kind, account.app_id, due_at=now, age_unknown=name in seen)

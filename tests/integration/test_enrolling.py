@@ -638,6 +638,27 @@ def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: 
     assert summary["failed"] == []
 
 
+@pytest.mark.in_memory
+def test_a_ticket_whose_item_was_lost_is_not_promised_anew_wherever_its_return_dies(world: World) -> None:
+    for call in itertools.count(1):
+        # Given a ticket whose item the table has lost, and a process that dies while it takes the account over again
+        name, minted_at = f"main-{call}", world.clock()
+        world.add_account(name, appid=f"wx-{call}", tickets=["jsapi"])
+        key = {"pk": {"S": f"credential#{name}"}, "sk": {"S": "jsapi"}}
+        world.dynamodb.delete_item(TableName=world.environment["TABLE_NAME"], Key=key)
+        world.clock.sleep(3600)
+        died = dies_at(world, call, name)
+        next_tick(world)
+        # When WeChat gives the same one again, with a full expires_in
+        status, body = read(world, f"/v1/accounts/{name}/tickets/jsapi")
+        # Then nobody is promised that it lives anew
+        assert status == 200
+        assert world.clock() + body["expires_in"] <= minted_at + 7200, f"died at call {call}"
+        if not died:
+            break
+    assert call > 5
+
+
 def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_other(world: World) -> None:
     for call in range(1, 6):
         # Given an account whose enrolment dies somewhere, and which is deleted before the next tick
