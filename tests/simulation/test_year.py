@@ -1,17 +1,14 @@
 """Some simulated hours full of faults: this project loses no second that it could have saved, and the measure is seen to
-fail others; and the shortcuts that make a year affordable change nothing."""
+fail others."""
 
 import logging
 from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from moto import mock_aws
 
 from infra.simulated_wechat import HOUR
-from tests.simulation.day import Reading
-from tests.simulation.year import CONTENDERS, INTERVAL, Contender, Faults, Result, ThisProject, Windows, run
-from token_keeper.model import Kind
+from tests.simulation.year import CONTENDERS, INTERVAL, Faults, Result, Windows, run
 
 pytestmark = pytest.mark.long
 
@@ -32,8 +29,7 @@ def quiet() -> Iterator[None]:
 
 @cache
 def result_of(name: str) -> Result:
-    with mock_aws():
-        return run(CONTENDERS[name](FAULTS), FAULTS)
+    return run(CONTENDERS[name](FAULTS), FAULTS)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -54,40 +50,6 @@ def test_every_other_way_is_seen_to_fail(name: str) -> None:
     result = result_of(name)
     # Then others lose more than both of ours, by far
     assert result.without_token > 3 * max(result_of(ours).without_token for ours in OURS)
-
-
-class Traced:
-    """A contender whose readings are kept, each with its moment."""
-
-    def __init__(self, contender: Contender) -> None:
-        self._contender = contender
-        self.clock, self.wechat = contender.clock, contender.wechat
-        self.step, self.refused = contender.step, contender.refused
-        self.readings: list[tuple[float, list[Reading | None]]] = []
-
-    @property
-    def next_at(self) -> float:
-        return self._contender.next_at
-
-    def read(self) -> list[Reading | None]:
-        began_at, readings = self.clock(), self._contender.read()
-        self.readings.append((began_at, readings))
-        return readings
-
-
-@pytest.mark.parametrize("endpoint", [Kind.TOKEN, Kind.STABLE_TOKEN])
-def test_the_shortcuts_change_no_reading(endpoint: Kind) -> None:
-    # Given the faults of weeks within hours
-    faults = Faults(SEED, 3 * HOUR, density=80)
-
-    def live(*, shortcuts: bool) -> tuple[Result, list[tuple[float, list[Reading | None]]]]:
-        with mock_aws():
-            contender = Traced(ThisProject(endpoint, faults, shortcuts=shortcuts))
-            return run(contender, faults), contender.readings
-
-    # When the same project lives through them with and without shortcuts
-    # Then every reading, every promise and every count is the same
-    assert live(shortcuts=True) == live(shortcuts=False)
 
 
 def test_windows_that_overlap_are_one() -> None:

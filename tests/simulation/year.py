@@ -1,9 +1,8 @@
 """What readers get in a simulated year full of faults: this project beside what others do.
 
-    uv run python -m tests.simulation.year [--days 91] [--seed N]
+    uv run python -m tests.simulation.year [--days 365] [--seed N]
 
-Every contender lives through the same seeded faults under a clock of its own. For this project the real handlers run, over
-a real table's stand-in; the clock jumps over what provably changes nothing (`ThisProject`: "Shortcuts").
+Every contender lives through the same seeded faults under a clock of its own. For this project the real handlers run.
 """
 
 import argparse
@@ -18,14 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from types import SimpleNamespace
 from typing import Any, Protocol
 
-import boto3
 import requests
 from botocore.exceptions import EndpointConnectionError
-from moto import mock_aws
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,10 +28,9 @@ from rich.table import Table
 from infra import stack
 from infra.simulated_wechat import BEIJING, DAY, HOUR, Answer, Fault, SimulatedWeChat
 from tests.simulation.day import BARE_TIMER_RATE, Reading, ask
-from tests.world import APPID, REGION, SECRET, START, Clock, World, gateway_event
-from token_keeper import renewal
-from token_keeper.model import ACCESS_TOKEN, Kind
-from token_keeper.table import Table as TokenTable
+from tests.simulation.memory_aws import MemoryAws
+from tests.world import APPID, SECRET, START, Clock, World, gateway_event
+from token_keeper.model import Kind
 
 YEAR, WEEK, MONTH = 365 * DAY, 7 * DAY, 365 * DAY / 12
 """Seconds."""
@@ -227,93 +221,17 @@ class Contender(Protocol):
         """A client's token was refused with 40001: it does what it does then, and may get another reading."""
 
 
-def _plain_client(service: str) -> Any:
-    credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    return boto3.client(service, region_name=REGION, **credentials)  # type: ignore[call-overload]
-
-
-class Remembered:
-    """AWS's answers to reads, given again to the same request while nothing has been written that it reads.
-
-    A write that tells the whole item is a later GetItem's answer.
-    """
-
-    def __init__(self) -> None:
-        self._answers: dict[str, tuple[str | None, dict[str, Any]]] = {}  # request → the partition it reads, answer
-
-    def client(self, service: str) -> Any:
-        """A client of that service that remembers."""
-        client = _plain_client(service)
-        client.meta.events.register_last("before-call", self._recall)
-        client.meta.events.register("after-call", self._note)
-        return client
-
-    def _recall(self, model: Any, params: Any, context: Any, **_: Any) -> tuple[object, dict[str, Any]] | None:
-        context["asked"] = request = json.loads(params["body"])
-        known = self._answers.get(_written_out(model.name, request))
-        return (SimpleNamespace(status_code=200), dict(known[1])) if known else None
-
-    def _note(self, model: Any, parsed: dict[str, Any], context: Any, **_: Any) -> None:
-        operation, asked = model.name, context["asked"]
-        if "Error" in parsed:
-            return
-        if operation.startswith(("Get", "Query")):
-            self._answers[_written_out(operation, asked)] = _partition(asked), parsed
-            return
-        written = (asked.get("Key") or asked.get("Item") or {}).get("pk", {}).get("S")
-        self._answers = {
-            request: (partition, answer)
-            for request, (partition, answer) in self._answers.items()
-            if written is not None and partition not in (None, written)
-        }
-        if asked.get("ReturnValues") == "ALL_NEW":
-            get = {"TableName": asked["TableName"], "Key": asked["Key"], "ConsistentRead": True}
-            self._answers[_written_out("GetItem", get)] = written, {"Item": parsed["Attributes"]}
-
-
-def _written_out(operation: str, request: Mapping[str, Any]) -> str:
-    return operation + json.dumps(request, sort_keys=True)
-
-
-def _partition(request: Mapping[str, Any]) -> str | None:
-    """What a read of the table depends on; None where that may be every item, as with an index."""
-    if "TableName" not in request:
-        return "parameters"  # are put once, by another operation
-    if "Key" in request:
-        return str(request["Key"]["pk"]["S"])
-    values = [value["S"] for value in request["ExpressionAttributeValues"].values() if "S" in value]
-    return None if "IndexName" in request else str(values[0])
-
-
 class ThisProject:
-    """Both handlers, woken by the template's schedules; a client that is refused reports it. Inside moto's `mock_aws`.
+    """Both handlers over AWS in memory, woken by the template's schedules; a client that is refused reports it."""
 
-    Shortcuts (without them a year takes most of a day):
-    - AWS's answers to reads are remembered (`Remembered`).
-    - A guard is passed over while the table's only credential is not due: its one query would find nothing. Every write
-      of the table is noticed, and `due_at` looked up after it.
-    - A reading repeats the one before while the table has not been written, no renewal runs, failed or is in doubt,
-      and the main tick would not renew yet: until then `renewal.promised_until` does not depend on the moment of
-      reading. Not while the table is down. What a warm reader remembers ends in 15 s, before its next reading; for a
-      "stale" answer it remembers the same credential, and so the same promise.
-    """
-
-    def __init__(self, endpoint: Kind, faults: Faults, *, shortcuts: bool = True) -> None:
+    def __init__(self, endpoint: Kind, faults: Faults) -> None:
         self.clock = YearClock()
         self.wechat = FaultyWeChat(self.clock, faults)
-        client = cache(Remembered().client) if shortcuts else cache(_plain_client)
-        self.world = World(client=lambda service, **_: client(service), clock=self.clock)
+        self.world = World(MemoryAws(self.clock).client, clock=self.clock)
         self.world.wechat = self.wechat
         self.world.before_aws = self._before_aws
         self._faults = faults
-        self._shortcuts = shortcuts
         self._cold = Armed(faults.cold_readers)
-        # the table as it is, also while the functions cannot reach it
-        self._table = TokenTable(self.world.dynamodb, self.world.environment["TABLE_NAME"])
-        self._looking = False
-        self._written = True
-        self._written_at = self._due_at = self._same_until = 0.0
-        self._last_reading: Reading | None = None
         self._request = gateway_event("/v1/accounts/main/access-token")
         self._schedules = [(each.rate, each.event) for each in stack.schedules(stack.translate())]
         self._fires_at = [float(START)] * len(self._schedules)
@@ -321,52 +239,25 @@ class ThisProject:
         self.world.put_parameter("main", json.dumps({"appid": APPID, "secret": SECRET, "endpoint": endpoint}))
 
     def _before_aws(self, operation: str, _: bytes) -> None:
-        if self._looking or not operation.startswith("dynamodb."):
+        if not operation.startswith("dynamodb."):
             return
         if self.clock() in self._faults.store_down:
             raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
-        if operation in ("dynamodb.UpdateItem", "dynamodb.PutItem", "dynamodb.DeleteItem"):
-            if self.wechat.asker_dies:
-                self.wechat.asker_dies = False
-                raise CrashError
-            self._written, self._written_at = True, self.clock()
-
-    def _look(self) -> None:
-        """Look up what the shortcuts rely on, if the table has been written."""
-        if not self._written:
-            return
-        self._written, self._last_reading = False, None
-        self._looking = True
-        credential = self._table.credential("main", ACCESS_TOKEN)
-        self._looking = False
-        assert credential is not None
-        in_doubt = credential.failures or credential.at_risk_since is not None or credential.lease_until
-        self._due_at = credential.due_at
-        self._same_until = 0 if in_doubt else credential.due_at - renewal.RULES[credential.kind].look_ahead
+        if self.wechat.asker_dies and operation in ("dynamodb.UpdateItem", "dynamodb.PutItem", "dynamodb.DeleteItem"):
+            self.wechat.asker_dies = False
+            raise CrashError
 
     @property
     def next_at(self) -> float:
-        """The next firing of a schedule that may find something to do."""
-        if not self._shortcuts:
-            return min(self._fires_at)
-        self._look()
-        return min(self._finds_something_at(i) for i in range(len(self._schedules)))
-
-    def _finds_something_at(self, i: int) -> float:
-        rate, event = self._schedules[i]
-        if event != {"wake": "guard"}:
-            return self._fires_at[i]
-        # What was due before the last write, no guard since then has passed over.
-        due_at = max(self._due_at, self._written_at)
-        return max(self._fires_at[i], START + -(-(due_at - START) // rate) * rate)
+        """The next firing of a schedule."""
+        return min(self._fires_at)
 
     def step(self) -> None:
         """Wake the refresher when a schedule does."""
         now = self.clock()
         for i, (rate, event) in enumerate(self._schedules):
-            fires_at = self._finds_something_at(i) if self._shortcuts else self._fires_at[i]
-            if fires_at <= now:
-                self._fires_at[i] = fires_at + rate
+            if self._fires_at[i] <= now:
+                self._fires_at[i] += rate
                 try:
                     self.world.invoke(event)
                 except Exception:  # noqa: BLE001 - as Lambda does; an event of these schedules is not repeated
@@ -374,19 +265,12 @@ class ThisProject:
 
     def read(self) -> list[Reading | None]:
         """Ask the API; a client may rely on `expires_in`."""
-        now = self.clock()
-        if self._cold.strikes(now):
+        if self._cold.strikes(self.clock()):
             self._api = self.world.api_instance()
-        if self._shortcuts and now not in self._faults.store_down:
-            self._look()
-            if self._last_reading and now < self._same_until:
-                return [self._last_reading]
-        self._last_reading = self._ask_api(self._request)
-        return [self._last_reading]
+        return [self._ask_api(self._request)]
 
     def refused(self, reading: Reading) -> Reading | None:
         """Report it."""
-        self._last_reading = None
         report = {"access_token": reading[0], "errcode": 40001}
         return self._ask_api(gateway_event("/v1/accounts/main/access-token/reports", json.dumps(report)))
 
@@ -670,8 +554,7 @@ def live_through(name: str, seed: int, days: int) -> Result:
         if _shares is not None:
             _shares[number] = share
 
-    with mock_aws():
-        return run(CONTENDERS[name](faults), faults, progress)
+    return run(CONTENDERS[name](faults), faults, progress)
 
 
 def live_through_all(seed: int, days: int) -> dict[str, Result]:
@@ -693,7 +576,7 @@ def live_through_all(seed: int, days: int) -> dict[str, Result]:
 def main() -> None:
     """Run all contenders and print the table."""
     parser = argparse.ArgumentParser(description="What readers get in a simulated year full of faults.")
-    parser.add_argument("--days", type=int, default=91, help="days to simulate; the table is scaled to a year")
+    parser.add_argument("--days", type=int, default=365, help="days to simulate; the table is scaled to a year")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     options = parser.parse_args()
     started = time.monotonic()
