@@ -32,6 +32,13 @@ class BudgetError(KeeperError):
     retryable = True
 
 
+class LeaseOverError(KeeperError):
+    """Whoever renews was held up for so long that somebody else may do so by now."""
+
+    code = "lease_over"
+    retryable = True
+
+
 class StoreUnavailableError(KeeperError):
     """DynamoDB refused or did not answer; the client has already tried again."""
 

@@ -17,6 +17,7 @@ from token_keeper.errors import (
     BudgetError,
     InvalidRecordError,
     KeeperError,
+    LeaseOverError,
     ParametersUnavailableError,
     RecordChangedError,
     StoreUnavailableError,
@@ -277,28 +278,28 @@ class Keeper:
 
     def _ask(self, account: Account, leased: Credential, tally: "_Tally", *, rotate: bool = False) -> Grant:
         if leased.name != ACCESS_TOKEN:
-            return self._ask_for_ticket(account, leased.name, tally)
+            return self._ask_for_ticket(account, leased, tally)
         if leased.kind is not Kind.STABLE_TOKEN:
-            return self._fetch_token(account, tally)
+            return self._fetch_token(account, leased, tally)
         if not rotate:
-            grant = self._fetch_token(account, tally)
+            grant = self._fetch_token(account, leased, tally)
             if grant.value != leased.value or grant.asked_at < leased.expires_at:
                 return grant
         # The value is dead or unwanted, and normal mode repeats it for the rest of its life.
         before = budget.spent_before(leased.spent, self._now(), leased.epoch)
         if not budget.may_force(before, self._now()):
             raise BudgetError("WeChat repeats the old token, and may not be forced to mint another one yet")
-        return self._fetch_token(account, tally, force=True)
+        return self._fetch_token(account, leased, tally, force=True)
 
-    def _ask_for_ticket(self, account: Account, name: str, tally: "_Tally") -> Grant:
+    def _ask_for_ticket(self, account: Account, leased: Credential, tally: "_Tally") -> Grant:
         token = self._usable_token(account.name)
         try:
-            return self._fetch_ticket(account, name, token, tally)
+            return self._fetch_ticket(account, leased, token, tally)
         except WeChatError as error:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
             tally.beside += self.verify(account.name, token.fingerprint)
-        return self._fetch_ticket(account, name, self._usable_token(account.name), tally)
+        return self._fetch_ticket(account, leased, self._usable_token(account.name), tally)
 
     def _usable_token(self, account: str) -> Credential:
         token = self._table.credential(account, ACCESS_TOKEN)
@@ -306,12 +307,19 @@ class Keeper:
             raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
         return token
 
-    def _fetch_token(self, account: Account, tally: "_Tally", *, force: bool = False) -> Grant:
+    def _fetch_token(self, account: Account, leased: Credential, tally: "_Tally", *, force: bool = False) -> Grant:
+        self._check_lease(leased)
         tally.forced += force
         return tally.counted(lambda: self._wechat.fetch_token(account, force=force))
 
-    def _fetch_ticket(self, account: Account, name: str, token: Credential, tally: "_Tally") -> Grant:
-        return tally.counted(lambda: self._wechat.fetch_ticket(account, name, token.value or ""))
+    def _fetch_ticket(self, account: Account, leased: Credential, token: Credential, tally: "_Tally") -> Grant:
+        self._check_lease(leased)
+        return tally.counted(lambda: self._wechat.fetch_ticket(account, leased.name, token.value or ""))
+
+    def _check_lease(self, leased: Credential) -> None:
+        # The epoch would refuse what is brought too late, but WeChat would have minted it, and ended what others publish.
+        if self._now() >= leased.lease_until:
+            raise LeaseOverError("the lease was over before WeChat could be asked")
 
     def _publish(
         self,

@@ -11,6 +11,7 @@ from infra.simulated_wechat import Fault
 from tests.world import START, World
 from token_keeper import keeper
 from token_keeper.errors import KeeperError
+from token_keeper.table import Table
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 MAIN_TICK = 110 * 60
@@ -775,3 +776,28 @@ def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_reader(
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     # Then readers get what it has minted
     assert world.wechat.accepts(world.token())
+
+
+@pytest.mark.parametrize("credential", ["access_token", "jsapi"])
+def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, credential: str
+) -> None:
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(60)
+    called, take_lease = len(world.wechat.calls), Table.take_lease
+
+    def held_up(*asked: Any, **how: Any) -> Any:
+        leased = take_lease(*asked, **how)
+        monkeypatch.undo()
+        world.clock.sleep(60)
+        return leased
+
+    # Given a renewal that goes on only when its lease is over
+    monkeypatch.setattr(Table, "take_lease", held_up)
+    summary = world.invoke({"renew": {"account": "main", "credential": credential, "rotate": True}})
+    # Then it leaves the rest to others
+    assert len(world.wechat.calls) == called
+    assert [failed["class"] for failed in summary["failed"]] == ["transient"]
+    # And the next guard renews
+    world.clock.sleep(60)
+    assert [one["credential"] for one in world.wake("guard")["renewed"]] == [credential]

@@ -182,7 +182,8 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that somebody else kills before their time; `ended`: those that an operator ends. `orphans`: minted for us, but we never got
     to know them. `overtaken`: minted by a renewal that came so late that its lease was over. `retried`: values that died
-    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `succeeded_at`:
+    early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `ended_by`: those that a late
+    attempt's value ended, by that. `succeeded_at`:
     when a value's own first successor was minted, where that was in time. `doubted`:
     published while a renewal was held up for its lease, which may have minted their successor: replaced to be sure.
     """
@@ -197,6 +198,7 @@ class WatchedWeChat(SimulatedWeChat):
         self.orphans: set[str] = set()
         self.retried: set[str] = set()
         self.succeeded_at: dict[str, float] = {}
+        self.ended_by: dict[str, set[str]] = defaultdict(set)
         self.overtaken: set[str] = set()
         self.doubted: set[str] = set()
         self.foreign = False
@@ -257,6 +259,8 @@ class WatchedWeChat(SimulatedWeChat):
                 is_late or (value is not before[-1][0] and self._is_unknown(before[-1][0], now))
             ):
                 self.retried.add(value.text)
+                if is_late:
+                    self.ended_by[newest.text].add(value.text)
         return newest
 
     def _is_unknown(self, value: Any, now: float) -> bool:
@@ -323,6 +327,10 @@ class WatchedWorld(World):
             self.failed_with(error)
             raise
         finally:
+            if frame.disturbed:
+                # A late attempt that nobody lives, or is able, to tell of.
+                for text in set(frame.minted) - self.watched.published:
+                    self.watched.spoiled |= self.watched.ended_by[text]
             self.frames.pop()
             self.frame_ended(frame)
 
