@@ -311,18 +311,7 @@ def distrust(table: Table) -> None:
     assert read(table) == at_risk
     # And what is about to be published instead is not: it would take the risk away
     assert give(table, overtaking, "third") is None
-    # And nothing is known of what nobody keeps
-    table.distrust(replace(overtaken, account="other"), Grant("own", 7200, START), now=START, forced=True)
-    assert table.credential("other", ACCESS_TOKEN) is None
-
-
-def distrust_after_force(table: Table) -> None:
-    # Given a published token, and a forced refresh that was overtaken by it
-    enrolled(table)
-    overtaken, overtaking = leased(table), leased(table, LEASE_END)
-    live = give(table, overtaking, "second")
-    assert live is not None
-    # When it has brought the same, or that was fetched after it, then that lives on
+    # When a forced refresh tells so that has brought the same, or before that was fetched, then that lives on
     for value, now in (("second", live.fetched_at), ("own", live.fetched_at - 1)):
         table.distrust(overtaken, Grant(value, 7200, now), now=now, forced=True)
         assert (held := read(table)) is not None
@@ -331,6 +320,9 @@ def distrust_after_force(table: Table) -> None:
     table.distrust(overtaken, Grant("own", 7200, live.fetched_at), now=live.fetched_at, forced=True)
     assert (held := read(table)) is not None
     assert (held.expires_at, held.due_at) == (live.fetched_at, live.fetched_at)
+    # And nothing is known of what nobody keeps
+    table.distrust(replace(overtaken, account="other"), Grant("own", 7200, START), now=START, forced=True)
+    assert table.credential("other", ACCESS_TOKEN) is None
 
 
 def claim(table: Table) -> None:
@@ -516,7 +508,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, begin_renewal, publish, record_failure, release, distrust, distrust_after_force),
+        *(take_lease, begin_renewal, publish, record_failure, release, distrust),
         *(consumer_and_claims, consumer_and_tokens, token_and_ticket, holder_of_token, claims),
         *(claim, holder, release_claims, tickets_seen, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
