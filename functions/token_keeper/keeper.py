@@ -231,6 +231,10 @@ class Keeper:
         now = self._now()
         tally = _Tally()
         try:
+            if due.credential != ACCESS_TOKEN and self._awaits_token(due.account):
+                return [
+                    Skipped(due.account, due.credential, "its access token is being renewed; the ticket comes next")
+                ]
             leased = self._table.take_lease(due, now=now, until=now + renewal.LEASE)
             if leased is None:
                 return [Skipped(due.account, due.credential, "not due any more, or somebody else is renewing it")]
@@ -306,6 +310,11 @@ class Keeper:
         if token is None or self._now() >= renewal.usable_until(token):
             raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
         return token
+
+    def _awaits_token(self, account: str) -> bool:
+        # Whoever renews the token goes on with its tickets; a failure here would only have them wait.
+        token = self._table.credential(account, ACCESS_TOKEN)
+        return token is not None and renewal.usable_until(token) <= self._now() < token.lease_until
 
     def _fetch_token(self, account: Account, leased: Credential, tally: "_Tally", *, force: bool = False) -> Grant:
         self._check_lease(leased)

@@ -801,3 +801,16 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
     # And the next guard renews
     world.clock.sleep(60)
     assert [one["credential"] for one in world.wake("guard")["renewed"]] == [credential]
+
+
+def test_two_that_wake_up_at_once_do_not_keep_a_ticket_from_its_new_token(world: World) -> None:
+    # Given a WeCom app whose token and ticket have come to their end
+    world.add_account(corpid="ww0123456789abcdef", tickets=["jsapi"])
+    world.clock.sleep(6900)
+    world.wake("guard")
+    world.clock.sleep(301)
+    # When the tick fires while the guard renews the token
+    world.during_call = lambda: world.wake("tick")
+    renewed = world.wake("guard")["renewed"]
+    # Then the guard renews the ticket next
+    assert [one["credential"] for one in renewed] == ["access_token", "jsapi"]
