@@ -180,7 +180,7 @@ class PassingClock(Clock):
 class WatchedWeChat(SimulatedWeChat):
     """The simulated WeChat, and a record of all that it mints and of why values die.
 
-    `spoiled`: values that somebody else kills before their time; `ended`: those that an operator ends. `orphans`: minted for us, but we never got
+    `spoiled`: values that somebody else kills before their time, or that die because of it; `ended`: those that an operator ends. `orphans`: minted for us, but we never got
     to know them. `overtaken`: minted by a renewal that came so late that its lease was over. `retried`: values that died
     early because an attempt followed one without an answer (DESIGN, invariant 4), or because of a late one. `ended_by`: those that a late
     attempt's value ended, by that. `succeeded_at`:
@@ -251,8 +251,8 @@ class WatchedWeChat(SimulatedWeChat):
         if is_late:
             self.overtaken.add(newest.text)
         for value, dies_at in before:
-            if value.dies_at < dies_at and self.foreign:
-                self.spoiled.add(value.text)
+            if value.dies_at < dies_at and (self.foreign or before[-1][0].text in self.spoiled):
+                self.spoiled.add(value.text)  # also where it is ours that must follow one that somebody else has killed
             elif value is before[-1][0] and not is_late:
                 self.succeeded_at[value.text] = now
             elif value.dies_at < dies_at and (
