@@ -355,7 +355,8 @@ class Keeper:
         )
         if published is None or published.fingerprint is None:
             if renewal.RULES[leased.kind].mints_anew or tally.forced:
-                self._table.distrust(leased, grant, now=self._now(), forced=tally.forced > 0)
+                ended_until = grant.asked_at + budget.FORCED_APART if tally.forced else None
+                self._table.distrust(leased, grant, now=self._now(), ended_until=ended_until)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(
             account=leased.account,
@@ -452,22 +453,18 @@ class Keeper:
             return [self._refuse(name, error)]
 
     def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
+        displaced = self._make_room(account)
         now = self._now()
         old = self._table.entry(account.name)
         entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
-        # What the record does not ask for any more is free before what it asks for is: two accounts may have exchanged theirs.
+        # Nobody else may fetch for what is still served, so a claim goes after its credentials. The directory forgets the old
+        # record only when nothing of it is left, and learns of the new one before anything of it is there; without a version
+        # until all is. So whatever dies halfway is begun again by the next tick.
         if old is not None:
-            still = account.claim if old.app_id == account.app_id else None
-            self._table.release_claims(account.name, old.app_id, but=still)
-        holder = self._table.holder(account)
-        if holder not in (None, account.name):
-            raise _kept_already(account, holder)
-        # The directory forgets the old record only when nothing of it is left, and learns of the new one before anything
-        # of it is there; without a version until all is. So whatever dies halfway is begun again by the next tick.
-        if old is not None:
-            kept = account.credentials.keys() if old.app_id == account.app_id else set()
-            for name in set(old.credentials) - kept:
+            stays = old.app_id == account.app_id
+            for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
                 self._drop_credential(old, name)
+            self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
         self._table.put_entry(entry)
         holder = self._table.claim(account)
         if holder != account.name:
@@ -482,7 +479,26 @@ class Keeper:
         is_known = old is not None and old.version == version
         to_do = [self._act_on_change(account, name, kind, is_known) for name, kind in account.credentials.items()]
         self._table.put_entry(replace(entry, version=version))
-        return [one for one in to_do if one]
+        taken_over = self._take_over(displaced, self._accounts.read_one(displaced)) if displaced else []
+        return [one for one in to_do if one] + taken_over
+
+    def _make_room(self, account: Account) -> str | None:
+        """Drop the account that holds this one's claim if its own record does not ask for it any more; returns which.
+
+        Else two accounts that have exchanged their endpoints would wait for each other. Raises `InvalidRecordError` where
+        it does ask for it, `ParametersUnavailableError`.
+        """
+        holder = self._table.holder(account)
+        if holder in (None, account.name):
+            return None
+        held_for = self._accounts.read_one(holder).content
+        is_given_up = held_for is None or (
+            isinstance(held_for, Account) and (held_for.app_id, held_for.claim) != (account.app_id, account.claim)
+        )
+        if not is_given_up:
+            raise _kept_already(account, holder)
+        self._drop(holder)
+        return holder
 
     def _act_on_change(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
         """What a created or changed record makes due. A live value is never rotated early for it: its secret is checked.

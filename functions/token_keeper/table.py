@@ -274,20 +274,22 @@ class Table:
             values[":checked_at"] = checked_at
         self._update_leased(checked, update, values)
 
-    def distrust(self, overtaken: Credential, grant: Grant, *, now: int, forced: bool) -> None:
+    def distrust(self, overtaken: Credential, grant: Grant, *, now: int, ended_until: int | None) -> None:
         """Have what was published instead, or is about to be, renewed at once: its successor may have been minted.
 
-        `forced`: the overtaken refresh left no overlap, so nobody is to get another value than its own. (WeChat forces two
-        refreshes 30 s apart, so a later one has not ended that meanwhile.)
+        `ended_until`: nobody is to get another value than the grant's that was fetched by then; a forced refresh has
+        left it no overlap.
         """
         key = _key(overtaken.account, overtaken.name)
         update = "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero"
-        condition = "app_id = :app_id"
-        values = {":since": grant.asked_at, ":now": now, ":zero": 0, ":one": 1, ":app_id": overtaken.app_id}
-        if forced:
-            another = f"{condition} AND fetched_at <= :now AND fingerprint <> :fingerprint"
-            ended = {**values, ":fingerprint": fingerprint(grant.value)}
-            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", another, ended):
+        # With its other endpoint, the account has tokens that this one does not touch.
+        condition = "app_id = :app_id AND kind = :kind"
+        values: dict[str, Any] = {":since": grant.asked_at, ":now": now, ":zero": 0, ":one": 1}
+        values |= {":app_id": overtaken.app_id, ":kind": overtaken.kind}
+        if ended_until is not None:
+            older = f"{condition} AND fingerprint <> :fingerprint AND fetched_at <= :ended_until"
+            ended = {":fingerprint": fingerprint(grant.value), ":ended_until": ended_until}
+            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", older, values | ended):
                 return
         self._update(key, f"{update} ADD epoch :one", condition, values)
 

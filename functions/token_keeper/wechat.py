@@ -18,8 +18,8 @@ from token_keeper.model import Account, FailureClass, Grant, Kind
 CONNECT_TIMEOUT = 3
 READ_TIMEOUT = 8
 ANSWER_TIMEOUT = 10
-"""Seconds for a body, counted from its head, and looked at after each byte; a peer that drips never meets `READ_TIMEOUT`.
-An attempt takes at most the connecting, the head, this, and one more read: 29 seconds."""
+"""Seconds for an answer, counted from before the connecting and looked at after each piece of its body; a peer that drips
+never meets `READ_TIMEOUT`. With one more read an attempt takes 29 seconds at most, unless it is the head that drips."""
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
@@ -193,13 +193,20 @@ def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
+class _Session(requests.Session):
+    """Knows no redirects: even where none is followed, requests parses the next address and reads the whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None."""
+
+
 def _send(call: _Call) -> bytes:
     # A requests exception holds the URL with the secret in it, also as the context of an exception that is raised while
     # it is handled. So it is only noted here, and ours is raised after it is gone.
     ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
     try:
         with (
-            requests.Session() as session,
+            _Session() as session,
             # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
             session.request(
                 call.method,

@@ -47,7 +47,6 @@ def accounts(world: World) -> list[str]:
 # --- accounts come and go
 
 
-@pytest.mark.in_memory
 def test_the_tick_finds_accounts_whose_event_was_lost(world: World) -> None:
     # Given more accounts than Parameter Store lists on a page, whose events never arrived
     names = [f"main-{number:02}" for number in range(12)]
@@ -525,17 +524,33 @@ def test_both_endpoints_of_one_appid_are_kept(world: World) -> None:
 def test_two_accounts_of_one_appid_may_exchange_their_endpoints(world: World) -> None:
     # Given one appid that is kept with both endpoints
     world.add_account("plain")
-    world.add_account("stable", endpoint="stable_token")
+    world.put_parameter("stable", record(appid=APPID, endpoint="stable_token"))
     # When one record is changed after the other, so that for a while both ask for the same
-    world.add_account("stable")
-    assert "plain" in world.health("stable")["last_error"]["errmsg"]
-    world.add_account("plain", endpoint="stable_token")
-    world.clock.sleep(60)
-    world.wake("tick")
-    # Then neither stands in the other's way
-    assert all(world.wechat.accepts(token(world, name)) for name in ("plain", "stable"))
-    assert token(world, "plain") != token(world, "stable")
-    assert [world.health(name)["last_error"] for name in ("plain", "stable")] == [None, None]
+    world.put_parameter("plain", record(appid=APPID, endpoint="stable_token"))
+    assert "stable" in world.health("plain")["last_error"]["errmsg"]
+    assert world.wechat.accepts(token(world, "plain"))  # nothing is lost by it
+    world.put_parameter("stable", record(appid=APPID))
+    # Then neither stands in the other's way, and neither is given what the other has ended
+    for _ in range(2):
+        assert all(world.wechat.accepts(token(world, name)) for name in ("plain", "stable"))
+        assert token(world, "plain") != token(world, "stable")
+        assert [world.health(name)["last_error"] for name in ("plain", "stable")] == [None, None]
+        world.clock.sleep(301)
+
+
+def test_who_asks_for_what_another_keeps_loses_nothing_to_a_third(world: World) -> None:
+    # Given an account that asks for what another keeps, by mistake
+    world.add_account("first")
+    world.put_parameter("second", record(appid=APPID, endpoint="stable_token"))
+    world.put_parameter("first", record(appid=APPID, endpoint="stable_token"))
+    # When a third asks for what it had
+    world.put_parameter("third", record(appid=APPID))
+    # Then that may have it, and nobody is given a token that it has ended
+    world.clock.sleep(301)
+    assert world.wechat.accepts(token(world, "third"))
+    status, _ = read(world, "/v1/accounts/first/access-token")
+    assert status == 503
+    assert "second" in world.health("first")["last_error"]["errmsg"]
 
 
 def test_every_app_of_a_corp_is_kept(world: World) -> None:

@@ -24,7 +24,6 @@ from unittest.mock import patch
 from urllib.parse import urlencode
 
 import hypothesis
-import requests
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
@@ -1260,7 +1259,7 @@ def simulated() -> Iterator[None]:
     try:
         with (
             patch.object(keeper, "ThreadPoolExecutor", _InTurn),
-            patch.object(requests, "Session", _Session),
+            patch.object(wechat, "_Session", _Session),
         ):
             yield
     finally:

@@ -97,6 +97,8 @@ class _MemoryDynamoDB(_Client):
     def batch_get_item(self, RequestItems: Any) -> Any:  # noqa: N803
         self._begin("BatchGetItem")
         ((table, asked),) = RequestItems.items()
+        if len(asked["Keys"]) > 100:
+            raise ClientError({"Error": {"Code": "ValidationException", "Message": "Too many items"}}, "BatchGetItem")
         found = [self._aws.items.get(_key(key)) for key in asked["Keys"]]
         return {"Responses": {table: [dict(item) for item in found if item is not None]}, "UnprocessedKeys": {}}
 

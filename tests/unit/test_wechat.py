@@ -416,8 +416,19 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         (HEAD + b"Content-Length: 100\r\n\r\n" + granted().encode(), False),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", False),
         (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", False),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\xff\r\nContent-Length: 0\r\n\r\n", False),
     ],
-    ids=["not listening", "closes", "no HTTP", "cut short", "a cut chunk", "wrongly encoded"],
+    ids=[
+        "not listening",
+        "closes",
+        "no HTTP",
+        "cut short",
+        "a cut chunk",
+        "wrongly encoded",
+        "leads nowhere",
+        "no text",
+    ],
 )
 def test_over_a_real_connection_a_failure_is_one_of_ours(reply: bytes | None, outcome_known: bool) -> None:
     with server(reply) as address:
