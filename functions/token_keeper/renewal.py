@@ -70,7 +70,11 @@ class State(StrEnum):
 
 
 def expiry(credential: Credential, grant: Grant) -> int:
-    """When the granted value dies, at the earliest. A new ticket may be the one of an earlier attempt without an answer."""
+    """When the granted value dies, at the earliest.
+
+    A new ticket may be the one of an earlier attempt without an answer, or have been given to somebody else with this appid
+    as soon as the old one's life was over.
+    """
     if not RULES[credential.kind].counts_from_first_seen:
         return grant.asked_at + grant.expires_in
     trusted_at_least = grant.asked_at + min(OLD_TICKET_LIFE, grant.expires_in)
@@ -80,8 +84,10 @@ def expiry(credential: Credential, grant: Grant) -> int:
         return trusted_at_least
     if credential.value is None and credential.age_unknown:
         return trusted_at_least
-    asked_first_at = min(grant.asked_at, credential.at_risk_since or grant.asked_at)
-    return max(asked_first_at + grant.expires_in, trusted_at_least)
+    given_at = min(grant.asked_at, credential.at_risk_since or grant.asked_at)
+    if credential.value is not None:
+        given_at = min(given_at, credential.expires_at)
+    return max(given_at + grant.expires_in, trusted_at_least)
 
 
 SPREAD_PER_MINUTE = 300

@@ -246,3 +246,13 @@ def test_a_tickets_life_counts_from_when_it_may_first_have_been_given(
 ) -> None:
     without_value = replace(credential(Kind.TICKET), value=None, **changes)  # type: ignore[arg-type]
     assert renewal.expiry(without_value, Grant("new", 7200, FETCHED)) == expires_at
+
+
+@pytest.mark.parametrize("late", [-300, 0, 600, 90_000])
+def test_a_new_tickets_life_counts_from_the_old_ones_end_at_the_latest(late: int) -> None:
+    # Given a ticket that is renewed before, at or after its end
+    asked_at = EXPIRES + late
+    # When WeChat gives another, which somebody else with this appid may have had since that end
+    expires_at = renewal.expiry(credential(Kind.TICKET), Grant("new", 7200, asked_at))
+    # Then it is not trusted for longer than that, but for a while
+    assert expires_at == max(asked_at + 300, min(asked_at, EXPIRES) + 7200)
