@@ -38,6 +38,7 @@ from token_keeper.model import (
     Spent,
     Verdict,
     Verified,
+    fingerprint,
 )
 from token_keeper.table import Entry, Table
 from token_keeper.wechat import WeChat, WeChatError
@@ -355,8 +356,9 @@ class Keeper:
         )
         if published is None or published.fingerprint is None:
             if renewal.RULES[leased.kind].mints_anew or tally.forced:
-                ended_until = grant.asked_at + budget.FORCED_APART if tally.forced else None
-                self._table.distrust(leased, grant, now=self._now(), ended_until=ended_until)
+                # WeChat forces nothing again sooner, so what was fetched by then is no later value.
+                ended = (fingerprint(grant.value), grant.asked_at + budget.FORCED_APART) if tally.forced else None
+                self._table.distrust(leased, since=grant.asked_at, now=self._now(), ended=ended)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         return Renewed(
             account=leased.account,
@@ -378,6 +380,8 @@ class Keeper:
         at_risk = tally.lost or leased.at_risk_since != began_at
         spent = self._spent(leased, tally)
         if not self._table.record_failure(leased, failure, spent, due_at=due_at, at_risk=at_risk, dead=dead):
+            if tally.lost and (renewal.RULES[leased.kind].mints_anew or tally.forced):
+                self._table.distrust(leased, since=began_at, now=failure.at)
             return Skipped(leased.account, leased.name, "a later renewal has overtaken this one")
         left = replace(leased, at_risk_since=leased.at_risk_since if at_risk else None)
         usable_until = None if leased.value is None else failure.at if dead else renewal.usable_until(left)

@@ -274,22 +274,22 @@ class Table:
             values[":checked_at"] = checked_at
         self._update_leased(checked, update, values)
 
-    def distrust(self, overtaken: Credential, grant: Grant, *, now: int, ended_until: int | None) -> None:
-        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted.
+    def distrust(self, overtaken: Credential, *, since: int, now: int, ended: tuple[str, int] | None = None) -> None:
+        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted `since`.
 
-        `ended_until`: nobody is to get another value than the grant's that was fetched by then; a forced refresh has
-        left it no overlap.
+        `ended`: a fingerprint and a moment. Nobody is to get another value than this one that was fetched by then: a forced
+        refresh has left it no overlap.
         """
         key = _key(overtaken.account, overtaken.name)
         update = "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero"
         # With its other endpoint, the account has tokens that this one does not touch.
         condition = "app_id = :app_id AND kind = :kind"
-        values: dict[str, Any] = {":since": grant.asked_at, ":now": now, ":zero": 0, ":one": 1}
+        values: dict[str, Any] = {":since": since, ":now": now, ":zero": 0, ":one": 1}
         values |= {":app_id": overtaken.app_id, ":kind": overtaken.kind}
-        if ended_until is not None:
-            older = f"{condition} AND fingerprint <> :fingerprint AND fetched_at <= :ended_until"
-            ended = {":fingerprint": fingerprint(grant.value), ":ended_until": ended_until}
-            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", older, values | ended):
+        if ended is not None:
+            older = f"{condition} AND fingerprint <> :fingerprint AND fetched_at <= :until"
+            bound = {":fingerprint": ended[0], ":until": ended[1]}
+            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", older, values | bound):
                 return
         self._update(key, f"{update} ADD epoch :one", condition, values)
 

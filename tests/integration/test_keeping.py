@@ -760,21 +760,53 @@ def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: 
 def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_reader(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given an operator's rotation of a stable token that reaches WeChat only when its lease is over
+    # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
+    take_lease, answer = Table.take_lease, world.wechat.answer
+
+    def held_up(*asked: Any, **how: Any) -> Any:
+        leased = take_lease(*asked, **how)
+        monkeypatch.undo()
+        world.clock.sleep(45)
+        monkeypatch.setattr(world.wechat, "answer", held_up_again)
+        return leased
+
+    def held_up_again(*call: Any) -> Any:
+        monkeypatch.undo()
+        world.clock.sleep(20)
+        world.wake("guard")
+        return answer(*call)
+
+    monkeypatch.setattr(Table, "take_lease", held_up)
+    # When it is carried out after the guard's renewal, whose value it kills
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    # Then readers get what it has minted
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_late_renewal_without_an_answer_is_found_out_by_the_next_guard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a renewal that reaches WeChat only when its lease is over, and after the guard's
+    world.add_account()
+    world.clock.sleep(6600)
     answer = world.wechat.answer
 
     def held_up(*call: Any) -> Any:
         monkeypatch.undo()
         world.clock.sleep(61)
         world.wake("guard")
+        world.wechat.fail(TOKEN, Fault.drop_after())
         return answer(*call)
 
     monkeypatch.setattr(world.wechat, "answer", held_up)
-    # When it is carried out after the guard's renewal, whose value it kills
-    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    # Then readers get what it has minted
+    # When it mints a token of which nobody hears, so that the guard's has 300 s left
+    world.wake("tick")
+    # Then nobody is promised more of that, and the next guard renews it
+    assert read(world)[1]["expires_in"] <= 300
+    world.wake("guard")
+    world.clock.sleep(301)
     assert world.wechat.accepts(world.token())
 
 

@@ -305,7 +305,7 @@ def distrust(table: Table) -> None:
     live = give(table, overtaking, "second")
     assert live is not None
     # When that tells that it has minted something, too
-    table.distrust(overtaken, Grant("own", 7200, LEASE_END + 10), now=LEASE_END + 20, ended_until=None)
+    table.distrust(overtaken, since=LEASE_END + 10, now=LEASE_END + 20)
     # Then the published one is at risk since, and due
     at_risk = replace(live, epoch=live.epoch + 1, at_risk_since=LEASE_END + 10, due_at=LEASE_END + 20)
     assert read(table) == at_risk
@@ -313,24 +313,25 @@ def distrust(table: Table) -> None:
     assert give(table, overtaking, "third") is None
     # When a forced refresh tells so that has brought the same, or after which that was fetched, then that lives on
     for value, ended_until in (("second", live.fetched_at), ("own", live.fetched_at - 1)):
-        table.distrust(overtaken, Grant(value, 7200, LEASE_END), now=LEASE_END + 30, ended_until=ended_until)
+        ended = (fingerprint(value), ended_until)
+        table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 30, ended=ended)
         held = read(table)
         assert held is not None
         assert (held.expires_at, held.due_at) == (live.expires_at, LEASE_END + 30)
     # But else it has ended
-    grant = Grant("own", 7200, LEASE_END)
-    table.distrust(overtaken, grant, now=LEASE_END + 31, ended_until=live.fetched_at)
+    ended = (fingerprint("own"), live.fetched_at)
+    table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 31, ended=ended)
     held = read(table)
     assert held is not None
     assert (held.expires_at, held.due_at) == (LEASE_END + 31, LEASE_END + 31)
     # And nothing of this touches the tokens of the account's other endpoint
     table.make_due(held, Kind.STABLE_TOKEN, now=LEASE_END + 40)
-    table.distrust(overtaken, grant, now=LEASE_END + 50, ended_until=None)
+    table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 50)
     held = read(table)
     assert held is not None
     assert held.due_at == LEASE_END + 40
     # And nothing is known of what nobody keeps
-    table.distrust(replace(overtaken, account="other"), grant, now=START, ended_until=START)
+    table.distrust(replace(overtaken, account="other"), since=START, now=START, ended=ended)
     assert table.credential("other", ACCESS_TOKEN) is None
 
 

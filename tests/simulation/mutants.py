@@ -118,8 +118,11 @@ MUTANTS = {
         renewal, "usable_until", _ttl_trusted, ("promise", "liveness")
     ),
     "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
-    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers")),
+    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
     "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
+    "what a late renewal has ended is not told": Mutant(
+        Table, "distrust", lambda *_, **__: None, ("promise", "liveness")
+    ),
     "a lease is taken though somebody holds it": Mutant(Table, "_update", _lease_though_held, ("one fetch", "promise")),
     "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness",)),
     "a lease does not make due again": Mutant(

@@ -85,7 +85,7 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
             due = Due(account, "access_token", Kind.TOKEN, now, 0, seen.epoch if seen else None)
             return table.take_lease(due, now=now, until=now + 2, to_check=True)
         case "distrust" if seen:
-            return table.distrust(seen, Grant(f"value{now}", 9, now - 1), now=now, ended_until=now if now % 2 else None)
+            return table.distrust(seen, since=now - 1, now=now, ended=(f"print{now}", now) if now % 2 else None)
         case "begin" if seen:
             return table.begin_renewal(seen, now=now, until=now + 2)
         case "seen":
