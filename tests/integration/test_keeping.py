@@ -13,6 +13,8 @@ from token_keeper import keeper
 from token_keeper.errors import KeeperError
 from token_keeper.table import Table
 
+pytestmark = pytest.mark.in_memory  # hours and days pass in nearly every test
+
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 MAIN_TICK = 110 * 60
 OVERLAP = 300
@@ -199,7 +201,6 @@ def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
 # --- WeChat says no
 
 
-@pytest.mark.in_memory
 def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World) -> None:
     old, expires_at, rounds = at_main_tick(world), START + 7200, 14
     # Given a WeChat that refuses
@@ -276,7 +277,6 @@ def test_a_used_up_quota_is_not_hammered(world: World) -> None:
 # --- WeChat says nothing
 
 
-@pytest.mark.in_memory
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
 def test_a_lost_answer_is_asked_for_again_at_once_then_after_10_s_then_after_60_s(world: World, fault: Fault) -> None:
     old = at_main_tick(world)
@@ -309,7 +309,6 @@ def test_one_lost_answer_is_made_good_within_the_same_wake_up(world: World) -> N
     assert world.wechat.accepts(read(world)[1]["access_token"])
 
 
-@pytest.mark.in_memory
 @pytest.mark.parametrize(("lost", "answered"), [(1, 0), (1, 1), (2, 1), (3, 0), (3, 2)])
 def test_from_a_lost_answer_on_nobody_is_promised_more_than_the_overlap(world: World, lost: int, answered: int) -> None:
     at_main_tick(world)
@@ -517,7 +516,6 @@ def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
     assert {one["account"] for one in summary["failed"]} == {"broken"}
 
 
-@pytest.mark.in_memory
 def test_a_good_account_is_renewed_before_a_hundred_broken_ones_are_tried_again(world: World) -> None:
     # Given a hundred accounts that WeChat refuses or whose records are broken, and one good account
     broken = 100
@@ -622,7 +620,6 @@ def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: Worl
     assert world.wake("guard")["renewed"]
 
 
-@pytest.mark.in_memory
 def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # Side by side they would take no longer than one; this clock adds up what threads wait
     monkeypatch.setattr(keeper, "WORKERS", 1)
@@ -742,7 +739,6 @@ def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) 
     assert world.wechat.accepts(world.token())
 
 
-@pytest.mark.in_memory
 def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: World) -> None:
     # Given a token that is due, and a WeChat that answers 502 all day
     world.add_account()
