@@ -19,7 +19,7 @@ CONNECT_TIMEOUT = 3
 READ_TIMEOUT = 8
 ANSWER_TIMEOUT = 10
 """Seconds for an answer, counted from before the connecting and looked at after each piece of its body; a peer that drips
-never meets `READ_TIMEOUT`. With one more read an attempt takes 29 seconds at most, unless it is the head that drips."""
+never meets `READ_TIMEOUT`. So an attempt takes the connecting and two reads at most, 19 seconds, unless its head drips."""
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
