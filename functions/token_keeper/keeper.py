@@ -529,7 +529,7 @@ class Keeper:
         if kind not in (Kind.TOKEN, Kind.STABLE_TOKEN):
             return None  # WeCom has no call that would check a secret and surely mint nothing
         try:
-            self._wechat.check_secret(account)
+            self._wechat.fetch_token(account, isolated=True)
         except WeChatError as error:
             if error.failure_class is FailureClass.TRANSIENT:
                 raise  # the record is not taken over yet, so it is checked again

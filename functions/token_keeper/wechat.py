@@ -4,12 +4,15 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 import requests
+from requests import Session
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from token_keeper.errors import KeeperError
@@ -97,8 +100,6 @@ class WeChatError(KeeperError):
         outcome_known: bool = True,
     ) -> None:
         super().__init__(f"{errmsg} (errcode {errcode})" if errcode is not None else errmsg)
-        self.code = f"wechat_{failure_class}"
-        self.retryable = failure_class in (FailureClass.TRANSIENT, FailureClass.CREDENTIAL, FailureClass.UNKNOWN)
         self.failure_class = failure_class
         self.errcode = errcode
         self.errmsg = errmsg
@@ -123,20 +124,15 @@ class WeChat:
         self._wecom_url = wecom_url.rstrip("/")
         self._clock = clock
 
-    def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
-        """Ask for the account's access token; `force` makes `stable_token` mint a new one and kill the old at once.
+    def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
+        """Ask for the account's access token.
 
+        `isolated`: ask `stable_token` in normal mode, whatever the account's endpoint. It repeats its own token while that
+        is young and touches none of `/cgi-bin/token`. Only for accounts with an appid.
+        `force` makes `stable_token` mint a new token and end the old one at once.
         Raises `WeChatError`.
         """
-        return self._fetch(self._token_call(account, account.kind, force))
-
-    def check_secret(self, account: Account) -> None:
-        """Have WeChat check the account's secret without rotating any value that lives.
-
-        A normal-mode `stable_token` call is isolated from `/cgi-bin/token` and repeats its own value while that is young.
-        Only for accounts with an appid. Raises `WeChatError`.
-        """
-        self._fetch(self._token_call(account, Kind.STABLE_TOKEN, force=False))
+        return self._fetch(self._token_call(account, Kind.STABLE_TOKEN if isolated else account.kind, force))
 
     def fetch_ticket(self, account: Account, ticket: str, access_token: str) -> Grant:
         """Ask for a ticket of the given type with a live access token. Raises `WeChatError`."""
@@ -149,14 +145,27 @@ class WeChat:
             url, query["type"] = f"{self._wecom_url}/cgi-bin/ticket/get", ticket
         return self._fetch(_Call("GET", url, query, value="ticket"))
 
-    def accepts(self, kind: Kind, access_token: str) -> bool:
+    def probe_session(self) -> AbstractContextManager[Session]:
+        """Connections that are kept for the many calls of one run of `accepts`, by up to 32 threads."""
+        session = _Session()
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=32))
+        return session
+
+    def accepts(self, kind: Kind, access_token: str, session: Session | None = None) -> bool:
         """Ask WeChat whether a token still works, by a call without side effects. Raises `WeChatError`.
 
+        With a `session` of `probe_session` a call that breaks on a kept connection is repeated once.
         WeCom's refusal carries an empty `ip_list` too: the errcode decides.
         """
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
-        answer = _parse(_send(call))
+        try:
+            answer = _parse(_send(call, session))
+        except WeChatError as error:
+            if session is None or error.outcome_known:
+                raise
+            answer = _parse(_send(call, session))
         errcode = answer.get("errcode", 0)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
@@ -200,14 +209,14 @@ class _Session(requests.Session):
         """None."""
 
 
-def _send(call: _Call) -> bytes:
+def _send(call: _Call, kept: Session | None = None) -> bytes:
     # A requests exception holds the URL with the secret in it, also as the context of an exception that is raised while
     # it is handled. So it is only noted here, and ours is raised after it is gone.
     ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
     try:
         with (
-            _Session() as session,
             # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
+            nullcontext(kept) if kept else _Session() as session,
             session.request(
                 call.method,
                 call.url,

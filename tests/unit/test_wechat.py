@@ -42,7 +42,7 @@ FETCHES: dict[str, Fetch] = {
     "token": lambda wechat: wechat.fetch_token(PUBLIC),
     "stable_token": lambda wechat: wechat.fetch_token(STABLE),
     "gettoken": lambda wechat: wechat.fetch_token(CORP),
-    "check": lambda wechat: wechat.check_secret(PUBLIC),
+    "check": lambda wechat: wechat.fetch_token(PUBLIC, isolated=True),
     "ticket": lambda wechat: wechat.fetch_ticket(PUBLIC, "jsapi", TOKEN),
     "corp ticket": lambda wechat: wechat.fetch_ticket(CORP, "agent_config", TOKEN),
 }
@@ -159,6 +159,16 @@ def test_each_call_goes_where_wechat_documents_it(
     answer(internet, granted())
     fetch(wechat)
     assert sent(internet) == (method, url, query, body)
+
+
+def test_an_isolated_call_asks_stable_token_in_normal_mode(wechat: WeChat, internet: responses.RequestsMock) -> None:
+    # Given an account kept with the endpoint `token`
+    answer(internet, granted("isolated"))
+    # When its token is asked for in isolation
+    grant = wechat.fetch_token(PUBLIC, isolated=True)
+    # Then nothing of `/cgi-bin/token` is touched, and no token is ended
+    assert grant == Grant("isolated", 7200, NOW)
+    assert sent(internet) == ("POST", f"{WECHAT}/cgi-bin/stable_token", {}, {**CREDENTIALS, "force_refresh": False})
 
 
 def test_stable_token_keeps_the_secret_out_of_the_address(wechat: WeChat, internet: responses.RequestsMock) -> None:
@@ -305,7 +315,6 @@ def test_what_is_not_wechats_answer_is_a_failure_of_unknown_outcome(
     error = refused(wechat)
     # Then it is to be tried again, and a token may have been minted
     assert (error.failure_class, error.errcode, error.outcome_known) == (FailureClass.TRANSIENT, None, False)
-    assert error.retryable
     assert error.errmsg
 
 
