@@ -27,7 +27,7 @@ from token_keeper.reader import (
 )
 from token_keeper.refresher import Refresher
 from token_keeper.signature import sign
-from token_keeper.table import Table
+from token_keeper.table import Entry, Table
 
 logger = logging.getLogger("api")
 logger.setLevel(logging.INFO)
@@ -102,9 +102,7 @@ class Api:
         if after is not None and not ACCOUNT_NAME.fullmatch(after):
             raise InvalidRequestError("next must be what the page before gave as next")
         entries, following = self._table.page(int(limit), after)
-        credentials = self._table.credentials(entries)
-        now = int(self._clock())
-        page = {"accounts": [account_health(entry, credentials, now) for entry in entries]}
+        page = {"accounts": self._health(entries)}
         return page | ({"next": following} if following else {})
 
     def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +110,11 @@ class Api:
         entry = self._table.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")
-        return account_health(entry, self._table.credentials([entry]), int(self._clock()))
+        return self._health([entry])[0]
+
+    def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
+        credentials, progress, now = self._table.credentials(entries), self._table.progress(), int(self._clock())
+        return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
         return self._hand_out(event, self._reader.read(_account_name(event), ACCESS_TOKEN), "access_token")

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from token_keeper.accounts import Accounts
 from token_keeper.health import failure_shown
 from token_keeper.keeper import WORKERS, Keeper
 from token_keeper.metrics import Metrics
-from token_keeper.model import Failed, Outcome, Renewed, Skipped, Verdict, Verified, rfc3339
+from token_keeper.model import Failed, Outcome, Probed, Renewed, Skipped, Verdict, Verified, rfc3339
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
@@ -26,6 +27,9 @@ for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 # This one names the URL, with the AppSecret, even in a warning: of headers that it cannot parse.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+
+READERS_ALIAS = "readers"
+"""The alias by which ApiFunction invokes this function; it may invoke no other."""
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 
@@ -58,11 +62,16 @@ def connect(
         def seconds_left() -> float:
             return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
 
+        _check_caller(event, context)
         woken_by, coming = _wake(keeper, accounts, event, seconds_left)
         outcomes: list[Outcome] = []
         told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
         try:
             for outcome in coming:
+                if isinstance(outcome, Probed):
+                    told["probed"] = asdict(outcome)
+                    logger.info("probed", extra=asdict(outcome))
+                    continue
                 outcomes.append(outcome)
                 what, fields = _told(outcome)
                 write = logger.error if what == "failed" else logger.info
@@ -75,21 +84,35 @@ def connect(
     return handle
 
 
+def _check_caller(event: Mapping[str, Any], context: Any) -> None:
+    """ApiFunction may have a credential renewed that is due, or a token checked, and nothing else."""
+    is_reader = context is not None and context.invoked_function_arn.endswith(f":{READERS_ALIAS}")
+    match event:
+        case {"renew": {"account": str(), "credential": str(), **options}} if not options:
+            return
+        case {"verify": {"account": str(), "fingerprint": str()}}:
+            return
+    if is_reader:
+        raise UnknownEventError("this event is not one that ApiFunction may send")
+
+
 def _wake(
     keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], seconds_left: Callable[[], float]
-) -> tuple[str, Iterable[Outcome]]:
+) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
             return "tick", keeper.tick(seconds_left)
         case {"wake": "guard"}:
             return "guard", keeper.guard(seconds_left)
-        case {"source": "aws.ssm", "detail": {"name": str(parameter)}}:
-            account = accounts.name_of(parameter)
-            return "parameter", keeper.account_changed(account, seconds_left) if account else []
+        case {"wake": "probe"}:
+            return "probe", keeper.probe(seconds_left)
+        case {"source": "aws.ssm", "detail": {"name": str(parameter), "operation": operation}}:
+            account, exists = accounts.name_of(parameter), operation != "Delete"
+            return "parameter", keeper.account_changed(account, seconds_left, exists=exists) if account else []
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
             return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
         case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
-            return "verify", keeper.verify(account, fingerprint)
+            return "verify", keeper.verify(account, fingerprint, seconds_left)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 

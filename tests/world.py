@@ -333,6 +333,7 @@ class _Context:
     def __init__(self, clock: Clock, ends_at: float) -> None:
         self._clock = clock
         self._ends_at = ends_at
+        self.invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:refresh"
 
     def get_remaining_time_in_millis(self) -> int:
         return int((self._ends_at - self._clock()) * 1000)

@@ -74,7 +74,7 @@ type Body = dict[str, Any]
 class RefusedError(KeeperError):
     """What WeChat would refuse with this errcode. `hint` is added to WeChat's words."""
 
-    code = "refused"
+    errcode: int
 
     def __init__(self, errcode: int, hint: str = "") -> None:
         super().__init__(f"errcode {errcode}")

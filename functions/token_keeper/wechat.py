@@ -24,6 +24,9 @@ ANSWER_TIMEOUT = 10
 """Seconds for an answer, counted from before the connecting and looked at after each piece of its body; a peer that drips
 never meets `READ_TIMEOUT`. So an attempt takes the connecting and two reads at most, 19 seconds, unless its head drips."""
 
+PROBE_CONNECTIONS = 50
+"""Connections, and threads, of one run of the probe."""
+
 ANSWER_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
 
@@ -146,10 +149,10 @@ class WeChat:
         return self._fetch(_Call("GET", url, query, value="ticket"))
 
     def probe_session(self) -> AbstractContextManager[Session]:
-        """Connections that are kept for the many calls of one run of `accepts`, by up to 32 threads."""
+        """Connections that are kept for the many calls of one run of `accepts`, by up to `PROBE_CONNECTIONS` threads."""
         session = _Session()
         for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=32))
+            session.mount(scheme, HTTPAdapter(pool_maxsize=PROBE_CONNECTIONS))
         return session
 
     def accepts(self, kind: Kind, access_token: str, session: Session | None = None) -> bool:
