@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import boto3
@@ -58,30 +58,33 @@ def connect(
     keeper = Keeper(table, accounts, wechat, clock, sleep)
     metrics = Metrics(environment.get("STACK_NAME"), clock)
 
-    def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-        def seconds_left() -> float:
-            return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+    return partial(_handle, keeper, accounts, metrics)
 
-        _check_caller(event, context)
-        woken_by, coming = _wake(keeper, accounts, event, seconds_left)
-        outcomes: list[Outcome] = []
-        told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-        try:
-            for outcome in coming:
-                if isinstance(outcome, Probed):
-                    told["probed"] = asdict(outcome)
-                    logger.info("probed", extra=asdict(outcome))
-                    continue
-                outcomes.append(outcome)
-                what, fields = _told(outcome)
-                write = logger.error if what == "failed" else logger.info
-                write(what, extra={"woken_by": woken_by, **fields})
-                told.setdefault(what, []).append(fields)
-        finally:
-            metrics.tell_outcomes(outcomes)
-        return told
 
-    return handle
+def _handle(
+    keeper: Keeper, accounts: Accounts, metrics: Metrics, event: Mapping[str, Any], context: Any
+) -> dict[str, Any]:
+    def time_left() -> float:
+        return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+
+    _check_caller(event, context)
+    woken_by, found = _wake(keeper, accounts, event, time_left)
+    outcomes: list[Outcome] = []
+    summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
+    try:
+        for outcome in found:
+            if isinstance(outcome, Probed):
+                summary["probed"] = asdict(outcome)
+                logger.info("probed", extra=asdict(outcome))
+                continue
+            outcomes.append(outcome)
+            what, fields = _told(outcome)
+            write = logger.error if what == "failed" else logger.info
+            write(what, extra={"woken_by": woken_by, **fields})
+            summary.setdefault(what, []).append(fields)
+    finally:
+        metrics.tell_outcomes(outcomes)
+    return summary
 
 
 def _check_caller(event: Mapping[str, Any], context: Any) -> None:
@@ -97,22 +100,22 @@ def _check_caller(event: Mapping[str, Any], context: Any) -> None:
 
 
 def _wake(
-    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], seconds_left: Callable[[], float]
+    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], time_left: Callable[[], float]
 ) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
-            return "tick", keeper.tick(seconds_left)
+            return "tick", keeper.tick(time_left)
         case {"wake": "guard"}:
-            return "guard", keeper.guard(seconds_left)
+            return "guard", keeper.guard(time_left)
         case {"wake": "probe"}:
-            return "probe", keeper.probe(seconds_left)
+            return "probe", keeper.probe(time_left)
         case {"source": "aws.ssm", "detail": {"name": str(parameter), "operation": operation}}:
             account, exists = accounts.name_of(parameter), operation != "Delete"
-            return "parameter", keeper.account_changed(account, seconds_left, exists=exists) if account else []
+            return "parameter", keeper.account_changed(account, time_left, exists=exists) if account else []
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
-            return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
+            return "renew", keeper.renew(account, credential, time_left, rotate=options.get("rotate") is True)
         case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
-            return "verify", keeper.verify(account, fingerprint, seconds_left)
+            return "verify", keeper.verify(account, fingerprint, time_left)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 

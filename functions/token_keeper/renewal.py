@@ -105,8 +105,10 @@ def next_due(credential: Credential, grant: Grant, *, isolated: bool = False) ->
     expires_at = expiry(credential, grant)
     left = expires_at - grant.asked_at
     is_prolonged = not rule.counts_down and expires_at > credential.expires_at
-    if grant.value != credential.value or left > rule.due_before or is_prolonged:
+    if grant.value != credential.value or is_prolonged:
         return expires_at - min(rule.due_before, left // 2)
+    if left > rule.due_before:
+        return expires_at - rule.due_before
     return expires_at if rule.recheck_after is None else min(expires_at, grant.asked_at + rule.recheck_after)
 
 
