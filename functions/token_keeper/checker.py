@@ -44,15 +44,15 @@ class Checker:
         now = self._now()
         if token.fingerprint != reported:
             return _verified(token, Verdict.SUPERSEDED)
-        if token.refused_at is not None or now < token.lease_until:
-            return _verified(token, Verdict.UNVERIFIED)
         if renewal.is_checked(token, now):
             return _verified(token, Verdict.STILL_VALID)
+        if token.refused_at is not None or now < max(token.lease_until, token.check_until):
+            return _verified(token, Verdict.UNVERIFIED)
         if wait := budget.report_wait(token.checks_booked_until, now):
             return _verified(token, Verdict.LIMITED, retry_after=wait)
         booked_until = budget.book_check(token.checks_booked_until, now)
-        if not self._table.begin_check(token, now=now, until=now + CHECK_TIME, booked_until=booked_until):
-            return _verified(token, Verdict.UNVERIFIED)
+        if not self._table.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
+            return self.check(account, reported)  # another instance has begun one since
         accepts = self._accepts(token)
         if accepts is False:
             return self._invalidate(token) or _verified(token, Verdict.UNVERIFIED)

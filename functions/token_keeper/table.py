@@ -274,14 +274,16 @@ class Table:
 
     # --- a check of a token
 
-    def begin_check(self, token: Credential, *, now: int, until: int, booked_until: int) -> bool:
+    def begin_check(self, token: Credential, *, until: int, booked_until: int) -> bool:
         """Take the right to ask WeChat about a reported token; False if another instance asks, or the token has changed.
 
         It hinders no renewal. `booked_until`: what the reports' allowance is booked to by this check.
         """
-        values = {":now": now, ":until": until, ":booked_until": booked_until, ":epoch": token.epoch}
+        values = {":until": until, ":booked_until": booked_until, ":epoch": token.epoch}
+        values[":seen"] = token.checks_booked_until
         update = "SET check_until = :until, checks_booked_until = :booked_until"
-        condition = "epoch = :epoch AND (attribute_not_exists(check_until) OR check_until <= :now)"
+        # Each check books more, so of all that saw the same only one begins.
+        condition = "epoch = :epoch AND (attribute_not_exists(checks_booked_until) OR checks_booked_until = :seen)"
         return self._update(_key(token.account, token.name), update, condition, values) is not None
 
     def end_check(self, token: Credential, *, accepted_at: int | None) -> None:
