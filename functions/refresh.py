@@ -87,16 +87,17 @@ def _handle(
     return summary
 
 
+READERS_EVENTS = [{"renew": {"account", "credential"}}, {"verify": {"account", "fingerprint"}}]
+"""The fields of what ApiFunction may send: have a credential renewed that is due, or a token checked."""
+
+
 def _check_caller(event: Mapping[str, Any], context: Any) -> None:
-    """ApiFunction may have a credential renewed that is due, or a token checked, and nothing else."""
-    is_reader = context is not None and context.invoked_function_arn.endswith(f":{READERS_ALIAS}")
-    match event:
-        case {"renew": {"account": str(), "credential": str(), **options}} if not options:
-            return
-        case {"verify": {"account": str(), "fingerprint": str()}}:
-            return
-    if is_reader:
-        raise UnknownEventError("this event is not one that ApiFunction may send")
+    if context is None or not context.invoked_function_arn.endswith(f":{READERS_ALIAS}"):
+        return
+    if {
+        name: set(fields) if isinstance(fields, dict) else None for name, fields in event.items()
+    } not in READERS_EVENTS:
+        raise UnknownEventError("this is no event that ApiFunction may send")
 
 
 def _wake(

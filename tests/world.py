@@ -185,11 +185,16 @@ class World:
         return self.invoke({"wake": schedule})
 
     def invoke(
-        self, event: Mapping[str, Any], instance: refresh.Handler | None = None, seconds: float | None = None
+        self,
+        event: Mapping[str, Any],
+        instance: refresh.Handler | None = None,
+        seconds: float | None = None,
+        alias: str = "",
     ) -> dict[str, Any]:
-        """Invoke RefreshFunction, with so many `seconds` to run; returns the summary."""
+        """Invoke RefreshFunction, or its `alias`, with so many `seconds` to run; returns the summary."""
         self.events.append(event)
-        context = None if seconds is None else _Context(self.clock, self.clock() + seconds)
+        ends_at = float("inf") if seconds is None else self.clock() + seconds
+        context = _Context(self.clock, ends_at, f":{alias}" if alias else "")
         with self.internet():
             summary = json.dumps((instance or self._refresh)(event, context))
         self.told.append(summary)
@@ -321,7 +326,7 @@ class _Invoker:
         if self._world.before_aws:
             self._world.before_aws("lambda.Invoke", Payload.encode())
         try:
-            summary = self._world.invoke(json.loads(Payload))
+            summary = self._world.invoke(json.loads(Payload), alias="readers")
         except Exception:  # noqa: BLE001 - as Lambda does
             return {"StatusCode": 200, "FunctionError": "Unhandled", "Payload": io.BytesIO(b"{}")}
         return {"StatusCode": 200, "Payload": io.BytesIO(json.dumps(summary).encode())}
@@ -330,13 +335,13 @@ class _Invoker:
 class _Context:
     """Lambda's context, as far as RefreshFunction uses it."""
 
-    def __init__(self, clock: Clock, ends_at: float) -> None:
+    def __init__(self, clock: Clock, ends_at: float, qualifier: str) -> None:
         self._clock = clock
         self._ends_at = ends_at
-        self.invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:refresh"
+        self.invoked_function_arn = f"arn:aws:lambda:us-east-1:123456789012:function:refresh{qualifier}"
 
-    def get_remaining_time_in_millis(self) -> int:
-        return int((self._ends_at - self._clock()) * 1000)
+    def get_remaining_time_in_millis(self) -> float:
+        return (self._ends_at - self._clock()) * 1000
 
 
 def _refused(host: str, url: str) -> MaxRetryError:

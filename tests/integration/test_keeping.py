@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from infra.simulated_wechat import Fault
+from refresh import UnknownEventError
 from tests.world import START, World
 from token_keeper import keeper
 from token_keeper.errors import KeeperError
@@ -715,6 +716,39 @@ def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) 
 
 
 # --- what a wake-up tells
+
+
+ANY_EVENT = [
+    {"wake": "tick"},
+    {"wake": "guard"},
+    {"wake": "probe"},
+    {"detail-type": "Scheduled Event"},
+    {"source": "aws.ssm", "detail": {"name": "/wechat-token-keeper/accounts/main", "operation": "Update"}},
+    {"renew": {"account": "main", "credential": "access_token", "rotate": True}},
+    {"renew": {"account": "main", "credential": "access_token"}, "wake": "tick"},
+    {"verify": {"account": "main", "fingerprint": "0" * 16, "rotate": True}},
+]
+
+
+@pytest.mark.parametrize("event", ANY_EVENT)
+def test_the_readers_alias_takes_nothing_else(world: World, event: dict[str, Any]) -> None:
+    # Given an event that ApiFunction has no business to send
+    world.add_account()
+    world.clock.sleep(300)
+    calls, health = len(world.wechat.calls), world.health()
+    # When it arrives by the alias that ApiFunction invokes
+    with pytest.raises(UnknownEventError):
+        world.invoke(event, alias="readers")
+    # Then nothing happens
+    assert (len(world.wechat.calls), world.health()) == (calls, health)
+
+
+def test_the_readers_alias_renews_and_verifies(world: World) -> None:
+    world.add_account()
+    renew = {"renew": {"account": "main", "credential": "access_token"}}
+    verify = {"verify": {"account": "main", "fingerprint": world.health()["fingerprint"]}}
+    assert world.invoke(renew, alias="readers")["skipped"]
+    assert world.invoke(verify, alias="readers")["verified"]
 
 
 def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> None:

@@ -232,6 +232,33 @@ def test_two_hundred_readers_and_two_hundred_reporters_cost_one_token(world: Rac
     assert {body["access_token"] for _, body in answers[::2]} <= ({token, new} if how == "killed" else {new})
 
 
+def test_reports_during_a_check_hold_no_invocation(world: RaceWorld) -> None:
+    # Given a check of a live token that hangs
+    world.add_account()
+    world.clock.sleep(60)
+    token = world.token()
+    held = world.slow_wechat.hold_answer()
+    with world.meanwhile({"verify": {"account": "main", "fingerprint": fingerprint(token)}}) as summary_of_first:
+        held.wait_until_reached()
+        invoked = len(world.events)
+        # When 200 clients report the token at one moment
+        instances = [world.api_instance() for _ in range(8)]
+        answers = world.race(
+            *(partial(world.report, instance=instances[n % 8], access_token=token) for n in range(200))
+        )
+        # Then RefreshFunction is not invoked once for them, and each gets the current token
+        assert len(world.events) == invoked
+        assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
+            (200, "unverified", token)
+        }
+        held.release()
+        summary_of_first()
+    # And when the check has ended, its result answers the next ones without an invocation
+    assert world.report(access_token=token)[1]["outcome"] == "still_valid"
+    assert len(world.events) == invoked
+    assert world.calls(CHECK_API) == 1
+
+
 def test_a_promise_made_while_the_token_is_renewed_is_kept(world: RaceWorld) -> None:
     world.add_account()
     for _ in range(3):
