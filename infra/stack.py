@@ -88,8 +88,7 @@ def routes(template: Template) -> list[Route]:
             for method, operation in operations.items():
                 uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
                 (called,) = re.findall(r"\$\{(\w+)(?:\.Arn)?\}", uri)
-                alias = _resources(template, "AWS::Lambda::Alias").get(called)
-                found.append(Route(method.upper(), path, alias["FunctionName"]["Ref"] if alias else called))
+                found.append(Route(method.upper(), path, called))
     return found
 
 

@@ -68,7 +68,6 @@ ALARMS = Price("CloudWatch", "alarms", 0.10, free=10)
 DASHBOARDS = Price("CloudWatch", "dashboards", 3.00, free=3)
 DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000)
 KEY = Price("KMS", "own key (KmsKeyArn)", 1.00)
-SNAPSHOT = Price("Lambda, arm64", "GB-seconds of a SnapStart snapshot", 0.0000015046)
 CACHE_NODE = Price("ElastiCache", "cache.t4g.micro hours", 0.016)
 SERVER = Price("EC2", "t4g.micro hours", 0.0084)
 SECRET = Price("Secrets Manager", "secrets", 0.40)
@@ -208,10 +207,7 @@ def main() -> None:
     console.print(printed)
     one, _, many = (dollars(kept) for kept, _ in bills.values())
     console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
-    console.print(
-        f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
-        f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
-    )
+    console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
     allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
     console.print(
         f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"

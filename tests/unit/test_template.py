@@ -82,29 +82,23 @@ def event(name: str) -> dict[str, Any]:
     return loaded
 
 
-def test_a_snapshot_is_taken_where_it_is_wanted_and_exists_and_the_api_calls_the_version_that_has_it() -> None:
-    template = translate({"SnapStart": "enabled"})
-    # It is taken of published versions, on a condition: wanted, and not in China
-    taken = properties(template, "ApiFunction")["SnapStart"]
-    assert taken == {"Fn::If": ["HasSnapStart", {"ApplyOn": "PublishedVersions"}, {"Ref": "AWS::NoValue"}]}
-    wanted = [{"Fn::Equals": ["enabled", "enabled"]}, {"Fn::Not": [{"Fn::Equals": ["aws", "aws-cn"]}]}]
-    assert template["Conditions"]["HasSnapStart"] == {"Fn::And": wanted}
-    assert translate()["Conditions"]["HasSnapStart"]["Fn::And"][0] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway calls, and may call, the latest version
+def test_no_version_is_published_and_the_gateway_calls_latest(template: Template) -> None:
+    # A published version would keep the architecture, the network and the code that it was published with.
+    assert not of_type(template, "AWS::Lambda::Version")
     (api,) = of_type(template, "AWS::ApiGatewayV2::Api").values()
     called = {
         operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
         for path in api["Body"]["paths"].values()
         for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
     }
-    assert called == {"${ApiFunctionAliaslive}/invocations", "${ApiFunction.Arn}:live/invocations"}
+    assert called == {"${ApiFunction.Arn}/invocations"}
     permitted = [
         permission["FunctionName"]
         for permission in of_type(template, "AWS::Lambda::Permission").values()
         if permission["Principal"] == "apigateway.amazonaws.com"
     ]
     assert permitted
-    assert all(function == {"Ref": "ApiFunctionAliaslive"} for function in permitted)
+    assert all(function == {"Ref": "ApiFunction"} for function in permitted)
 
 
 def test_the_contracts_names_are_there(template: Template) -> None:
@@ -153,7 +147,16 @@ def test_the_template_itself_names_no_partition() -> None:
 
 def test_nothing_needs_what_aws_china_lacks() -> None:
     # "Feature Availability and Implementation Differences" of Lambda in Getting Started with AWS in China.
-    lacking = ("Tracing", "FunctionUrl", "AsyncEventsReceived", "AsyncEventAge", "AsyncEventsDropped", "X-Ray", "xray")
+    lacking = (
+        "Tracing",
+        "SnapStart",
+        "FunctionUrl",
+        "AsyncEventsReceived",
+        "AsyncEventAge",
+        "AsyncEventsDropped",
+        "X-Ray",
+        "xray",
+    )
 
     template = translate(region="cn-north-1")
     deployed = json.dumps(
@@ -161,9 +164,6 @@ def test_nothing_needs_what_aws_china_lacks() -> None:
     )
 
     assert not [feature for feature in lacking if feature in deployed]
-    for function in FUNCTIONS:
-        snap_start = properties(template, function).get("SnapStart")
-        assert snap_start is None or "Fn::If" in snap_start
 
 
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
