@@ -37,6 +37,7 @@ REFRESHERS_CALLS = {
     ("logs:CreateLogStream", "RefreshFunctionLog.Arn"),
     ("logs:PutLogEvents", "RefreshFunctionLog.Arn"),
     ("dynamodb:GetItem", "TokenTable.Arn"),
+    ("dynamodb:BatchGetItem", "TokenTable.Arn"),
     ("dynamodb:PutItem", "TokenTable.Arn"),
     ("dynamodb:UpdateItem", "TokenTable.Arn"),
     ("dynamodb:DeleteItem", "TokenTable.Arn"),
@@ -248,9 +249,10 @@ def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
     by_default, chosen = schedules(translate()), schedules(translate(rates))
 
     # Then
-    assert sorted(schedule.rate for schedule in by_default) == [60, 6600]
+    assert sorted(schedule.rate for schedule in by_default) == [60, 300, 6600]
     assert chosen == [
         Schedule("RefreshFunctionGuard", 120, {"wake": "guard"}, "RefreshFunction"),
+        Schedule("RefreshFunctionProbe", 300, {"wake": "probe"}, "RefreshFunction"),
         Schedule("RefreshFunctionTick", 7200, {"wake": "tick"}, "RefreshFunction"),
     ]
 
@@ -271,11 +273,20 @@ def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template
     assert {schedule["Name"]["Fn::Sub"] for schedule in found.values()} == {
         "${AWS::StackName}-tick",
         "${AWS::StackName}-guard",
+        "${AWS::StackName}-probe",
     }
     for schedule in found.values():
         assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
         assert schedule["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 300
         assert schedule["Target"]["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
+
+
+def test_a_late_guard_or_probe_is_not_delivered_again(template: Template) -> None:
+    schedules = of_type(template, "AWS::Scheduler::Schedule")
+
+    for name, longest in (("RefreshFunctionGuard", 60), ("RefreshFunctionProbe", 300)):
+        retries = schedules[name]["Target"]["RetryPolicy"]
+        assert retries == {"MaximumEventAgeInSeconds": longest, "MaximumRetryAttempts": 0}
 
 
 def test_a_changed_account_parameter_reaches_the_refresher() -> None:
@@ -561,6 +572,7 @@ def test_logs_are_json_and_go_after_a_month(template: Template) -> None:
 def test_the_sample_events_are_those_that_the_stack_sends(template: Template) -> None:
     assert event("tick") in [schedule.event for schedule in schedules(template)]
     assert event("guard") in [schedule.event for schedule in schedules(template)]
+    assert event("probe") in [schedule.event for schedule in schedules(template)]
     request = event("api-get-token")
     assert request["routeKey"] in [f"{route.method} {route.path}" for route in routes(template)]
     pattern = EventPattern.load(json.dumps(properties(template, "RefreshFunctionAccountChange")["EventPattern"]))
