@@ -30,7 +30,7 @@ READERS_CALLS = {
     ("dynamodb:Query", "TokenTable.Arn"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/fingerprint"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/previous_fingerprint"),
-    ("lambda:InvokeFunction", "RefreshFunction.Arn"),
+    ("lambda:InvokeFunction", "${RefreshFunction.Arn}:readers"),
 }
 ACCOUNTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/accounts"
 REFRESHERS_CALLS = {
@@ -371,7 +371,7 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
-        "REFRESH_FUNCTION_NAME": {"Ref": "RefreshFunction"},
+        "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
     }
@@ -382,6 +382,13 @@ def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> No
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
+
+
+def test_readers_invoke_an_alias_that_follows_the_latest_code(template: Template) -> None:
+    (alias,) = of_type(template, "AWS::Lambda::Alias").values()
+
+    assert alias == {"FunctionName": {"Ref": "RefreshFunction"}, "FunctionVersion": "$LATEST", "Name": "readers"}
+    assert template["Resources"]["ApiFunction"]["DependsOn"] == "ReadersAlias"
 
 
 def test_only_the_refresher_can_read_an_account_parameter() -> None:
