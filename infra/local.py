@@ -255,8 +255,13 @@ def run(port: int, speed: float, host: str, record: Mapping[str, str] | None) ->
 
 
 def _rule(route: stack.Route) -> Rule:
-    path = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
-    return Rule(path, methods=[route.method], endpoint=f"{route.method} {route.path}", strict_slashes=True)
+    path = re.sub(r"\{(\w+)\}", r"<\1>", route.path).replace("{proxy+}", "<path:proxy>")
+    return Rule(
+        path,
+        methods=None if route.method == "ANY" else [route.method],
+        endpoint=f"{route.method} {route.path}",
+        strict_slashes=True,
+    )
 
 
 def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[str, str]) -> dict[str, Any]:

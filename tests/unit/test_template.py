@@ -11,9 +11,11 @@ import pytest
 from moto.events.models import EventPattern
 from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
+from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from tests.bill import READ_SECONDS
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -90,7 +92,7 @@ def test_no_version_is_published_and_the_gateway_calls_latest(template: Template
     called = {
         operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
         for path in api["Body"]["paths"].values()
-        for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
+        for operation in path.values()
     }
     assert called == {"${ApiFunction.Arn}/invocations"}
     permitted = [
@@ -190,6 +192,10 @@ COMPATIBLE_ROUTES = {
     Route("POST", "/cgi-bin/stable_token", "ApiFunction"),
     Route("GET", "/cgi-bin/gettoken", "ApiFunction"),
     Route("GET", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("POST", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/get_jsapi_ticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/ticket/get", "ApiFunction"),
+    Route("ANY", "/cgi-bin/{proxy+}", "ApiFunction"),
 }
 
 
@@ -205,40 +211,64 @@ def test_every_route_has_no_prefix_and_those_of_v1_need_iam(template: Template) 
     assert stage["StageName"] == "$default"
 
 
-def test_switched_off_the_routes_in_wechats_format_do_not_exist(template: Template) -> None:
+@pytest.mark.parametrize(("switch", "authorizer"), [("enabled", "NONE"), ("disabled", "AWS_IAM")])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_routes_in_wechats_format_need_iam_if_disabled(region: str, switch: str, authorizer: str) -> None:
     # When
-    switched_off = translate({"WeChatCompatibleApi": "disabled"})
+    template = translate({"WeChatCompatibleApi": switch}, region=region)
 
     # Then
-    assert set(routes(switched_off)) == V1_ROUTES
-    assert switched_off["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway may then not call the function for them either
+    assert template["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": [switch, "enabled"]}
+    body = properties(template, "HttpApi")["Body"]
+    operations = [
+        operation for path in {route.path for route in COMPATIBLE_ROUTES} for operation in body["paths"][path].values()
+    ]
+    assert len(operations) == len(COMPATIBLE_ROUTES)
+    for operation in operations:
+        condition, enabled, disabled = operation["security"]["Fn::If"]
+        assert condition == "HasCompatibleApi"
+        assert (enabled if switch == "enabled" else disabled) == [{authorizer: []}]
+        assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    assert set(body["components"]["securitySchemes"]) == {"AWS_IAM"}  # an authorizer that does not exist is none
+
+
+def test_the_gateway_may_call_the_function_for_wechats_format(template: Template) -> None:
     permission = template["Resources"]["CompatibleApiPermission"]
-    assert permission["Condition"] == "HasCompatibleApi"
+
+    assert permission["Properties"]["FunctionName"] == {"Ref": "ApiFunction"}
     assert permission["Properties"]["SourceArn"]["Fn::Sub"].endswith("${HttpApi}/*/*/cgi-bin/*")
 
 
-def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
-    paths = properties(template, "HttpApi")["Body"]["paths"]
+def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template) -> None:
+    # Given
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+    rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    for path in {route.path for route in COMPATIBLE_ROUTES}:
-        condition, operations, otherwise = paths[path]["Fn::If"]
-        assert (condition, otherwise) == ("HasCompatibleApi", {})
-        for operation in operations.values():
-            # Otherwise SAM would add the API's default authorizer.
-            assert operation["security"] == [{"NONE": []}]
-            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
+    assert sum(rates.values()) == 285
+    others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
+    assert rates["ANY /cgi-bin/{proxy+}"] < min(others)
+    for limit in stage["RouteSettings"].values():
+        assert limit["ThrottlingBurstLimit"] == 2 * limit["ThrottlingRateLimit"]
+    # And all of them together take less than half of the 10 executions of a new AWS account
+    assert sum(rates.values()) * READ_SECONDS < 5
 
 
-@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+@pytest.mark.parametrize("switch", ["enabled", "disabled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
-def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
+def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
     # When SAM's own command line reads the template
     stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
     found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
-    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
+    every_method = set(SamRoute.ANY_HTTP_METHODS)
+    assert {
+        Route(method, route.path, route.function_name)
+        for route in found
+        for method in (["ANY"] if set(route.methods) == every_method else route.methods)
+    } == V1_ROUTES | COMPATIBLE_ROUTES
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
