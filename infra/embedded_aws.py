@@ -224,7 +224,8 @@ class EmbeddedAws:
         if statements is None:
             return None
         for resource in call.resources:
-            if not any(_allows(statement, call.action, resource) for statement in statements):
+            effects = {statement["Effect"] for statement in statements if _applies(statement, call, resource)}
+            if effects != {"Allow"}:
                 return f"{call.access_key} is not authorized to perform: {call.action} on resource: {resource}"
         return None
 
@@ -335,14 +336,41 @@ def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
     return ["*"]
 
 
-def _allows(statement: _Statement, action: str, resource: str) -> bool:
-    """Whether the statement allows it. No condition is evaluated: a statement that has one allows nothing."""
+def _applies(statement: _Statement, call: _Call, resource: str) -> bool:
     return (
-        statement["Effect"] == "Allow"
-        and "Condition" not in statement
-        and any(fnmatchcase(action, pattern) for pattern in _listed(statement["Action"]))
+        any(fnmatchcase(call.action, pattern) for pattern in _listed(statement["Action"]))
         and any(fnmatchcase(resource, pattern) for pattern in _listed(statement["Resource"]))
+        and _holds(statement.get("Condition", {}), statement["Effect"], call)
     )
+
+
+def _holds(condition: Mapping[str, Mapping[str, Any]], effect: str, call: _Call) -> bool:
+    """Whether a statement's condition holds. One that is not known here lets nothing pass: it denies and does not allow."""
+    return all(
+        _test(operator, key, wanted, effect, call)
+        for operator, keys in condition.items()
+        for key, wanted in keys.items()
+    )
+
+
+def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> bool:
+    match operator, key:
+        case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
+            keys = _leading_keys(call.body)
+            return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+        case "StringEquals", "ssm:Recursive":
+            return json.dumps(call.body.get("Recursive", False)) == str(wanted)
+        case _:
+            return effect == "Deny"
+
+
+def _leading_keys(body: Mapping[str, Any]) -> list[str]:
+    """The partition keys that a request to DynamoDB is about; none where it names them in another way than ours do."""
+    keys = [body[name]["pk"] for name in ("Key", "Item") if name in body]
+    keys += [key["pk"] for request in body.get("RequestItems", {}).values() for key in request["Keys"]]
+    if named := re.match(r"pk = (:\w+)", body.get("KeyConditionExpression", "")):
+        keys.append(body["ExpressionAttributeValues"][named[1]])
+    return [key["S"] for key in keys]
 
 
 def _listed(one_or_more: str | list[str]) -> list[str]:

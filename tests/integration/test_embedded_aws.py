@@ -275,7 +275,7 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
 
     # When
     page = ssm.get_parameters_by_path(Path=aws.outputs["AccountsPath"], WithDecryption=True)
-    dynamodb.put_item(TableName=aws.outputs["TokenTableName"], Item=key("main"))
+    dynamodb.put_item(TableName=aws.outputs["TokenTableName"], Item=key("credential#main"))
 
     # Then
     assert [one["Value"] for one in page["Parameters"]] == ["{}"]
@@ -283,6 +283,46 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
         ssm.get_parameters(Names=["/somebody/elses"], WithDecryption=True)
     with pytest.raises(ClientError, match="AccessDenied"):
         dynamodb.scan(TableName=aws.outputs["TokenTableName"])
+
+
+def test_the_refresher_reaches_no_consumer(aws: EmbeddedAws) -> None:
+    # Given
+    dynamodb, table = client(aws, "dynamodb", "RefreshFunction"), aws.outputs["TokenTableName"]
+
+    def calls(pk: str) -> Iterator[tuple[Any, Json]]:
+        yield dynamodb.put_item, {"TableName": table, "Item": key(pk)}
+        yield dynamodb.get_item, {"TableName": table, "Key": key(pk)}
+        values = {":pk": {"S": pk}}
+        update = {"UpdateExpression": "SET a = :pk", "ExpressionAttributeValues": values}
+        yield dynamodb.update_item, {"TableName": table, "Key": key(pk), **update}
+        yield dynamodb.delete_item, {"TableName": table, "Key": key(pk)}
+        yield dynamodb.batch_get_item, {"RequestItems": {table: {"Keys": [key("claim#0"), key(pk)]}}}
+        yield (
+            dynamodb.query,
+            {"TableName": table, "KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": values},
+        )
+
+    # Then
+    for mine in ("credential#main", "claim#wx0", "accounts", "probe"):
+        for allowed, request in calls(mine):
+            allowed(**request)
+    for other in ("consumers", "consumers#x", "account", ""):
+        for refused, request in calls(other):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                refused(**request)
+
+
+def test_the_refresher_reads_no_parameter_of_a_deeper_path(aws: EmbeddedAws) -> None:
+    # Given the account of another stack, whose path is within this one's
+    ssm, path = client(aws, "ssm", "RefreshFunction"), aws.outputs["AccountsPath"]
+
+    # Then
+    ssm.get_parameters(Names=[f"{path}/main"], WithDecryption=True)
+    ssm.get_parameters_by_path(Path=path, Recursive=False)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ssm.get_parameters(Names=[f"{path}/other/main"], WithDecryption=True)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ssm.get_parameters_by_path(Path=path, Recursive=True)
 
 
 def test_the_reader_may_read_the_table_and_no_account(aws: EmbeddedAws) -> None:

@@ -49,6 +49,15 @@ REFRESHERS_CALLS = {
     ("ssm:GetParameters", f"{ACCOUNTS_ARN}/*"),
     ("sqs:SendMessage", "DeadLetterQueue.Arn"),
 }
+INTERFACE_CALLS = {
+    ("ec2:AssignPrivateIpAddresses", "*"),
+    ("ec2:CreateNetworkInterface", "*"),
+    ("ec2:DeleteNetworkInterface", "*"),
+    ("ec2:DescribeNetworkInterfaces", "*"),
+    ("ec2:DescribeSubnets", "*"),
+    ("ec2:UnassignPrivateIpAddresses", "*"),
+}
+"""What Lambda does with RefreshFunction's role: it makes and removes network interfaces."""
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +74,18 @@ def of_type(template: Template, kind: str) -> dict[str, dict[str, Any]]:
     return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
 
 
+def statements(role: dict[str, Any], effect: str) -> Iterator[dict[str, Any]]:
+    for policy in role["Policies"]:
+        yield from (one for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == effect)
+
+
 def calls(role: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each (action, resource) that a role's statements allow, resources in the template's words."""
-    for policy in role["Policies"]:
-        for statement in policy["PolicyDocument"]["Statement"]:
-            assert statement["Effect"] == "Allow"
-            for resource in listed(statement["Resource"]):
-                if isinstance(resource, dict):
-                    resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
-                yield from ((action, resource) for action in listed(statement["Action"]))
+    for statement in statements(role, "Allow"):
+        for resource in listed(statement["Resource"]):
+            if isinstance(resource, dict):
+                resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
+            yield from ((action, resource) for action in listed(statement["Action"]))
 
 
 def listed(one_or_more: Any) -> list[Any]:
@@ -408,7 +420,7 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
 
 
 def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> None:
-    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS
+    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS | INTERFACE_CALLS
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
@@ -430,14 +442,48 @@ def test_only_the_refresher_can_read_an_account_parameter() -> None:
             if any(action.startswith(("ssm:", "kms:")) for action, _ in calls(role))
         }
         assert readers == {"RefreshFunctionRole"}
-        assert "ManagedPolicyArns" not in properties(template, "ApiFunctionRole")
+
+
+def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template) -> None:
+    role = properties(template, "RefreshFunctionRole")
+
+    for statement in statements(role, "Allow"):
+        if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
+            keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+
+
+@pytest.mark.parametrize(("region", "partition"), [("us-east-1", "aws"), ("cn-north-1", "aws-cn")])
+def test_a_stack_reads_no_secret_of_a_path_within_its_own(region: str, partition: str) -> None:
+    template = translate({"AccountsPath": "/a"}, region=region)
+    deeper, recursive, *_ = statements(properties(template, "RefreshFunctionRole"), "Deny")
+
+    arn = f"arn:{partition}:ssm:{region}:${{AWS::AccountId}}:parameter/a"
+    assert deeper == {"Effect": "Deny", "Action": "ssm:GetParameters", "Resource": {"Fn::Sub": f"{arn}/*/*"}}
+    assert (recursive["Action"], recursive["Resource"]) == ("ssm:GetParametersByPath", {"Fn::Sub": arn})
+    assert recursive["Condition"] == {"StringEquals": {"ssm:Recursive": "true"}}
+
+
+@pytest.mark.parametrize("mode", ["none", "existing", "managed"])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_interfaces_are_made_and_removed_by_lambda_alone(region: str, mode: str) -> None:
+    # Given a function that is in a VPC, has left it, or never was in one
+    role = properties(translate({"EgressMode": mode}, region=region), "RefreshFunctionRole")
+
+    # Then its interfaces can be removed, without AWS's policy and its wildcard on logs
+    assert "ManagedPolicyArns" not in role
+    assert {call for call in calls(role) if call[0].startswith("ec2:")} == INTERFACE_CALLS
+    # But not by the function's code, whose ARN Lambda puts into what it asks for
+    (denied,) = (one for one in statements(role, "Deny") if one["Resource"] == "*")
+    assert {(action, "*") for action in denied["Action"]} == INTERFACE_CALLS
+    assert denied["Condition"] == {"Null": {"lambda:SourceFunctionArn": "false"}}
 
 
 def test_no_role_may_do_everything_or_anything_to_everything(template: Template) -> None:
     for role in of_type(template, "AWS::IAM::Role").values():
         for action, resource in calls(role):
             assert "*" not in action
-            assert resource != "*"
+            assert resource != "*" or (action, resource) in INTERFACE_CALLS
 
 
 def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
@@ -544,12 +590,6 @@ def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> 
         "SecurityGroupIds": {"Fn::Split": [",", "sg-1"]},
     }
     assert "VpcConfig" not in properties(template, "ApiFunction")
-    # The one wildcard: AWS's own policy for network interfaces.
-    assert properties(template, "RefreshFunctionRole")["ManagedPolicyArns"]["Fn::If"] == [
-        "HasVpc",
-        ["arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"],
-        NOTHING,
-    ]
 
 
 def test_managed_egress_gives_the_refresher_one_address_and_lets_it_only_call_out() -> None:
