@@ -174,7 +174,7 @@ class WeChat:
             if session is None or error.outcome_known:
                 raise
             answer = _parse(_send(call, session))
-        errcode = answer.get("errcode", 0)
+        errcode = _errcode(answer)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
         if errcode != 0:
@@ -195,13 +195,13 @@ class WeChat:
     def _fetch(self, call: _Call) -> Grant:
         asked_at = int(self._clock())
         answer = _parse(_send(call))
-        errcode = answer.get("errcode", 0)
+        errcode = _errcode(answer)
         if errcode != 0:
             raise _refusal(errcode, answer.get("errmsg"), call)
-        value, expires_in = answer.get(call.value), answer.get("expires_in")
+        value, expires_in = answer.get(call.value), _whole_number(answer.get("expires_in"))
         if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
             raise _no_answer(f"WeChat's answer holds no usable {call.value}")
-        if type(expires_in) is not int or not 0 < expires_in <= LONGEST_LIFE:
+        if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
             raise _no_answer("WeChat's answer holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
 
@@ -340,11 +340,27 @@ def _parse(body: bytes) -> dict[str, Any]:
     return answer
 
 
-def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
-    if type(errcode) is not int:
-        return _no_answer("WeChat's answer holds an errcode that is no number")
-    # JSON can hold half a surrogate pair, which neither a log line nor an answer can.
-    message = str(errmsg).encode(errors="replace").decode()
+def _errcode(answer: Mapping[str, Any]) -> int:
+    """0 where there is none."""
+    errcode = 0 if answer.get("errcode") is None else _whole_number(answer["errcode"])
+    if errcode is None:
+        raise _no_answer("WeChat's answer holds an errcode that is no number")
+    return errcode
+
+
+def _whole_number(value: object) -> int | None:
+    """7200 as it is, and as `7200.0` or `"7200"`: a token that came with these was minted all the same."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 10**9:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
+    # What is not printable could steer the terminal of someone who reads it; and half a surrogate pair, which JSON can
+    # hold, fits in no log line. It goes first, so that no secret stands there in one piece because of it.
+    message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):
         if field in _SENSITIVE:
             for form in sorted(_forms(str(sent)), key=len, reverse=True):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 import struct
 import threading
@@ -254,6 +255,23 @@ def test_wecoms_errcode_0_is_a_success(wechat: WeChat, internet: Internet) -> No
     assert wechat.fetch_token(CORP) == Grant("value", 7200, NOW)
 
 
+@pytest.mark.parametrize("errcode", ["", '"errcode": 0,', '"errcode": "0",', '"errcode": null,', '"errcode": 0.0,'])
+@pytest.mark.parametrize("expires_in", ["7200", "7200.0", '"7200"', "72e2"])
+def test_harmless_variations_of_a_success_are_accepted(
+    wechat: WeChat, internet: Internet, errcode: str, expires_in: str
+) -> None:
+    # When a token arrives, then it is taken: it was minted all the same
+    answer(internet, f'{{{errcode} "access_token": "value", "expires_in": {expires_in}}}')
+    assert wechat.fetch_token(PUBLIC) == Grant("value", 7200, NOW)
+
+
+@pytest.mark.parametrize("errcode", ["40125", '"40125"', "40125.0"])
+def test_harmless_variations_of_a_refusal_are_accepted(wechat: WeChat, internet: Internet, errcode: str) -> None:
+    answer(internet, f'{{"errcode": {errcode}, "errmsg": "invalid appsecret"}}')
+    error = refused(wechat)
+    assert (error.errcode, error.failure_class, error.outcome_known) == (40125, FailureClass.CONFIGURATION, True)
+
+
 IP_NOT_ALLOWED = [40164, 61004, 45035, 60020]
 CLASSES = {
     FailureClass.TRANSIENT: [-1, 45011, 45033],
@@ -325,6 +343,24 @@ def test_an_address_that_is_not_allowed_is_named(
     assert address in refused(wechat).remedy
 
 
+@pytest.mark.parametrize(
+    "errmsg",
+    [
+        "\x1b[2J\x1b]0;title\x07invalid\x1b[31m appsecret",
+        "\x9b31minvalid\r\n appsecret\x00",
+        "\u202einvalid\u2066 appsecret\u200b\u2028\ufeff",
+        "invalid\ud800 appsecret",
+    ],
+    ids=["escape sequences", "controls", "writing direction", "half a pair"],
+)
+def test_a_message_cannot_steer_a_terminal(wechat: WeChat, internet: Internet, errmsg: str) -> None:
+    answer(internet, json.dumps({"errcode": 40125, "errmsg": errmsg}))
+    error = refused(wechat)
+    for text in (error.errmsg, str(error)):
+        assert text.isprintable()
+        assert re.search("invalid.* appsecret", text)
+
+
 BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
     "nothing": (b"", 200),
     "null": (b"null", 200),
@@ -345,12 +381,16 @@ BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
     "a value beyond ASCII": (granted("令牌"), 200),
     "a life of nothing": (granted("v", 0), 200),
     "a negative life": (granted("v", -7200), 200),
-    "a life in text": ('{"access_token": "v", "expires_in": "7200"}', 200),
+    "a life in words": ('{"access_token": "v", "expires_in": "two hours"}', 200),
+    "a null life": ('{"access_token": "v", "expires_in": null}', 200),
     "a boolean life": ('{"access_token": "v", "expires_in": true}', 200),
     "half a second of life": ('{"access_token": "v", "expires_in": 7200.5}', 200),
     "an endless life": (granted("v", 10**12), 200),
     "an infinite life": ('{"access_token": "v", "expires_in": Infinity}', 200),
-    "an errcode in text": ('{"errcode": "40125", "errmsg": "invalid appsecret"}', 200),
+    "an errcode in words": ('{"errcode": "oops", "errmsg": "invalid appsecret"}', 200),
+    "an errcode that is a list": ('{"errcode": [], "access_token": "v", "expires_in": 7200}', 200),
+    "a boolean errcode": ('{"errcode": false, "access_token": "v", "expires_in": 7200}', 200),
+    "an errcode beyond all measure": ('{"errcode": 1e300, "errmsg": "oops"}', 200),
     "a value, but HTTP 502": (granted(), 502),
     "HTTP 500": (b"<h1>Internal Server Error</h1>", 500),
     "HTTP 403": (b"Forbidden", 403),
@@ -635,6 +675,9 @@ ALIVE = '{"ip_list": ["101.89.0.1"]}'
     [
         (ALIVE, True),
         ('{"errcode": 0, "errmsg": "ok", "ip_list": []}', True),
+        ('{"errcode": "0", "ip_list": ["101.89.0.1"]}', True),
+        ('{"errcode": null, "ip_list": ["101.89.0.1"]}', True),
+        ('{"errcode": "40001", "errmsg": "invalid credential", "ip_list": []}', False),
         ('{"errcode": 40001, "errmsg": "invalid credential"}', False),
         ('{"errcode": 40014, "errmsg": "invalid access_token", "ip_list": []}', False),
         ('{"errcode": 42001, "errmsg": "access_token expired", "ip_list": []}', False),
@@ -738,10 +781,11 @@ def test_a_message_that_repeats_what_was_sent_is_masked(
         f"{'x' * 485} {SECRET} rid: 617682e0",  # on the border where a long message is cut
         f"cannot GET /cgi-bin/token?secret={quote(SECRET)}",
         f"cannot GET /cgi-bin/token?secret={quote(SECRET, safe='')}",
+        f"invalid {SECRET[:9]}\x1b{SECRET[9:]}",
         {"detail": SECRET},
         [SECRET],
     ],
-    ids=["at the cut", "in a path", "in a query", "in an object", "in a list"],
+    ids=["at the cut", "in a path", "in a query", "around an escape", "in an object", "in a list"],
 )
 def test_a_secret_is_masked_wherever_it_stands_in_the_message(
     wechat: WeChat, internet: Internet, errmsg: object
