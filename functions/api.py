@@ -249,8 +249,7 @@ def _answer(
 _handler = cache(lambda: connect(os.environ))
 
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # Lambda gives the processor most freely before the first event. Nothing is read or asked yet, so that nothing stale is
-    # in a snapshot of this moment (SnapStart).
+    # Lambda gives the processor most freely before the first event.
     _handler()
 
 

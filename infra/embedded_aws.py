@@ -40,8 +40,8 @@ REGION = "us-east-1"
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    *("AWS::Lambda::Permission", "AWS::Lambda::Version", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy"),
-    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm"),
+    *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy"),
+    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 
@@ -51,7 +51,9 @@ _TEMPLATES = "templates"
 _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
 
-_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+)[^/]*/invocations")
+_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+(?::[^/:]+)?)/invocations")
+"""The name of a function, or `name:alias`."""
+
 _CHANGES = {"ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"}
 
 type Function = Callable[[dict[str, Any]], object]
@@ -82,8 +84,9 @@ class EmbeddedAws:
     def start(self, functions: Mapping[str, Function]) -> Self:
         """Make the stack and listen.
 
-        `functions` by logical id: each takes the event and returns what `json` can write. They are looked up when they
-        are invoked, so that they can be made after the start, with what `environment` says.
+        `functions` by logical id: each takes the event and returns what `json` can write; `logical id:alias` names the
+        one for what comes through an alias, if it is another. They are looked up when they are invoked, so that they can
+        be made after the start, with what `environment` says.
         """
         self._functions = functions
         self._make_stack()
@@ -167,6 +170,10 @@ class EmbeddedAws:
             if resource["Type"] == "AWS::Lambda::Function"
         }
         self._logical_ids = {self._resources[name].function_name: name for name in roles}
+        for resource in declared.values():
+            if resource["Type"] == "AWS::Lambda::Alias":
+                name, alias = resource["Properties"]["FunctionName"]["Ref"], resource["Properties"]["Name"]
+                self._logical_ids[f"{self._resources[name].function_name}:{alias}"] = f"{name}:{alias}"
         self._statements: dict[str, list[_Statement]] = {
             name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
             for name, role in roles.items()
@@ -237,7 +244,8 @@ class EmbeddedAws:
     def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
         """Invoke a function: its answer as JSON, and whether it failed."""
         try:
-            return json.dumps(self._functions[logical_id](event)), False
+            function = self._functions.get(logical_id) or self._functions[logical_id.partition(":")[0]]
+            return json.dumps(function(event)), False
         except Exception as error:
             _logger.exception("%s failed", logical_id)
             # Lambda answers with the exception's text; who asked learns no more here than it needs to.

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Printed
 
+from infra.stack import translate
 from tests.integration.test_calls import Kept
 
 SECONDS_A_MONTH = 730 * 3600
@@ -30,6 +31,9 @@ READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0
 LINES_OF_LAMBDA, LINE_OF_OURS, LINE_OF_GATEWAY = 900, 400, 350
 """Assumed bytes of log: Lambda's start and report of an invocation in JSON (ApiFunction writes none), each line of ours, and
 API Gateway's access log."""
+
+LARGEST_BODY = 20
+"""What API Gateway counts the largest request as that it takes, of 10 MB: one for each 512 KB."""
 
 SOURCES = {
     "Lambda, arm64": "https://aws.amazon.com/lambda/pricing/",
@@ -68,7 +72,6 @@ ALARMS = Price("CloudWatch", "alarms", 0.10, free=10)
 DASHBOARDS = Price("CloudWatch", "dashboards", 3.00, free=3)
 DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000)
 KEY = Price("KMS", "own key (KmsKeyArn)", 1.00)
-SNAPSHOT = Price("Lambda, arm64", "GB-seconds of a SnapStart snapshot", 0.0000015046)
 CACHE_NODE = Price("ElastiCache", "cache.t4g.micro hours", 0.016)
 SERVER = Price("EC2", "t4g.micro hours", 0.0084)
 SECRET = Price("Secrets Manager", "secrets", 0.40)
@@ -172,6 +175,13 @@ def reading(reads: float) -> Usage:
     }
 
 
+def worst_day() -> float:
+    """Requests of a day in which all open routes are asked without a valid key, as fast as their limits let through."""
+    resources = translate()["Resources"].values()
+    (stage,) = (one["Properties"] for one in resources if one["Type"] == "AWS::ApiGatewayV2::Stage")
+    return float(sum(limit["ThrottlingRateLimit"] for limit in stage["RouteSettings"].values()) * 86400)
+
+
 def dollars(usage: Usage) -> float:
     """What a usage costs a month."""
     return sum(max(units - price.free, 0) * price.dollars for price, units in usage.items())
@@ -208,9 +218,12 @@ def main() -> None:
     console.print(printed)
     one, _, many = (dollars(kept) for kept, _ in bills.values())
     console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
+    console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
+    requests = worst_day()
     console.print(
-        f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
-        f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
+        f"a day of requests without a valid key, at the limits of the open routes: {requests / 1e6:.1f} M requests, "
+        f"{dollars(reading(requests)):.0f} $; with bodies of 10 MB, {LARGEST_BODY} requests each to the gateway, "
+        f"{dollars({API: requests * (LARGEST_BODY - 1)}):.0f} $ more"
     )
     allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
     console.print(

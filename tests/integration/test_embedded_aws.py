@@ -80,7 +80,7 @@ def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: Embed
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
         "STACK_NAME": "local",
-        "REFRESH_FUNCTION_NAME": aws.outputs["RefreshFunctionName"],
+        "REFRESH_FUNCTION_NAME": f"{aws.outputs['RefreshFunctionName']}:readers",
         "AWS_ENDPOINT_URL": aws.endpoint_url,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -181,6 +181,31 @@ def test_an_exception_is_a_function_error_that_repeats_nothing_of_it(aws: Embedd
     payload = answer["Payload"].read().decode()
     assert json.loads(payload)["errorType"] == "ValueError"
     assert "5f4dcc3b" not in payload
+
+
+def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> None:
+    # Given a function that is another for what comes through the alias
+    functions = {"RefreshFunction": refresher, "RefreshFunction:readers": lambda event: "a reader asks"}
+    with EmbeddedAws().start(functions) as aws:
+        name = aws.outputs["RefreshFunctionName"]
+        reader, operator = client(aws, "lambda", "ApiFunction"), client(aws, "lambda")
+
+        # When both use the alias, then both are readers
+        for caller in (reader, operator):
+            assert json.load(caller.invoke(FunctionName=f"{name}:readers")["Payload"]) == "a reader asks"
+
+        # And only the operator may pass it by
+        operator.invoke(FunctionName=name)
+        for other in (
+            name,
+            f"{name}:$LATEST",
+            f"{name}:writers",
+            f"arn:aws:lambda:us-east-1:123456789012:function:{name}",
+        ):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                reader.invoke(FunctionName=other)
+        with pytest.raises(ClientError, match="ResourceNotFoundException"):
+            operator.invoke(FunctionName=f"{name}:writers")
 
 
 def test_a_function_that_is_not_there_is_not_found(aws: EmbeddedAws) -> None:
@@ -317,12 +342,12 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
     with pytest.raises(RefusedError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")
     invoked = reader_client("lambda", aws.environment("ApiFunction")).invoke(
-        FunctionName="local-RefreshFunction", Payload='{"wake": "guard"}'
+        FunctionName="local-RefreshFunction:readers", Payload='{"wake": "guard"}'
     )
     assert json.load(invoked["Payload"]) == {"renewed": [{"wake": "guard"}]}
     refresher.failure = ValueError("no")
     failed = reader_client("lambda", aws.environment("ApiFunction")).invoke(
-        FunctionName="local-RefreshFunction", Payload="{}"
+        FunctionName="local-RefreshFunction:readers", Payload="{}"
     )
     assert failed["FunctionError"] == "Unhandled"
 

@@ -11,9 +11,11 @@ import pytest
 from moto.events.models import EventPattern
 from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
+from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from tests.bill import READ_SECONDS
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -30,13 +32,14 @@ READERS_CALLS = {
     ("dynamodb:Query", "TokenTable.Arn"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/fingerprint"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/previous_fingerprint"),
-    ("lambda:InvokeFunction", "RefreshFunction.Arn"),
+    ("lambda:InvokeFunction", "${RefreshFunction.Arn}:readers"),
 }
 ACCOUNTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/accounts"
 REFRESHERS_CALLS = {
     ("logs:CreateLogStream", "RefreshFunctionLog.Arn"),
     ("logs:PutLogEvents", "RefreshFunctionLog.Arn"),
     ("dynamodb:GetItem", "TokenTable.Arn"),
+    ("dynamodb:BatchGetItem", "TokenTable.Arn"),
     ("dynamodb:PutItem", "TokenTable.Arn"),
     ("dynamodb:UpdateItem", "TokenTable.Arn"),
     ("dynamodb:DeleteItem", "TokenTable.Arn"),
@@ -82,29 +85,23 @@ def event(name: str) -> dict[str, Any]:
     return loaded
 
 
-def test_a_snapshot_is_taken_where_it_is_wanted_and_exists_and_the_api_calls_the_version_that_has_it() -> None:
-    template = translate({"SnapStart": "enabled"})
-    # It is taken of published versions, on a condition: wanted, and not in China
-    taken = properties(template, "ApiFunction")["SnapStart"]
-    assert taken == {"Fn::If": ["HasSnapStart", {"ApplyOn": "PublishedVersions"}, {"Ref": "AWS::NoValue"}]}
-    wanted = [{"Fn::Equals": ["enabled", "enabled"]}, {"Fn::Not": [{"Fn::Equals": ["aws", "aws-cn"]}]}]
-    assert template["Conditions"]["HasSnapStart"] == {"Fn::And": wanted}
-    assert translate()["Conditions"]["HasSnapStart"]["Fn::And"][0] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway calls, and may call, the latest version
+def test_no_version_is_published_and_the_gateway_calls_latest(template: Template) -> None:
+    # A published version would keep the architecture, the network and the code that it was published with.
+    assert not of_type(template, "AWS::Lambda::Version")
     (api,) = of_type(template, "AWS::ApiGatewayV2::Api").values()
     called = {
         operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
         for path in api["Body"]["paths"].values()
-        for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
+        for operation in path.values()
     }
-    assert called == {"${ApiFunctionAliaslive}/invocations", "${ApiFunction.Arn}:live/invocations"}
+    assert called == {"${ApiFunction.Arn}/invocations"}
     permitted = [
         permission["FunctionName"]
         for permission in of_type(template, "AWS::Lambda::Permission").values()
         if permission["Principal"] == "apigateway.amazonaws.com"
     ]
     assert permitted
-    assert all(function == {"Ref": "ApiFunctionAliaslive"} for function in permitted)
+    assert all(function == {"Ref": "ApiFunction"} for function in permitted)
 
 
 def test_the_contracts_names_are_there(template: Template) -> None:
@@ -153,7 +150,16 @@ def test_the_template_itself_names_no_partition() -> None:
 
 def test_nothing_needs_what_aws_china_lacks() -> None:
     # "Feature Availability and Implementation Differences" of Lambda in Getting Started with AWS in China.
-    lacking = ("Tracing", "FunctionUrl", "AsyncEventsReceived", "AsyncEventAge", "AsyncEventsDropped", "X-Ray", "xray")
+    lacking = (
+        "Tracing",
+        "SnapStart",
+        "FunctionUrl",
+        "AsyncEventsReceived",
+        "AsyncEventAge",
+        "AsyncEventsDropped",
+        "X-Ray",
+        "xray",
+    )
 
     template = translate(region="cn-north-1")
     deployed = json.dumps(
@@ -161,9 +167,6 @@ def test_nothing_needs_what_aws_china_lacks() -> None:
     )
 
     assert not [feature for feature in lacking if feature in deployed]
-    for function in FUNCTIONS:
-        snap_start = properties(template, function).get("SnapStart")
-        assert snap_start is None or "Fn::If" in snap_start
 
 
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
@@ -189,6 +192,10 @@ COMPATIBLE_ROUTES = {
     Route("POST", "/cgi-bin/stable_token", "ApiFunction"),
     Route("GET", "/cgi-bin/gettoken", "ApiFunction"),
     Route("GET", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("POST", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/get_jsapi_ticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/ticket/get", "ApiFunction"),
+    Route("ANY", "/cgi-bin/{proxy+}", "ApiFunction"),
 }
 
 
@@ -204,40 +211,64 @@ def test_every_route_has_no_prefix_and_those_of_v1_need_iam(template: Template) 
     assert stage["StageName"] == "$default"
 
 
-def test_switched_off_the_routes_in_wechats_format_do_not_exist(template: Template) -> None:
+@pytest.mark.parametrize(("switch", "authorizer"), [("enabled", "NONE"), ("disabled", "AWS_IAM")])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_routes_in_wechats_format_need_iam_if_disabled(region: str, switch: str, authorizer: str) -> None:
     # When
-    switched_off = translate({"WeChatCompatibleApi": "disabled"})
+    template = translate({"WeChatCompatibleApi": switch}, region=region)
 
     # Then
-    assert set(routes(switched_off)) == V1_ROUTES
-    assert switched_off["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway may then not call the function for them either
+    assert template["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": [switch, "enabled"]}
+    body = properties(template, "HttpApi")["Body"]
+    operations = [
+        operation for path in {route.path for route in COMPATIBLE_ROUTES} for operation in body["paths"][path].values()
+    ]
+    assert len(operations) == len(COMPATIBLE_ROUTES)
+    for operation in operations:
+        condition, enabled, disabled = operation["security"]["Fn::If"]
+        assert condition == "HasCompatibleApi"
+        assert (enabled if switch == "enabled" else disabled) == [{authorizer: []}]
+        assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    assert set(body["components"]["securitySchemes"]) == {"AWS_IAM"}  # an authorizer that does not exist is none
+
+
+def test_the_gateway_may_call_the_function_for_wechats_format(template: Template) -> None:
     permission = template["Resources"]["CompatibleApiPermission"]
-    assert permission["Condition"] == "HasCompatibleApi"
+
+    assert permission["Properties"]["FunctionName"] == {"Ref": "ApiFunction"}
     assert permission["Properties"]["SourceArn"]["Fn::Sub"].endswith("${HttpApi}/*/*/cgi-bin/*")
 
 
-def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
-    paths = properties(template, "HttpApi")["Body"]["paths"]
+def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template) -> None:
+    # Given
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+    rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    for path in {route.path for route in COMPATIBLE_ROUTES}:
-        condition, operations, otherwise = paths[path]["Fn::If"]
-        assert (condition, otherwise) == ("HasCompatibleApi", {})
-        for operation in operations.values():
-            # Otherwise SAM would add the API's default authorizer.
-            assert operation["security"] == [{"NONE": []}]
-            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
+    assert sum(rates.values()) == 285
+    others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
+    assert rates["ANY /cgi-bin/{proxy+}"] < min(others)
+    for limit in stage["RouteSettings"].values():
+        assert limit["ThrottlingBurstLimit"] == 2 * limit["ThrottlingRateLimit"]
+    # And all of them together take less than half of the 10 executions of a new AWS account
+    assert sum(rates.values()) * READ_SECONDS < 5
 
 
-@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+@pytest.mark.parametrize("switch", ["enabled", "disabled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
-def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
+def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
     # When SAM's own command line reads the template
     stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
     found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
-    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
+    every_method = set(SamRoute.ANY_HTTP_METHODS)
+    assert {
+        Route(method, route.path, route.function_name)
+        for route in found
+        for method in (["ANY"] if set(route.methods) == every_method else route.methods)
+    } == V1_ROUTES | COMPATIBLE_ROUTES
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
@@ -248,9 +279,10 @@ def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
     by_default, chosen = schedules(translate()), schedules(translate(rates))
 
     # Then
-    assert sorted(schedule.rate for schedule in by_default) == [60, 6600]
+    assert sorted(schedule.rate for schedule in by_default) == [60, 300, 6600]
     assert chosen == [
         Schedule("RefreshFunctionGuard", 120, {"wake": "guard"}, "RefreshFunction"),
+        Schedule("RefreshFunctionProbe", 300, {"wake": "probe"}, "RefreshFunction"),
         Schedule("RefreshFunctionTick", 7200, {"wake": "tick"}, "RefreshFunction"),
     ]
 
@@ -271,11 +303,20 @@ def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template
     assert {schedule["Name"]["Fn::Sub"] for schedule in found.values()} == {
         "${AWS::StackName}-tick",
         "${AWS::StackName}-guard",
+        "${AWS::StackName}-probe",
     }
     for schedule in found.values():
         assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
         assert schedule["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 300
         assert schedule["Target"]["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
+
+
+def test_a_late_guard_or_probe_is_not_delivered_again(template: Template) -> None:
+    schedules = of_type(template, "AWS::Scheduler::Schedule")
+
+    for name, longest in (("RefreshFunctionGuard", 60), ("RefreshFunctionProbe", 300)):
+        retries = schedules[name]["Target"]["RetryPolicy"]
+        assert retries == {"MaximumEventAgeInSeconds": longest, "MaximumRetryAttempts": 0}
 
 
 def test_a_changed_account_parameter_reaches_the_refresher() -> None:
@@ -360,7 +401,7 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
-        "REFRESH_FUNCTION_NAME": {"Ref": "RefreshFunction"},
+        "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
     }
@@ -371,6 +412,13 @@ def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> No
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
+
+
+def test_readers_invoke_an_alias_that_follows_the_latest_code(template: Template) -> None:
+    (alias,) = of_type(template, "AWS::Lambda::Alias").values()
+
+    assert alias == {"FunctionName": {"Ref": "RefreshFunction"}, "FunctionVersion": "$LATEST", "Name": "readers"}
+    assert template["Resources"]["ApiFunction"]["DependsOn"] == "ReadersAlias"
 
 
 def test_only_the_refresher_can_read_an_account_parameter() -> None:
@@ -561,6 +609,7 @@ def test_logs_are_json_and_go_after_a_month(template: Template) -> None:
 def test_the_sample_events_are_those_that_the_stack_sends(template: Template) -> None:
     assert event("tick") in [schedule.event for schedule in schedules(template)]
     assert event("guard") in [schedule.event for schedule in schedules(template)]
+    assert event("probe") in [schedule.event for schedule in schedules(template)]
     request = event("api-get-token")
     assert request["routeKey"] in [f"{route.method} {route.path}" for route in routes(template)]
     pattern = EventPattern.load(json.dumps(properties(template, "RefreshFunctionAccountChange")["EventPattern"]))
