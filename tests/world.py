@@ -352,7 +352,14 @@ def create_table(dynamodb: Any, name: str) -> None:
     dynamodb.create_table(TableName=name, **{key: described[key] for key in wanted})
 
 
-_ROUTES = [(route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))) for route in stack.routes(_TEMPLATE)]
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path.replace("{proxy+}", "(?P<proxy>.+)")))
+
+
+# What takes every path or method comes last.
+_ROUTES = sorted(
+    ((route, _pattern(route.path)) for route in stack.routes(_TEMPLATE)), key=lambda each: each[0].method == "ANY"
+)
 _VALUE_PATHS = ("/access-token", "/reports", "/jsapi", "/wx_card", "/agent_config")
 
 
@@ -365,11 +372,12 @@ def gateway_event(
     sent = body.encode() if isinstance(body, str) else body
     caller = {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}}
     for route, pattern in _ROUTES:
-        if route.method == method and (match := pattern.fullmatch(url.path)):
+        if route.method in (method, "ANY") and (match := pattern.fullmatch(url.path)):
             query = dict(parse_qsl(url.query, keep_blank_values=True))
             return {
                 "version": "2.0",
-                "routeKey": f"{method} {route.path}",
+                "routeKey": f"{route.method} {route.path}",
+                "rawQueryString": url.query,
                 "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
                 **({} if sent is None else gateway_body(sent, content_type)),

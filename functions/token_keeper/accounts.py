@@ -1,6 +1,5 @@
 """Adapter: the accounts' records in Parameter Store, one SecureString `<path>/<account>` each. The only reader of secrets."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from token_keeper.errors import InvalidRecordError, KeeperError, ParametersUnavailableError
 from token_keeper.model import ACCOUNT_NAME, CORP_TICKETS, PUBLIC_TICKETS, Account, Kind
+from token_keeper.untrusted import json_object
 
 if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
@@ -33,11 +33,8 @@ def parse_record(name: str, value: str) -> Account:
     A byte order mark and line ends around the JSON, as editors leave them, are harmless.
     Raises `InvalidRecordError` that says what is wrong and never repeats anything but field names.
     """
-    try:
-        record = json.loads(value.strip().removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
-        record = None  # the exception holds the value; it must not become the context of ours
-    if not isinstance(record, dict):
+    record = json_object(value)
+    if record is None:
         raise InvalidRecordError("the value is not a JSON object")
     identity, allowed = ("corpid", {"corpid", "secret", "tickets"}) if "corpid" in record else ("appid", _APPID_FIELDS)
     for required in (identity, "secret"):

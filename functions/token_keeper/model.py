@@ -84,12 +84,14 @@ class Account:
 @dataclass(frozen=True)
 class Consumer:
     """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
-    its reports of a token that does not work are acted upon."""
+    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it is told,
+    for an SDK that never asks again before these are over; None: as many as are promised."""
 
     name: str
     key_digest: str
     accounts: tuple[str, ...]
     may_report: bool
+    cache_for: int | None = None
 
     def may_read(self, account: str) -> bool:
         """Whether the account's token may be handed to this consumer."""
@@ -138,7 +140,8 @@ class Credential:
     `age_unknown`: its first value may be older than this item, for instance a ticket that was kept before under another name.
     `checked_at`: when WeChat last said that the value works, though somebody had reported it; `check_until`: until when
     somebody asks.
-    `previous_until`: until when WeChat surely accepts the value before, known by `previous_fingerprint`.
+    `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`, its whole
+    SHA-256 (None in items of releases that stored only `previous_fingerprint`).
     `foreign_rotations`: how often the value died before its time and not by us; the last time at `foreign_rotation_at`.
     """
 
@@ -153,6 +156,7 @@ class Credential:
     value: str | None = field(default=None, repr=False)
     fingerprint: str | None = None
     previous_fingerprint: str | None = None
+    previous_digest: str | None = None
     previous_until: int = 0
     fetched_at: int = 0
     expires_at: int = 0

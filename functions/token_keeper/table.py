@@ -33,6 +33,7 @@ from token_keeper.model import (
     Grant,
     Kind,
     Spent,
+    digest,
     fingerprint,
 )
 
@@ -113,22 +114,11 @@ class Table:
         credentials = map(_credential, items)
         return {(credential.account, credential.name): credential for credential in credentials}
 
-    def consumer_and_claims(self, key_digest: str, app_id: str) -> tuple[Consumer | None, dict[str, str]]:
-        """A consumer by its key, and the accounts that keep the appid, by endpoint; in one round trip."""
-        claims = [_wire({"pk": f"claim#{app_id}", "sk": endpoint}) for endpoint in (Kind.TOKEN, Kind.STABLE_TOKEN)]
-        items = self._items([_consumer_key(key_digest), *claims])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        holders = {item["sk"]: item["account"] for item in items if item["pk"] != _CONSUMERS}
-        return next(iter(consumers), None), holders
-
-    def consumer_and_tokens(
-        self, key_digest: str, accounts: Iterable[str]
-    ) -> tuple[Consumer | None, dict[str, Credential]]:
-        """A consumer by its key, and the accounts' access tokens, by account; in one round trip."""
-        items = self._items([_consumer_key(key_digest), *(_key(account, ACCESS_TOKEN) for account in accounts)])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        tokens = [_credential(item) for item in items if item["pk"] != _CONSUMERS]
-        return next(iter(consumers), None), {token.account: token for token in tokens}
+    def consumer(self, key_digest: str) -> Consumer | None:
+        """A consumer by its key, read consistently: a revoked key stops working at once."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_consumer_key(key_digest), ConsistentRead=True)
+        return _consumer(_plain(answer["Item"])) if "Item" in answer else None
 
     def token_and_ticket(self, account: str, ticket: str) -> tuple[Credential | None, Credential | None]:
         """An account's access token and one of its tickets; in one round trip."""
@@ -230,8 +220,9 @@ class Table:
             "due_at = :due_at, lease_until = :zero, check_until = :zero, failures = :zero, spent = :spent, #ttl = :ttl"
         )
         if grant.value != leased.value and leased.fingerprint is not None:
-            update += ", previous_fingerprint = :previous, previous_until = :previous_until"
-            values |= {":previous": leased.fingerprint, ":previous_until": previous_until}
+            update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :previous_until"
+            values |= {":previous": leased.fingerprint, ":digest": digest(leased.value or "")}
+            values |= {":previous_until": previous_until}
         if foreign:
             update += ", foreign_rotations = :foreign_rotations, foreign_rotation_at = :foreign_rotation_at"
             values[":foreign_rotations"] = leased.foreign_rotations + 1
@@ -514,6 +505,7 @@ def _credential(item: dict[str, Any]) -> Credential:
         value=item.get("value"),
         fingerprint=item.get("fingerprint"),
         previous_fingerprint=item.get("previous_fingerprint"),
+        previous_digest=item.get("previous_digest"),
         previous_until=item.get("previous_until", 0),
         fetched_at=item.get("fetched_at", 0),
         expires_at=item.get("expires_at", 0),
@@ -542,7 +534,8 @@ def _account_of(item: dict[str, Any]) -> str:
 
 
 def _consumer(item: dict[str, Any]) -> Consumer:
-    return Consumer(item["name"], item["sk"], tuple(item["accounts"].split()), bool(item["may_report"]))
+    accounts = tuple(item["accounts"].split())
+    return Consumer(item["name"], item["sk"], accounts, bool(item["may_report"]), item.get("cache_for"))
 
 
 def _due(item: dict[str, Any]) -> Due:
