@@ -209,6 +209,7 @@ def publish(table: Table) -> None:
         value="second",
         fingerprint=fingerprint("second"),
         previous_fingerprint=fingerprint(long),
+        previous_digest=digest(long),
         fetched_at=DUE + 60,
         expires_at=DUE + 7260,
         spent=SPENT,
@@ -465,24 +466,10 @@ def claims(table: Table) -> None:
     assert table.claims("ww1") == {}
 
 
-def consumer_and_claims(table: Table) -> None:
-    # Given a consumer, and accounts that keep an appid with both endpoints
-    consumer = add_consumer(table)
-    table.claim(account())
-    table.claim(account("other", Kind.STABLE_TOKEN))
-    # Then they are found together, and each also without the other
-    assert table.consumer_and_claims(consumer.key_digest, APP_ID) == (
-        consumer,
-        {"token": "main", "stable_token": "other"},
-    )
-    assert table.consumer_and_claims("0" * 64, APP_ID)[0] is None
-    assert table.consumer_and_claims(consumer.key_digest, "wx1") == (consumer, {})
-
-
-def consumer_and_tokens(table: Table) -> None:
-    consumer, token = add_consumer(table), published(table)
-    assert table.consumer_and_tokens(consumer.key_digest, ["main", "other"]) == (consumer, {"main": token})
-    assert table.consumer_and_tokens("0" * 64, ()) == (None, {})
+def consumer(table: Table) -> None:
+    shop = add_consumer(table)
+    assert table.consumer(shop.key_digest) == shop
+    assert table.consumer("0" * 64) is None
 
 
 def token_and_ticket(table: Table) -> None:
@@ -519,7 +506,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
         *(take_lease, begin_renewal, publish, record_failure, release, distrust),
-        *(consumer_and_claims, consumer_and_tokens, token_and_ticket, holder_of_token, claims),
+        *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, holder, release_claims, tickets_seen, enrol, make_due, note, put_entry, drop_credential, drop_entry),
     )
 }
