@@ -190,9 +190,7 @@ class CompatibleApi:
             raise RefusedError(40001) from None
         except UnknownCredentialError:
             raise RefusedError(48001, f"no {ticket_type} ticket is kept for this account") from None
-        if (
-            reading.credential.app_id != holder.app_id
-        ):  # the account has got another appid since the token was looked up
+        if reading.credential.app_id != holder.app_id:  # the account has got another appid since one was looked up
             raise RefusedError(40001)
         _log(reading, by_token=fingerprint(token))
         return {"errcode": 0, "errmsg": "ok", "ticket": reading.value, "expires_in": reading.expires_in}
