@@ -239,14 +239,20 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(_InTime(connected, ends))
 
 
+class _NotConnectedError(NewConnectionError):
+    def __init__(self, connection: HTTPConnection, reason: str) -> None:
+        super().__init__(connection, reason)
+        self.reason = reason
+
+
 class _Connection(HTTPConnection):
-    """A connection that holds nobody longer than `CONNECT_TIMEOUT` and `READ_TIMEOUT`."""
+    """A connection that holds its caller no longer than `CONNECT_TIMEOUT` and `READ_TIMEOUT`."""
 
     def connect(self) -> None:
         try:
             super().connect()
         except OSError as error:  # TLS errors are among them: whatever it was, the request has not gone out
-            raise NewConnectionError(self, type(error).__name__) from None
+            raise _NotConnectedError(self, type(error).__name__) from None
 
     def _new_conn(self) -> socket.socket:
         ends, failure = time.monotonic() + CONNECT_TIMEOUT, OSError("no address")
@@ -325,7 +331,7 @@ def _send(call: _Call, kept: Session | None = None) -> bytes:
 
 def _transport_failure(error: HTTPError) -> WeChatError:
     if isinstance(error, NewConnectionError):
-        reason = str(error).rpartition(": ")[2]
+        reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
         return _no_answer(f"WeChat could not be reached ({reason})", outcome_known=True)
     return _no_answer(f"the connection broke before WeChat's answer was complete ({type(error).__name__})")
 

@@ -652,6 +652,8 @@ def test_a_peer_without_tls_has_minted_nothing() -> None:
     with peer(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as address:
         error = refused(WeChat(address.replace("http:", "https:"), WECOM, lambda: NOW))
     assert error.outcome_known
+    assert "SSLError" in str(error)  # and the operator sees what it was
+    assert_discreet(error)
 
 
 def test_a_connection_that_is_reset_may_have_minted_a_token() -> None:
