@@ -19,7 +19,7 @@ import certifi
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.util.connection import create_connection
 
 from token_keeper.errors import KeeperError
@@ -118,6 +118,10 @@ class WeChatError(KeeperError):
         self.outcome_known = outcome_known
 
 
+class _BrokenConnectionError(WeChatError):
+    """The connection broke, as one does that was kept for too long. A timeout is none: it would only come again."""
+
+
 @dataclass(frozen=True)
 class _Call:
     method: str
@@ -170,8 +174,8 @@ class WeChat:
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
         try:
             answer = _parse(_send(call, session))
-        except WeChatError as error:
-            if session is None or error.outcome_known:
+        except _BrokenConnectionError:
+            if session is None:
                 raise
             answer = _parse(_send(call, session))
         errcode = _errcode(answer)
@@ -333,7 +337,9 @@ def _transport_failure(error: HTTPError) -> WeChatError:
     if isinstance(error, NewConnectionError):
         reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
         return _no_answer(f"WeChat could not be reached ({reason})", outcome_known=True)
-    return _no_answer(f"the connection broke before WeChat's answer was complete ({type(error).__name__})")
+    kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
+    errmsg = f"the connection broke before WeChat's answer was complete ({type(error).__name__})"
+    return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
 def _parse(body: bytes) -> dict[str, Any]:

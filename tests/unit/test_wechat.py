@@ -729,11 +729,35 @@ def test_a_probe_is_repeated_once_where_a_kept_connection_breaks(wechat: WeChat,
         assert [wechat.accepts(Kind.TOKEN, TOKEN, session) for _ in range(3)] == [True] * 3
 
 
-def test_a_probe_is_repeated_no_more_than_once(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, "", status=502)
+@pytest.mark.parametrize("with_session", [True, False])
+def test_a_probe_is_repeated_no_more_than_once(wechat: WeChat, internet: Internet, with_session: bool) -> None:
+    # Given a peer that breaks every connection
+    def reply(call: Call) -> tuple[int, Mapping[str, str], str]:
+        call.connection.shutdown(socket.SHUT_RDWR)
+        return 200, {}, ALIVE
+
+    internet.answers = reply
     with wechat.probe_session() as session, pytest.raises(WeChatError):
-        wechat.accepts(Kind.TOKEN, TOKEN, session)
-    assert len(internet.calls) == 2
+        wechat.accepts(Kind.TOKEN, TOKEN, session if with_session else None)
+    assert len(internet.calls) == (2 if with_session else 1)
+
+
+def test_a_probe_that_got_an_answer_or_none_in_time_is_not_repeated(
+    wechat: WeChat, internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wechat.probe_session() as session:
+        answer(internet, "", status=502)
+        with pytest.raises(WeChatError):
+            wechat.accepts(Kind.TOKEN, TOKEN, session)
+        assert len(internet.calls) == 1
+        # And the same where it takes too long
+        monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.1)
+        late = threading.Event()
+        internet.answers = lambda _: (200 if late.wait(5) else 500, {}, ALIVE)
+        with pytest.raises(WeChatError):
+            wechat.accepts(Kind.TOKEN, TOKEN, session)
+        assert len(internet.calls) == 2
+        late.set()
 
 
 # --- no secret in any error
