@@ -272,6 +272,7 @@ def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[st
         "version": "2.0",
         "routeKey": route_key,
         "rawPath": request.path,
+        "rawQueryString": request.query_string.decode(errors="replace"),
         "pathParameters": dict(path_parameters),
         **({"queryStringParameters": query} if query else {}),
         **gateway_body(request.get_data(), request.mimetype),

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
-from requests import Session
-
 from token_keeper import budget, renewal
 from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
 from token_keeper.table import Table
-from token_keeper.wechat import PROBE_CONNECTIONS, WeChat, WeChatError
+from token_keeper.wechat import KEPT_CONNECTIONS, Session, WeChat, WeChatError
 
 CHECK_TIME = 20
 """Seconds that a check can take."""
@@ -72,7 +70,7 @@ class Checker:
         counts, after = Counter[bool | None](), progress.after
         with (
             self._wechat.probe_session() as session,
-            ThreadPoolExecutor(PROBE_CONNECTIONS) as workers,
+            ThreadPoolExecutor(KEPT_CONNECTIONS) as workers,
         ):
             for batch in batched(queue, PROBE_BATCH, strict=False):
                 if time_left() < PROBE_TIME:

@@ -89,12 +89,14 @@ class Account:
 @dataclass(frozen=True)
 class Consumer:
     """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
-    its reports of a token that does not work are acted upon."""
+    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it is told,
+    for an SDK that never asks again before these are over; None: as many as are promised."""
 
     name: str
     key_digest: str
     accounts: tuple[str, ...]
     may_report: bool
+    cache_for: int | None = None
 
     def may_read(self, account: str) -> bool:
         """Whether the account's token may be handed to this consumer."""

@@ -117,22 +117,11 @@ class Table:
         credentials = map(_credential, items)
         return {(credential.account, credential.name): credential for credential in credentials}
 
-    def consumer_and_claims(self, key_digest: str, app_id: str) -> tuple[Consumer | None, dict[str, str]]:
-        """A consumer by its key, and the accounts that keep the appid, by endpoint; in one round trip."""
-        claims = [_wire({"pk": f"claim#{app_id}", "sk": endpoint}) for endpoint in (Kind.TOKEN, Kind.STABLE_TOKEN)]
-        items = self._items([_consumer_key(key_digest), *claims])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        holders = {item["sk"]: item["account"] for item in items if item["pk"] != _CONSUMERS}
-        return next(iter(consumers), None), holders
-
-    def consumer_and_tokens(
-        self, key_digest: str, accounts: Iterable[str]
-    ) -> tuple[Consumer | None, dict[str, Credential]]:
-        """A consumer by its key, and the accounts' access tokens, by account; in one round trip."""
-        items = self._items([_consumer_key(key_digest), *(_key(account, ACCESS_TOKEN) for account in accounts)])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        tokens = [_credential(item) for item in items if item["pk"] != _CONSUMERS]
-        return next(iter(consumers), None), {token.account: token for token in tokens}
+    def consumer(self, key_digest: str) -> Consumer | None:
+        """A consumer by its key, read consistently: a revoked key stops working at once."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_consumer_key(key_digest), ConsistentRead=True)
+        return _consumer(_plain(answer["Item"])) if "Item" in answer else None
 
     def entry_and_owner(self, account: Account) -> tuple[Entry | None, str | None]:
         """The account's directory entry, and the account that has claimed its appid; in one round trip."""
@@ -555,7 +544,8 @@ def _account_of(item: dict[str, Any]) -> str:
 
 
 def _consumer(item: dict[str, Any]) -> Consumer:
-    return Consumer(item["name"], item["sk"], tuple(item["accounts"].split()), bool(item["may_report"]))
+    accounts = tuple(item["accounts"].split())
+    return Consumer(item["name"], item["sk"], accounts, bool(item["may_report"]), item.get("cache_for"))
 
 
 def _due(item: dict[str, Any]) -> Due:

@@ -187,7 +187,7 @@ def test_nothing_is_deployed_that_lambda_has_or_nobody_needs(stack: Deployed, fu
     deployed = {path.name.partition("-")[0].partition(".")[0] for path in (stack.built / function).iterdir()}
     assert {"token_keeper", "api", "refresh"} <= deployed
     assert not deployed & {"boto3", "botocore", "s3transfer", "awslambdaric", "tests", "infra", "pytest", "moto"}
-    assert ({"requests", "aws_lambda_powertools"} <= deployed) == (function == "RefreshFunction")
+    assert ({"urllib3", "aws_lambda_powertools"} <= deployed) == (function == "RefreshFunction")
 
 
 def test_a_reader_that_finds_nothing_has_it_fetched(deployed: Deployed) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra.simulated_wechat import Fault
-from tests.world import APPID, SECRET, World
+from tests.world import APPID, SECRET, World, gateway_event
 from token_keeper import budget
 from token_keeper.model import Kind, fingerprint
 
@@ -180,6 +180,17 @@ def test_a_malformed_report_is_refused(world: World, body: str) -> None:
     world.add_account()
     status, answer, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
     assert (status, answer["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str) -> None:
+    # Given a report as an editor or PowerShell writes it, with whatever Content-Type, and with more than is asked for
+    world.add_account()
+    body = f"\ufeff{json.dumps({'access_token': 'another', 'errcode': 40001})}"
+    event = gateway_event("/v1/accounts/main/access-token/reports", body, content_type=content_type)
+    with world.internet():
+        answer = world.api_instance()(event, None)
+    assert json.loads(answer["body"])["outcome"] == "superseded"
 
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:

@@ -464,20 +464,10 @@ def claims(table: Table) -> None:
     assert table.claims("ww1") == {}
 
 
-def consumer_and_claims(table: Table) -> None:
-    # Given a consumer, and an account that keeps an appid
-    consumer = add_consumer(table)
-    table.claim(account())
-    # Then they are found together, and each also without the other
-    assert table.consumer_and_claims(consumer.key_digest, APP_ID) == (consumer, {"token": "main"})
-    assert table.consumer_and_claims("0" * 64, APP_ID)[0] is None
-    assert table.consumer_and_claims(consumer.key_digest, "wx1") == (consumer, {})
-
-
-def consumer_and_tokens(table: Table) -> None:
-    consumer, token = add_consumer(table), published(table)
-    assert table.consumer_and_tokens(consumer.key_digest, ["main", "other"]) == (consumer, {"main": token})
-    assert table.consumer_and_tokens("0" * 64, ()) == (None, {})
+def consumer(table: Table) -> None:
+    shop = add_consumer(table)
+    assert table.consumer(shop.key_digest) == shop
+    assert table.consumer("0" * 64) is None
 
 
 def token_and_ticket(table: Table) -> None:
@@ -515,7 +505,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
         *(credential, entry, entries, page, credentials, due),
         *(take_lease, record_usage, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, tokens, entry_and_owner),
-        *(consumer_and_claims, consumer_and_tokens, token_and_ticket, holder_of_token, claims),
+        *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, set_record_error, put_entry, drop_credential, drop_entry),
     )
 }
