@@ -228,7 +228,7 @@ class EmbeddedAws:
             is_event = request.headers.get("X-Amz-Invocation-Type") == "Event"
             return self._invoke(invoke[1], request.get_data(), is_event=is_event)
         if caller.service not in _SERVICES:
-            raise _RefusedError("AccessDeniedException", f"This stack does not use {caller.service}")
+            raise _RefusedError("AccessDeniedException", f"This stack does not use {caller.service}", 403)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
         return self._pass_on(request, caller.service)

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
+import boto3
 from rich.console import Console
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
@@ -31,7 +32,7 @@ import api
 import refresh
 from infra import local_keys, stack
 from infra.embedded_aws import EmbeddedAws
-from infra.local_keys import OPERATOR
+from infra.local_keys import OPERATOR, KeysError
 from infra.loopback import LOOPBACK, CannotListenError, Server, gateway_body, has_api_key, three_free_ports
 from infra.operations import LOCAL_STACK, OperatorError
 from infra.simulated_wechat import Fault, SimulatedWeChat
@@ -95,7 +96,7 @@ class LocalStack:
     The keys that its servers ask for are in `local_keys.folder(port)`: AWS always asks for one, as do the calls that steer
     the simulated WeChat, and the API where it is open to more than this machine, or has a real account's token.
 
-    Raises CannotListenError where a port cannot be opened, OSError where the keys cannot be written.
+    Raises CannotListenError where a port cannot be opened, KeysError where the keys cannot be written.
     """
 
     def __init__(
@@ -170,12 +171,12 @@ class LocalStack:
         # No CloudWatch reads what the functions write here, so they emit no metrics.
         return self._aws.environment(function) | {"STACK_NAME": ""} | ({} if self._real else simulated)
 
-    def aws_client(self, service: str, role: str = OPERATOR) -> Any:
-        """A client of the embedded AWS with the key of that role: the operator's, or a function's by logical id."""
-        return self._aws.session(role).client(service, endpoint_url=self.aws_url)  # type: ignore[call-overload]
+    def aws_session(self) -> boto3.Session:
+        """A session with the operator's key; its clients are to be given `aws_url`."""
+        return self._aws.session(OPERATOR)
 
     def _add_accounts(self) -> None:
-        ssm = self.aws_client("ssm")
+        ssm = self.aws_session().client("ssm", endpoint_url=self.aws_url)
         for name, record in self._accounts.items():
             if not self._real:
                 add_to_wechat = self.wechat.add_corp_app if "corpid" in record else self.wechat.add_app
@@ -218,14 +219,14 @@ def gateway(
 
     def answer_http(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
+        # Routed as it was sent: an encoded slash is part of a name there, and no separator.
+        path = environ["REQUEST_URI"].partition("?")[0]
         try:
-            # Routed as it was sent: an encoded slash is part of a name there, and no separator.
-            path = environ["REQUEST_URI"].partition("?")[0]
             route_key, quoted = routes.bind_to_environ(environ).match(path)
         except HTTPException:
             route_key, quoted = "", {}
         method, _, route_path = route_key.partition(" ")
-        if method != request.method:  # werkzeug takes HEAD for GET
+        if method != request.method or path.startswith("//"):  # werkzeug takes HEAD for GET, and `//` for `/`
             response = _gateway_error(404, "Not Found")
         elif api_key and _is_signed(route_path) and not has_api_key(environ, api_key):
             response = _gateway_error(403, "Forbidden")
@@ -248,8 +249,8 @@ def _is_signed(path: str) -> bool:
 
 
 def told(summary: Mapping[str, Any]) -> Iterable[str]:
-    """What a wake-up of RefreshFunction did, in plain lines; none for a guard that found nothing to do."""
-    if summary["woken_by"] != "guard" or summary["renewed"] or summary["failed"]:
+    """What an invocation of RefreshFunction did, in plain lines; none for one that found nothing to do."""
+    if summary["renewed"] or summary["failed"]:
         yield f"woken by {summary['woken_by']}"
     for one in summary["renewed"]:
         yield (
@@ -292,18 +293,18 @@ def run(
     stopped = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
         with LocalStack(port=port, host=host, tell=console.print, **options) as local:
             local.tried.wait(timeout=60)
-            console.print(_greeting(local, next(iter(accounts)), "the real one" if record else None), markup=False)
+            console.print(_greeting(local, next(iter(accounts)), "the real one" if record else None))
             stopped.wait()
     except CannotListenError as error:
         remedy = "leave --host out" if error.port is None else "choose three others in a row with --port"
-        raise OperatorError(f"{str(error).capitalize()}: {remedy}.") from None
-    except OSError as error:
-        raise OperatorError(f"The keys cannot be written to {error.filename} ({error.strerror}).") from None
+        raise OperatorError(f"The local stack cannot start: {error}; {remedy}.") from None
+    except KeysError as error:
+        raise OperatorError(f"The local stack cannot start: {error}.") from None
     console.print("stopped")
 
 

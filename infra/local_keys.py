@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
@@ -47,6 +48,10 @@ class LocalKeys:
     api_key: str = field(repr=False)
 
 
+class KeysError(Exception):
+    """The keys cannot be written; the text says where, and why."""
+
+
 def folder(port: int) -> Path:
     """Where the keys of the local stack whose API is on that port are kept."""
     return Path.home() / ".wechat-token-keeper" / f"local-{port}"
@@ -58,9 +63,7 @@ def api_key_file(port: int) -> Path:
 
 
 def write(port: int, endpoint_url: str, keys: Mapping[str, Key], api_key: str) -> None:
-    """Write the key of each role, and the HTTP API's. Raises OSError where that cannot be done."""
-    remove(port)
-    folder(port).mkdir(mode=0o700, parents=True)
+    """Write the key of each role, and the HTTP API's. Raises KeysError where that cannot be done."""
     profiles = ConfigParser(interpolation=None)
     for role, key in keys.items():
         profiles[role] = {
@@ -71,8 +74,13 @@ def write(port: int, endpoint_url: str, keys: Mapping[str, Key], api_key: str) -
         }
     text = io.StringIO()
     profiles.write(text)
-    _write(folder(port) / "credentials", text.getvalue())
-    _write(api_key_file(port), f"{API_KEY_HEADER}: {api_key}\n")
+    remove(port)
+    try:
+        folder(port).mkdir(mode=0o700, parents=True)
+        _write(folder(port) / "credentials", text.getvalue())
+        _write(api_key_file(port), f"{API_KEY_HEADER}: {api_key}\n")
+    except OSError as error:
+        raise KeysError(f"its keys cannot be written to {folder(port)} ({error.strerror})") from None
 
 
 def _write(path: Path, text: str) -> None:
@@ -82,18 +90,19 @@ def _write(path: Path, text: str) -> None:
 
 
 def read(port: int) -> LocalKeys | None:
-    """The operator's keys of the local stack whose API is on that port; None where none is running."""
+    """The operator's keys of the local stack whose API is on that port; None where there are none, or none to be read."""
     profiles = ConfigParser(interpolation=None)
-    profiles.read(folder(port) / "credentials", encoding="ascii")
-    if OPERATOR not in profiles:
+    try:
+        profiles.read(folder(port) / "credentials", encoding="ascii")
+        operator = profiles[OPERATOR]
+        header = api_key_file(port).read_text(encoding="ascii")
+        return LocalKeys(
+            operator["endpoint_url"],
+            Key(operator["aws_access_key_id"], operator["aws_secret_access_key"]),
+            header.partition(": ")[2].rstrip("\n"),
+        )
+    except (OSError, ConfigParserError, KeyError, UnicodeDecodeError):
         return None
-    operator = profiles[OPERATOR]
-    header = api_key_file(port).read_text(encoding="ascii")
-    return LocalKeys(
-        operator["endpoint_url"],
-        Key(operator["aws_access_key_id"], operator["aws_secret_access_key"]),
-        header.partition(": ")[2].rstrip("\n"),
-    )
 
 
 def remove(port: int) -> None:

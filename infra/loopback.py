@@ -147,6 +147,14 @@ class _QuietHandler(WSGIRequestHandler):
     disable_nagle_algorithm = True
     """Head and body are sent apart: with Nagle's algorithm the body waits 40 ms for the head's acknowledgement."""
 
+    def make_environ(self) -> "WSGIEnvironment":
+        """As it is, but with slashes at the start of the path as they were sent: http.server makes one of several."""
+        environ = super().make_environ()
+        _, _, sent = self.requestline.partition(" ")
+        if sent.startswith("//"):
+            environ["REQUEST_URI"] = sent.partition(" ")[0]
+        return environ
+
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Write no line for a request: its URL can hold a secret."""
 

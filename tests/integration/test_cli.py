@@ -20,7 +20,9 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner, Result
 
+from infra import local_keys
 from infra.cli import app
+from infra.local_keys import Key
 
 APPID = "wx617a123bb8bc99cd"
 SECRET = "5f4dcc3b5aa765d61d8327deb882cf99"
@@ -670,13 +672,15 @@ def test_local_operates_the_stack_of_this_machine() -> None:
     server.start()
     _, port = server.get_host_and_port()
     endpoint: Any = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
+    local_keys.write(port - 1, endpoint["endpoint_url"], {"operator": Key.of("operator")}, "api-key")
     boto3.client("cloudformation", **endpoint).create_stack(StackName="local", TemplateBody=json.dumps(TEMPLATE))
     # When an account is added to it
-    elsewhere = {"HTTP_PROXY": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    elsewhere = {"HTTP_PROXY": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_PROFILE": "no-such"}
     local_port = {"TOKEN_KEEPER_LOCAL_PORT": str(port - 1)}
     result = run("--local", "accounts", "add", "main", "--appid", APPID, stdin=SECRET, **elsewhere, **local_port)
     found = boto3.client("ssm", **endpoint).get_parameters_by_path(Path=ACCOUNTS_PATH)["Parameters"]
     server.stop()
+    local_keys.remove(port - 1)
     # Then it is there
     assert result.exit_code == 0, result.output
     assert [one["Name"] for one in found] == [f"{ACCOUNTS_PATH}/main"]
