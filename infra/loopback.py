@@ -22,10 +22,9 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - the name of an address, which only --host
 CONTAINERS_NAME = "host.docker.internal"
 """What containers call the machine that they run on."""
 
-_CANNOT_LISTEN = {
+_PORT_REFUSED = {
     errno.EADDRINUSE: "port {port} is in use by another program",
     errno.EACCES: "port {port} is reserved for administrators",
-    errno.EADDRNOTAVAIL: "{host} is no IPv4 address of this machine",
 }
 
 
@@ -33,11 +32,9 @@ class CannotListenError(OSError):
     """A port cannot be opened; the text says which, and why. `port` is None where the address is the reason."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
-        unknown_name = isinstance(error, socket.gaierror)
-        number = errno.EADDRNOTAVAIL if unknown_name else error.errno or 0
-        text = _CANNOT_LISTEN.get(number, f"{host}:{port} cannot be opened: {error.strerror}")
-        super().__init__(text.format(host=host, port=port))
-        self.port = None if number == errno.EADDRNOTAVAIL else port
+        of_port = _PORT_REFUSED.get(error.errno or 0)
+        super().__init__((of_port or "{host} is no IPv4 address of this machine").format(host=host, port=port))
+        self.port = port if of_port else None
 
 
 class Server:
