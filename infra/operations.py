@@ -307,9 +307,9 @@ class Stack:
         try:
             yield
         except aws.ClientError as error:
-            code, operation = error.response["Error"]["Code"], error.operation_name
-            if self._local and code in (*EXPIRED, "403", "404"):
-                text = f"What answers at {self._endpoint} does not know your keys: {START_LOCAL}"
+            code, operation = error.response.get("Error", {}).get("Code", "Unknown"), error.operation_name
+            if self._local and (code in EXPIRED or operation == "DescribeStacks"):
+                text = f"What answers at {self._endpoint} is no local stack of yours: {START_LOCAL}"
             elif code == "ParameterNotFound":
                 text = f"There is no account '{subject}': `token-keeper accounts list` shows those there are."
             elif code == "ParameterAlreadyExists":
@@ -329,7 +329,7 @@ class Stack:
             ) from None
         except (aws.ConnectionError, aws.HTTPClientError):
             raise OperatorError(self._unreachable(self._endpoint or "AWS")) from None
-        except ResponseParserError:
+        except (ResponseParserError, KeyError):  # botocore raises the latter for XML of another kind
             raise OperatorError(
                 f"{self._endpoint or 'What answers'} is not AWS: another program, or a proxy."
             ) from None

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -684,6 +685,41 @@ def test_local_operates_the_stack_of_this_machine() -> None:
     # Then it is there
     assert result.exit_code == 0, result.output
     assert [one["Name"] for one in found] == [f"{ACCOUNTS_PATH}/main"]
+
+
+@pytest.mark.parametrize("answer", ["<!DOCTYPE html><title>It works", "<html></html>", "", "{}"])
+@pytest.mark.parametrize("status", [200, 400, 403, 404])
+def test_another_program_on_the_local_port(service: Service, status: int, answer: str) -> None:
+    # Given the keys of a local stack that was killed, and a program that has taken its port
+    service.status, service.answer = status, answer
+    port = int(service.url.rpartition(":")[2])
+    local_keys.write(port - 1, service.url, {"operator": Key.of("operator")}, "api-key")
+    # When the local stack is asked
+    result = run("--local", "status", TOKEN_KEEPER_LOCAL_PORT=str(port - 1))
+    local_keys.remove(port - 1)
+    # Then one sentence says that this is no local stack
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert service.url in result.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[operator]\n", "[operator", "<html>", "[operator]\naws_access_key_id = é\n"])
+def test_local_keys_that_cannot_be_read(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a file of keys that a full disk, or another version, has left
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local_keys.folder(3000).mkdir(parents=True)
+    (local_keys.folder(3000) / "credentials").write_text(content)
+    # When / Then
+    result = run("--local", "status", AWS_PROFILE="no-such-profile")
+    assert result.exit_code == 2
+    assert "On port 3000 there is no local stack of yours" in result.stderr
+
+
+def test_a_local_port_that_is_none() -> None:
+    result = run("--local", "status", TOKEN_KEEPER_LOCAL_PORT="70000")
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert "TOKEN_KEEPER_LOCAL_PORT" in result.stderr
 
 
 def test_a_local_stack_that_does_not_run() -> None:
