@@ -84,7 +84,7 @@ def choose_stack(
     region: Annotated[str | None, typer.Option(help="Its AWS region, where the environment names no other.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Operate the stack that `token-keeper local` runs.")] = False,
     local_port: Annotated[
-        int, typer.Option(envvar="TOKEN_KEEPER_LOCAL_PORT", min=1, max=LAST_PORT, hidden=True)
+        int, typer.Option(envvar="TOKEN_KEEPER_LOCAL_PORT", min=0, max=LAST_PORT, hidden=True)
     ] = 3000,
 ) -> None:
     """Keep the access_token of WeChat accounts. The options here come before the command."""

@@ -667,7 +667,13 @@ def test_credentials_that_aws_refuses(service: Service, monkeypatch: pytest.Monk
 # --- the local stack
 
 
-def test_local_operates_the_stack_of_this_machine() -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of its own for the keys of local stacks."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_local_operates_the_stack_of_this_machine(home: None) -> None:
     # Given the embedded AWS of a local stack, on the port after its API's, and an environment that points elsewhere
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -681,7 +687,6 @@ def test_local_operates_the_stack_of_this_machine() -> None:
     result = run("--local", "accounts", "add", "main", "--appid", APPID, stdin=SECRET, **elsewhere, **local_port)
     found = boto3.client("ssm", **endpoint).get_parameters_by_path(Path=ACCOUNTS_PATH)["Parameters"]
     server.stop()
-    local_keys.remove(port - 1)
     # Then it is there
     assert result.exit_code == 0, result.output
     assert [one["Name"] for one in found] == [f"{ACCOUNTS_PATH}/main"]
@@ -689,14 +694,13 @@ def test_local_operates_the_stack_of_this_machine() -> None:
 
 @pytest.mark.parametrize("answer", ["<!DOCTYPE html><title>It works", "<html></html>", "", "{}"])
 @pytest.mark.parametrize("status", [200, 400, 403, 404])
-def test_another_program_on_the_local_port(service: Service, status: int, answer: str) -> None:
+def test_another_program_on_the_local_port(service: Service, home: None, status: int, answer: str) -> None:
     # Given the keys of a local stack that was killed, and a program that has taken its port
     service.status, service.answer = status, answer
     port = int(service.url.rpartition(":")[2])
     local_keys.write(port - 1, service.url, {"operator": Key.of("operator")}, "api-key")
     # When the local stack is asked
     result = run("--local", "status", TOKEN_KEEPER_LOCAL_PORT=str(port - 1))
-    local_keys.remove(port - 1)
     # Then one sentence says that this is no local stack
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
@@ -704,9 +708,8 @@ def test_another_program_on_the_local_port(service: Service, status: int, answer
 
 
 @pytest.mark.parametrize("content", ["", "[operator]\n", "[operator", "<html>", "[operator]\naws_access_key_id = é\n"])
-def test_local_keys_that_cannot_be_read(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_keys_that_cannot_be_read(content: str, home: None) -> None:
     # Given a file of keys that a full disk, or another version, has left
-    monkeypatch.setenv("HOME", str(tmp_path))
     local_keys.folder(3000).mkdir(parents=True)
     (local_keys.folder(3000) / "credentials").write_text(content)
     # When / Then
