@@ -62,14 +62,15 @@ _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunc
 _SERVICES = {
     "cloudformation": "cloudformation",
     "dynamodb": "dynamodb",
+    "lambda": "lambda",
     "monitoring": "cloudwatch",
     "scheduler": "scheduler",
     "sns": "sns",
     "sqs": "sqs",
     "ssm": "ssm",
 }
-"""What the stack and its operator use: moto's name of each service by the one that requests are signed for. Of Lambda there
-is Invoke, and not moto's own, which starts containers."""
+"""What the stack and its operator use: moto's name of each service by the one that requests are signed for. Of moto's Lambda
+only what reads: its other calls start containers."""
 
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<access_key>\w+)/\d{8}/(?P<region>[\w-]+)/(?P<service>[\w-]+)/aws4_request, *"
@@ -227,8 +228,8 @@ class EmbeddedAws:
         if invoke := _INVOKE.fullmatch(request.path):
             is_event = request.headers.get("X-Amz-Invocation-Type") == "Event"
             return self._invoke(invoke[1], request.get_data(), is_event=is_event)
-        if caller.service not in _SERVICES:
-            raise _RefusedError("AccessDeniedException", f"This stack does not use {caller.service}", 403)
+        if caller.service not in _SERVICES or (caller.service == "lambda" and request.method != "GET"):
+            raise _RefusedError("AccessDeniedException", f"This stack does not use that of {caller.service}", 403)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
         return self._pass_on(request, caller.service)

@@ -197,11 +197,13 @@ def test_a_signed_call_that_is_sent_again_later_is_refused(local: LocalStack, mo
         ("s3", "list_buckets", {}),
         ("iam", "list_users", {}),
         ("sts", "get_caller_identity", {}),
-        ("lambda", "list_functions", {}),
-        ("lambda", "get_function", {"FunctionName": "local-RefreshFunction"}),
+        ("lambda", "invoke_async", {"FunctionName": "local-RefreshFunction", "InvokeArgs": b"{}"}),
+        ("lambda", "invoke_with_response_stream", {"FunctionName": "local-RefreshFunction"}),
+        ("lambda", "update_function_code", {"FunctionName": "local-RefreshFunction", "ZipFile": b""}),
+        ("lambda", "delete_function", {"FunctionName": "local-RefreshFunction"}),
     ],
 )
-def test_another_service_is_not_reachable(
+def test_what_the_stack_does_not_use_is_not_reachable(
     local: LocalStack, service: str, operation: str, arguments: dict[str, Any]
 ) -> None:
     client: Any = local.aws_session().client(service, endpoint_url=local.aws_url)  # type: ignore[call-overload]
@@ -236,6 +238,11 @@ def test_a_functions_key_does_what_its_role_may(local: LocalStack) -> None:
     dynamodb.get_item(TableName=local.environment("ApiFunction")["TABLE_NAME"], Key=key)
     with pytest.raises(ClientError, match="AccessDenied"):
         ssm.get_parameter(Name="/wechat-token-keeper/accounts/demo", WithDecryption=True)
+
+
+def test_the_operator_may_look_at_a_function(local: LocalStack) -> None:
+    functions = local.aws_session().client("lambda", endpoint_url=local.aws_url)
+    assert functions.get_function_configuration(FunctionName="local-RefreshFunction")["Timeout"] == 120
 
 
 # --- the simulated WeChat
