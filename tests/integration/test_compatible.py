@@ -62,7 +62,7 @@ def test_the_answers_are_wechats_to_the_byte(world: World) -> None:
     calls = {
         f"/cgi-bin/token?{query}": f'{{"access_token":"{token}","expires_in":6835}}',
         f"/cgi-bin/gettoken?corpid={CORPID}&corpsecret={key}": (
-            f'{{"errcode":0,"errmsg":"ok","access_token":"{corp_token}","expires_in":145}}'
+            f'{{"errcode":0,"errmsg":"ok","access_token":"{corp_token}","expires_in":6895}}'
         ),
         f"/cgi-bin/ticket/getticket?access_token={token}&type=jsapi": (
             f'{{"errcode":0,"errmsg":"ok","ticket":"{ticket}","expires_in":145}}'

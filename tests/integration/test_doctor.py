@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from infra.cli import app
 from infra.local import LocalStack
+from infra.loopback import three_free_ports
 from infra.simulated_wechat import Fault
-from tests.ports import three_free_ports
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 TOKEN = "/cgi-bin/token"
@@ -23,16 +23,16 @@ pytestmark = pytest.mark.xdist_group("local")
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalStack]:
-    with LocalStack(port=three_free_ports(), speed=1) as local:
+    with LocalStack() as local:
         assert local.tried.wait(30)
         yield local
 
 
 @pytest.fixture
 def aws(local: LocalStack, monkeypatch: pytest.MonkeyPatch) -> boto3.Session:
-    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", local.api_url.rpartition(":")[2])
+    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
     monkeypatch.setenv("AWS_ENDPOINT_URL", local.aws_url)
-    return boto3.Session("operator", "operator", region_name=REGION)
+    return local.aws_session()
 
 
 def doctor(*arguments: str) -> Result:

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from typing import Any
 
-import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from infra.embedded_aws import EmbeddedAws
+from infra.local_keys import OPERATOR
 from token_keeper.aws import RefusedError
 from token_keeper.aws import client as reader_client
 
@@ -53,7 +53,7 @@ def aws(refresher: Refresher) -> Iterator[EmbeddedAws]:
 
 def client(aws: EmbeddedAws, service: str, function: str | None = None) -> Any:
     """A client with the function's role; without one, an operator's."""
-    session = aws.session(function) if function else boto3.Session("operator", "secret", region_name="us-east-1")
+    session = aws.session(function or OPERATOR)
     return session.client(service, endpoint_url=aws.endpoint_url, config=Config(retries={"total_max_attempts": 1}))  # type: ignore[call-overload]
 
 
@@ -84,8 +84,8 @@ def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: Embed
         "AWS_ENDPOINT_URL": aws.endpoint_url,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "ApiFunction",
-        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_ACCESS_KEY_ID": aws.keys["ApiFunction"].access_key,
+        "AWS_SECRET_ACCESS_KEY": aws.keys["ApiFunction"].secret_key,
     }
 
 
