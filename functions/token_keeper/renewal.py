@@ -88,7 +88,10 @@ def expiry(credential: Credential, grant: Grant) -> int:
     is_ticket = credential.kind in TICKETS
     if grant.value == credential.value:
         is_first = is_ticket and credential.previous_fingerprint is None
-        return at_least if is_first or grant.asked_at >= credential.expires_at else min(credential.expires_at, claimed)
+        ends_at = credential.fetched_at + grant.expires_in if is_first else credential.expires_at
+        if grant.asked_at >= ends_at:
+            return at_least
+        return min(ends_at, at_least if is_first else claimed)
     if credential.value is None:
         return at_least if is_ticket else claimed
     created_at = min(grant.asked_at, credential.expires_at, credential.at_risk_since or grant.asked_at)

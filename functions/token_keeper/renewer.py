@@ -231,7 +231,8 @@ class Renewer:
 
     def _fail(self, attempt: Attempt, error: KeeperError) -> Outcome:
         leased, failure = attempt.leased, error.failure(self._now())
-        due_at = failure.at + renewal.retry_after(failure, leased.failures + 1)
+        # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
+        due_at = attempt.began_at + renewal.retry_after(failure, leased.failures + 1)
         refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
         is_recorded = self._table.record_failure(
             leased, failure, attempt.usage, due_at=due_at, at_risk=attempt.at_risk, refused=refused

@@ -216,6 +216,9 @@ def test_a_dead_renewal_is_repaired_while_the_old_token_works() -> None:
         # The first ticket may have been created for another client: trusted 300 s at a time
         ({"value": None}, "new", FETCHED, FETCHED + 300),
         ({"expires_at": FETCHED + 300}, "old", FETCHED + 150, FETCHED + 450),
+        # but not beyond its life as seen from the first time, unless WeChat goes on to repeat it
+        ({"expires_at": FETCHED + 7100}, "old", FETCHED + 7000, FETCHED + 7200),
+        ({"expires_at": FETCHED + 7200}, "old", FETCHED + 7200, FETCHED + 7500),
         # Its successor is known from the beginning
         ({"expires_at": FETCHED + 300}, "new", FETCHED + 150, FETCHED + 7350),
         # The response of an attempt a minute ago was lost: the ticket may be the one that it made
