@@ -41,7 +41,7 @@ REGION = "us-east-1"
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
     *("AWS::Lambda::Permission", "AWS::IAM::RolePolicy"),
-    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm"),
+    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::EC2::EIPAssociation"),
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 
