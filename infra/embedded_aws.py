@@ -40,8 +40,8 @@ REGION = "us-east-1"
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    *("AWS::Lambda::Permission", "AWS::IAM::RolePolicy"),
-    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::EC2::EIPAssociation"),
+    *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy", "AWS::EC2::EIPAssociation"),
+    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 
@@ -51,7 +51,9 @@ _TEMPLATES = "templates"
 _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
 
-_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+)[^/]*/invocations")
+_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+(?::[^/:]+)?)/invocations")
+"""The name of a function, or `name:alias`."""
+
 _CHANGES = {"ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"}
 
 type Function = Callable[[dict[str, Any]], object]
@@ -82,8 +84,9 @@ class EmbeddedAws:
     def start(self, functions: Mapping[str, Function]) -> Self:
         """Make the stack and listen.
 
-        `functions` by logical id: each takes the event and returns what `json` can write. They are looked up when they
-        are invoked, so that they can be made after the start, with what `environment` says.
+        `functions` by logical id: each takes the event and returns what `json` can write; `logical id:alias` names the
+        one for what comes through an alias, if it is another. They are looked up when they are invoked, so that they can
+        be made after the start, with what `environment` says.
         """
         self._functions = functions
         self._make_stack()
@@ -167,6 +170,10 @@ class EmbeddedAws:
             if resource["Type"] == "AWS::Lambda::Function"
         }
         self._logical_ids = {self._resources[name].function_name: name for name in roles}
+        for resource in declared.values():
+            if resource["Type"] == "AWS::Lambda::Alias":
+                name, alias = resource["Properties"]["FunctionName"]["Ref"], resource["Properties"]["Name"]
+                self._logical_ids[f"{self._resources[name].function_name}:{alias}"] = f"{name}:{alias}"
         self._statements: dict[str, list[_Statement]] = {
             name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
             for name, role in roles.items()
@@ -217,7 +224,8 @@ class EmbeddedAws:
         if statements is None:
             return None
         for resource in call.resources:
-            if not any(_allows(statement, call.action, resource) for statement in statements):
+            effects = {statement["Effect"] for statement in statements if _applies(statement, call, resource)}
+            if effects != {"Allow"}:
                 return f"{call.access_key} is not authorized to perform: {call.action} on resource: {resource}"
         return None
 
@@ -237,7 +245,8 @@ class EmbeddedAws:
     def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
         """Invoke a function: its answer as JSON, and whether it failed."""
         try:
-            return json.dumps(self._functions[logical_id](event)), False
+            function = self._functions.get(logical_id) or self._functions[logical_id.partition(":")[0]]
+            return json.dumps(function(event)), False
         except Exception as error:
             _logger.exception("%s failed", logical_id)
             # Lambda answers with the exception's text; who asked learns no more here than it needs to.
@@ -327,14 +336,41 @@ def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
     return ["*"]
 
 
-def _allows(statement: _Statement, action: str, resource: str) -> bool:
-    """Whether the statement allows it. No condition is evaluated: a statement that has one allows nothing."""
+def _applies(statement: _Statement, call: _Call, resource: str) -> bool:
     return (
-        statement["Effect"] == "Allow"
-        and "Condition" not in statement
-        and any(fnmatchcase(action, pattern) for pattern in _listed(statement["Action"]))
+        any(fnmatchcase(call.action, pattern) for pattern in _listed(statement["Action"]))
         and any(fnmatchcase(resource, pattern) for pattern in _listed(statement["Resource"]))
+        and _holds(statement.get("Condition", {}), statement["Effect"], call)
     )
+
+
+def _holds(condition: Mapping[str, Mapping[str, Any]], effect: str, call: _Call) -> bool:
+    """Whether a statement's condition holds. One that is not known here lets nothing pass: it denies and does not allow."""
+    return all(
+        _test(operator, key, wanted, effect, call)
+        for operator, keys in condition.items()
+        for key, wanted in keys.items()
+    )
+
+
+def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> bool:
+    match operator, key:
+        case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
+            keys = _leading_keys(call.body)
+            return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+        case "StringEquals", "ssm:Recursive":
+            return json.dumps(call.body.get("Recursive", False)) == str(wanted)
+        case _:
+            return effect == "Deny"
+
+
+def _leading_keys(body: Mapping[str, Any]) -> list[str]:
+    """The partition keys that a request to DynamoDB is about; none where it names them in another way than ours do."""
+    keys = [body[name]["pk"] for name in ("Key", "Item") if name in body]
+    keys += [key["pk"] for request in body.get("RequestItems", {}).values() for key in request["Keys"]]
+    if named := re.match(r"pk = (:\w+)", body.get("KeyConditionExpression", "")):
+        keys.append(body["ExpressionAttributeValues"][named[1]])
+    return [key["S"] for key in keys]
 
 
 def _listed(one_or_more: str | list[str]) -> list[str]:

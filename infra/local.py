@@ -72,8 +72,9 @@ class Clock:
 class _Context:
     """What Lambda tells a function of its invocation, as far as ours ask."""
 
-    def __init__(self, clock: Clock, timeout: int) -> None:
+    def __init__(self, clock: Clock, timeout: int, function: str) -> None:
         self._clock, self._ends_at = clock, clock() + timeout
+        self.invoked_function_arn = f"arn:aws:lambda:{REGION}:123456789012:function:{LOCAL_STACK}-{function}"
 
     def get_remaining_time_in_millis(self) -> int:
         return int((self._ends_at - self._clock()) * 1000)
@@ -132,6 +133,7 @@ class LocalStack:
         self._refresh_handler = refresh.connect(self.environment("RefreshFunction"), *time, client)
         self._api_handler = api.connect(self.environment("ApiFunction"), *time)
         functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api}
+        functions["RefreshFunction:readers"] = partial(self._refresh, name="RefreshFunction:readers")
         wechat.start()
         http.start()
         self._add_account()
@@ -160,8 +162,8 @@ class LocalStack:
 
     # --- the functions
 
-    def _refresh(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"]))
+    def _refresh(self, event: Mapping[str, Any], name: str = "RefreshFunction") -> dict[str, Any]:
+        summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"], name))
         for line in told(summary):
             self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
         if summary["renewed"] or summary["failed"]:
@@ -169,7 +171,7 @@ class LocalStack:
         return summary
 
     def _api(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return self._api_handler(event, _Context(self.clock, self._timeouts["ApiFunction"]))
+        return self._api_handler(event, _Context(self.clock, self._timeouts["ApiFunction"], "ApiFunction"))
 
     def _run_schedule(self, schedule: stack.Schedule) -> None:
         while not self._stopping.is_set():
@@ -253,8 +255,13 @@ def run(port: int, speed: float, host: str, record: Mapping[str, str] | None) ->
 
 
 def _rule(route: stack.Route) -> Rule:
-    path = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
-    return Rule(path, methods=[route.method], endpoint=f"{route.method} {route.path}", strict_slashes=True)
+    path = re.sub(r"\{(\w+)\}", r"<\1>", route.path).replace("{proxy+}", "<path:proxy>")
+    return Rule(
+        path,
+        methods=None if route.method == "ANY" else [route.method],
+        endpoint=f"{route.method} {route.path}",
+        strict_slashes=True,
+    )
 
 
 def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[str, str]) -> dict[str, Any]:

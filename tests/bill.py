@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Printed
 
+from infra.stack import translate
 from tests.integration.test_calls import Kept
 from token_keeper import renewal
 
@@ -56,6 +57,9 @@ API Gateway's access log."""
 
 NANO_DISK = 4
 """GB of the NAT instance's disk (infra/egress.yaml)."""
+
+LARGEST_BODY = 20
+"""What API Gateway counts the largest request as that it takes, of 10 MB: one for each 512 KB."""
 
 SOURCES = {
     "Lambda, arm64": "https://aws.amazon.com/lambda/pricing/",
@@ -229,6 +233,13 @@ def egress(accounts: int) -> dict[str, Usage]:
     }
 
 
+def worst_day() -> float:
+    """Requests of a day in which all open routes are asked without a valid key, as fast as their limits let through."""
+    resources = translate()["Resources"].values()
+    (stage,) = (one["Properties"] for one in resources if one["Type"] == "AWS::ApiGatewayV2::Stage")
+    return float(sum(limit["ThrottlingRateLimit"] for limit in stage["RouteSettings"].values()) * 86400)
+
+
 def dollars(usage: Usage) -> float:
     """What a usage costs a month."""
     return sum(max(units - price.free, 0) * price.dollars for price, units in usage.items())
@@ -272,6 +283,12 @@ def main() -> None:
     one, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
     console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
     console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
+    requests = worst_day()
+    console.print(
+        f"a day of requests without a valid key, at the limits of the open routes: {requests / 1e6:.1f} M requests, "
+        f"{dollars(reading(requests)):.0f} $; with bodies of 10 MB, {LARGEST_BODY} requests each to the gateway, "
+        f"{dollars({API: requests * (LARGEST_BODY - 1)}):.0f} $ more"
+    )
     allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
     console.print(
         f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"

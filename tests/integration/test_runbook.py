@@ -128,5 +128,5 @@ def lose_the_table(local: LocalStack) -> None:
 
 
 def main_tick(local: LocalStack) -> None:
-    function = local.environment("ApiFunction")["REFRESH_FUNCTION_NAME"]
+    function = local.environment("ApiFunction")["REFRESH_FUNCTION_NAME"].removesuffix(":readers")
     boto3.client("lambda", endpoint_url=local.aws_url).invoke(FunctionName=function, Payload='{"wake": "tick"}')

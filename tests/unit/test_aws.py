@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
+import boto3
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -231,6 +232,17 @@ def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> N
         "/2015-03-31/functions/f/invocations",
     ]
     assert service.requests[1][2] == b'{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    "name", ["refresh", "refresh:readers", "arn:aws:lambda:us-east-1:123456789012:function:f:readers"]
+)
+def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, name: str) -> None:
+    aws.client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
+    session = boto3.Session("key-id", "secret-key", region_name="us-east-1")
+    session.client("lambda", endpoint_url=service.url).invoke(FunctionName=name, Payload="{}")
+    (ours, _, _), (boto3s, _, _) = service.requests
+    assert ours == boto3s
 
 
 def test_many_threads_share_a_client(service: Service) -> None:

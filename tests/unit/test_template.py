@@ -12,9 +12,11 @@ import pytest
 from moto.events.models import EventPattern
 from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
+from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from tests.bill import READ_SECONDS
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -31,7 +33,7 @@ READERS_CALLS = {
     ("dynamodb:Query", "TokenTable.Arn"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/fingerprint"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/previous_fingerprint"),
-    ("lambda:InvokeFunction", "RefreshFunction.Arn"),
+    ("lambda:InvokeFunction", "${RefreshFunction.Arn}:readers"),
 }
 ACCOUNTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/accounts"
 REFRESHERS_CALLS = {
@@ -48,6 +50,15 @@ REFRESHERS_CALLS = {
     ("ssm:GetParameters", f"{ACCOUNTS_ARN}/*"),
     ("sqs:SendMessage", "DeadLetterQueue.Arn"),
 }
+INTERFACE_CALLS = {
+    ("ec2:AssignPrivateIpAddresses", "*"),
+    ("ec2:CreateNetworkInterface", "*"),
+    ("ec2:DeleteNetworkInterface", "*"),
+    ("ec2:DescribeNetworkInterfaces", "*"),
+    ("ec2:DescribeSubnets", "*"),
+    ("ec2:UnassignPrivateIpAddresses", "*"),
+}
+"""What Lambda does with RefreshFunction's role: it makes and removes network interfaces."""
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +75,18 @@ def of_type(template: Template, kind: str) -> dict[str, dict[str, Any]]:
     return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
 
 
+def statements(role: dict[str, Any], effect: str) -> Iterator[dict[str, Any]]:
+    for policy in role["Policies"]:
+        yield from (one for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == effect)
+
+
 def calls(role: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each (action, resource) that a role's statements allow, resources in the template's words."""
-    for policy in role["Policies"]:
-        for statement in policy["PolicyDocument"]["Statement"]:
-            assert statement["Effect"] == "Allow"
-            for resource in listed(statement["Resource"]):
-                if isinstance(resource, dict):
-                    resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
-                yield from ((action, resource) for action in listed(statement["Action"]))
+    for statement in statements(role, "Allow"):
+        for resource in listed(statement["Resource"]):
+            if isinstance(resource, dict):
+                resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
+            yield from ((action, resource) for action in listed(statement["Action"]))
 
 
 def listed(one_or_more: Any) -> list[Any]:
@@ -91,7 +105,7 @@ def test_no_version_is_published_and_the_gateway_calls_latest(template: Template
     called = {
         operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
         for path in api["Body"]["paths"].values()
-        for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
+        for operation in path.values()
     }
     assert called == {"${ApiFunction.Arn}/invocations"}
     permitted = [
@@ -192,6 +206,10 @@ COMPATIBLE_ROUTES = {
     Route("POST", "/cgi-bin/stable_token", "ApiFunction"),
     Route("GET", "/cgi-bin/gettoken", "ApiFunction"),
     Route("GET", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("POST", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/get_jsapi_ticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/ticket/get", "ApiFunction"),
+    Route("ANY", "/cgi-bin/{proxy+}", "ApiFunction"),
 }
 
 
@@ -207,40 +225,64 @@ def test_every_route_has_no_prefix_and_those_of_v1_need_iam(template: Template) 
     assert stage["StageName"] == "$default"
 
 
-def test_switched_off_the_routes_in_wechats_format_do_not_exist(template: Template) -> None:
+@pytest.mark.parametrize(("switch", "authorizer"), [("enabled", "NONE"), ("disabled", "AWS_IAM")])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_routes_in_wechats_format_need_iam_if_disabled(region: str, switch: str, authorizer: str) -> None:
     # When
-    switched_off = translate({"WeChatCompatibleApi": "disabled"})
+    template = translate({"WeChatCompatibleApi": switch}, region=region)
 
     # Then
-    assert set(routes(switched_off)) == V1_ROUTES
-    assert switched_off["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway may then not call the function for them either
+    assert template["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": [switch, "enabled"]}
+    body = properties(template, "HttpApi")["Body"]
+    operations = [
+        operation for path in {route.path for route in COMPATIBLE_ROUTES} for operation in body["paths"][path].values()
+    ]
+    assert len(operations) == len(COMPATIBLE_ROUTES)
+    for operation in operations:
+        condition, enabled, disabled = operation["security"]["Fn::If"]
+        assert condition == "HasCompatibleApi"
+        assert (enabled if switch == "enabled" else disabled) == [{authorizer: []}]
+        assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    assert set(body["components"]["securitySchemes"]) == {"AWS_IAM"}  # an authorizer that does not exist is none
+
+
+def test_the_gateway_may_call_the_function_for_wechats_format(template: Template) -> None:
     permission = template["Resources"]["CompatibleApiPermission"]
-    assert permission["Condition"] == "HasCompatibleApi"
+
+    assert permission["Properties"]["FunctionName"] == {"Ref": "ApiFunction"}
     assert permission["Properties"]["SourceArn"]["Fn::Sub"].endswith("${HttpApi}/*/*/cgi-bin/*")
 
 
-def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
-    paths = properties(template, "HttpApi")["Body"]["paths"]
+def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template) -> None:
+    # Given
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+    rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    for path in {route.path for route in COMPATIBLE_ROUTES}:
-        condition, operations, otherwise = paths[path]["Fn::If"]
-        assert (condition, otherwise) == ("HasCompatibleApi", {})
-        for operation in operations.values():
-            # Otherwise SAM would add the API's default authorizer.
-            assert operation["security"] == [{"NONE": []}]
-            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
+    assert sum(rates.values()) == 285
+    others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
+    assert rates["ANY /cgi-bin/{proxy+}"] < min(others)
+    for limit in stage["RouteSettings"].values():
+        assert limit["ThrottlingBurstLimit"] == 2 * limit["ThrottlingRateLimit"]
+    # And all of them together take less than half of the 10 executions of a new AWS account
+    assert sum(rates.values()) * READ_SECONDS < 5
 
 
-@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
+@pytest.mark.parametrize("switch", ["enabled", "disabled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
-def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
+def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
     # When SAM's own command line reads the template
     stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
     found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
-    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
+    every_method = set(SamRoute.ANY_HTTP_METHODS)
+    assert {
+        Route(method, route.path, route.function_name)
+        for route in found
+        for method in (["ANY"] if set(route.methods) == every_method else route.methods)
+    } == V1_ROUTES | COMPATIBLE_ROUTES
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
@@ -373,17 +415,24 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
-        "REFRESH_FUNCTION_NAME": {"Ref": "RefreshFunction"},
+        "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
     }
 
 
 def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> None:
-    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS
+    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS | INTERFACE_CALLS
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
+
+
+def test_readers_invoke_an_alias_that_follows_the_latest_code(template: Template) -> None:
+    (alias,) = of_type(template, "AWS::Lambda::Alias").values()
+
+    assert alias == {"FunctionName": {"Ref": "RefreshFunction"}, "FunctionVersion": "$LATEST", "Name": "readers"}
+    assert template["Resources"]["ApiFunction"]["DependsOn"] == "ReadersAlias"
 
 
 def test_only_the_refresher_can_read_an_account_parameter() -> None:
@@ -395,14 +444,48 @@ def test_only_the_refresher_can_read_an_account_parameter() -> None:
             if any(action.startswith(("ssm:", "kms:")) for action, _ in calls(role))
         }
         assert readers == {"RefreshFunctionRole"}
-        assert "ManagedPolicyArns" not in properties(template, "ApiFunctionRole")
+
+
+def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template) -> None:
+    role = properties(template, "RefreshFunctionRole")
+
+    for statement in statements(role, "Allow"):
+        if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
+            keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+
+
+@pytest.mark.parametrize(("region", "partition"), [("us-east-1", "aws"), ("cn-north-1", "aws-cn")])
+def test_a_stack_reads_no_secret_of_a_path_within_its_own(region: str, partition: str) -> None:
+    template = translate({"AccountsPath": "/a"}, region=region)
+    deeper, recursive, *_ = statements(properties(template, "RefreshFunctionRole"), "Deny")
+
+    arn = f"arn:{partition}:ssm:{region}:${{AWS::AccountId}}:parameter/a"
+    assert deeper == {"Effect": "Deny", "Action": "ssm:GetParameters", "Resource": {"Fn::Sub": f"{arn}/*/*"}}
+    assert (recursive["Action"], recursive["Resource"]) == ("ssm:GetParametersByPath", {"Fn::Sub": arn})
+    assert recursive["Condition"] == {"StringEquals": {"ssm:Recursive": "true"}}
+
+
+@pytest.mark.parametrize("mode", ["none", "existing", "managed"])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_interfaces_are_made_and_removed_by_lambda_alone(region: str, mode: str) -> None:
+    # Given a function that is in a VPC, has left it, or never was in one
+    role = properties(translate({"EgressMode": mode}, region=region), "RefreshFunctionRole")
+
+    # Then its interfaces can be removed, without AWS's policy and its wildcard on logs
+    assert "ManagedPolicyArns" not in role
+    assert {call for call in calls(role) if call[0].startswith("ec2:")} == INTERFACE_CALLS
+    # But not by the function's code, whose ARN Lambda puts into what it asks for
+    (denied,) = (one for one in statements(role, "Deny") if one["Resource"] == "*")
+    assert {(action, "*") for action in denied["Action"]} == INTERFACE_CALLS
+    assert denied["Condition"] == {"Null": {"lambda:SourceFunctionArn": "false"}}
 
 
 def test_no_role_may_do_everything_or_anything_to_everything(template: Template) -> None:
     for role in of_type(template, "AWS::IAM::Role").values():
         for action, resource in calls(role):
             assert "*" not in action
-            assert resource != "*"
+            assert resource != "*" or (action, resource) in INTERFACE_CALLS
 
 
 def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
@@ -546,12 +629,6 @@ def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> 
         "SecurityGroupIds": {"Fn::Split": [",", "sg-1"]},
     }
     assert "VpcConfig" not in properties(template, "ApiFunction")
-    # The one wildcard: AWS's own policy for network interfaces.
-    assert properties(template, "RefreshFunctionRole")["ManagedPolicyArns"]["Fn::If"] == [
-        "HasVpc",
-        ["arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"],
-        NOTHING,
-    ]
 
 
 def test_without_an_own_address_there_is_no_network() -> None:
