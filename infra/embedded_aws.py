@@ -42,6 +42,7 @@ _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
     *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy", "AWS::EC2::EIPAssociation"),
     *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
+    "AWS::CloudFormation::WaitConditionHandle",
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 

@@ -14,7 +14,9 @@ from samcli.lib.providers.api_provider import ApiProvider
 from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+from werkzeug.test import Client
 
+from infra.local import gateway
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
 from tests.bill import READ_SECONDS
 
@@ -269,6 +271,30 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
     assert sum(rates.values()) * READ_SECONDS < 5
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("GET", "/cgi-bin/ticket/get", "GET /cgi-bin/ticket/get"),
+        ("POST", "/cgi-bin/ticket/getticket", "POST /cgi-bin/ticket/getticket"),
+        ("POST", "/cgi-bin/gettoken", "ANY /cgi-bin/{proxy+}"),
+        ("PUT", "/cgi-bin/user/info", "ANY /cgi-bin/{proxy+}"),
+        ("GET", "/v1/accounts", "GET /v1/accounts"),
+        ("POST", "/v1/accounts", None),
+    ],
+)
+def test_the_local_gateway_chooses_the_most_specific_route(
+    template: Template, method: str, path: str, route: str | None
+) -> None:
+    # Given the local gateway, and a function that answers with the route
+    serve = gateway(template, lambda event: {"body": event["routeKey"], "statusCode": 200, "headers": {}})
+
+    # When
+    answer = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
+
+    # Then
+    assert (answer.text if answer.status_code == 200 else None) == route
+
+
 @pytest.mark.parametrize("switch", ["enabled", "disabled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
 def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
@@ -323,6 +349,29 @@ def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template
         assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
         assert schedule["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 300
         assert schedule["Target"]["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
+
+
+def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> None:
+    # Given the longest name that the nested stack lets pass
+    longest = nested(template, "StackName")["Parameters"]["Name"]["MaxLength"]
+    assert properties(template, "StackName")["Parameters"] == {"Name": {"Ref": "AWS::StackName"}}
+
+    # Then the names of the schedules are as long as Scheduler takes them at most
+    for schedule in of_type(template, "AWS::Scheduler::Schedule").values():
+        assert len(schedule["Name"]["Fn::Sub"].replace("${AWS::StackName}", "n" * longest)) <= 64
+    # And nothing is made before it has passed
+    checked = {"StackName"}
+    while more := {
+        name for name, resource in template["Resources"].items() if name not in checked and needed(resource) & checked
+    }:
+        checked |= more
+    assert checked == set(template["Resources"])
+
+
+def needed(resource: dict[str, Any]) -> set[str]:
+    """What a resource depends on: named in so many words, or referred to."""
+    references = re.findall(r'"Ref": "(\w+)"|"Fn::GetAtt": \["(\w+)"|\$\{(\w+)[.}]', json.dumps(resource))
+    return {*listed(resource.get("DependsOn", [])), *(name for names in references for name in names)}
 
 
 def test_a_late_guard_or_probe_is_not_delivered_again(template: Template) -> None:
