@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy"),
+    *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy", "AWS::EC2::EIPAssociation"),
     *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
     "AWS::CloudFormation::WaitConditionHandle",
 )

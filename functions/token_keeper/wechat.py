@@ -399,5 +399,6 @@ def _ip_remedy(errmsg: str) -> str:
     address = found.group() if found else "the address in WeChat's message"
     return (
         f"Add {address} to the IP whitelist (公众平台 > 设置与开发 > 基本配置 > IP白名单; 企业微信 > 应用 > 企业可信IP). "
-        "A Lambda's address changes: for a fixed one deploy with EgressMode=managed and add the output EgressIp."
+        "A Lambda's address changes: for a fixed one deploy with EgressMode=managed (a NAT gateway, about 36.50 USD a month) "
+        "or EgressMode=instance (a small server, about 7 USD a month), and add the output EgressIp."
     )

@@ -55,7 +55,11 @@ def test_a_failure_shows_what_happened_and_what_to_do(world: World) -> None:
     assert (error["class"], error["errcode"], error["at"]) == ("configuration", 40164, "2026-09-21T16:03:20Z")
     assert "rid: 617682e0-09059ac5" in error["errmsg"]
     assert "8.149.1.2" in error["remedy"]
-    assert "EgressMode=managed" in error["remedy"]
+    for mode_and_price in (
+        "EgressMode=managed (a NAT gateway, about 36.50",
+        "EgressMode=instance (a small server, about 7",
+    ):
+        assert mode_and_price in error["remedy"]
     assert "EgressIp" in error["remedy"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +131,8 @@ def test_the_contracts_names_are_there(template: Template) -> None:
     assert defaults["RefreshRate"] == "rate(110 minutes)"
     assert defaults["GuardRate"] == "rate(1 minute)"
     assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn", "AlarmEmail"}
-    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed"]
+    assert defaults["EgressZone"] == defaults["EgressAllocationId"] == ""
+    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed", "instance"]
     assert "EgressIp" in template["Outputs"]
 
 
@@ -622,13 +624,50 @@ def test_a_runaway_client_is_throttled(template: Template) -> None:
     assert 0 < stage["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 1000
 
 
-def vpc_of(template: Template) -> dict[str, Any]:
-    """What the conditions of a template with a VPC make of RefreshFunction's network."""
-    condition, inside, outside = properties(template, "RefreshFunction")["VpcConfig"]["Fn::If"]
-    assert outside == NOTHING
-    managed = template["Conditions"]["HasManagedEgress"]["Fn::Equals"]
-    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [managed[0], "none"]}]}
-    return {name: value["Fn::If"][1 if managed[0] == managed[1] else 2] for name, value in inside.items()}
+def holds(condition: Any, template: Template) -> bool:
+    """Whether a condition of a filled-in template holds."""
+    match condition:
+        case str(name) | {"Condition": str(name)}:
+            return holds(template["Conditions"][name], template)
+        case {"Fn::Equals": [left, right]}:
+            return bool(left == right)
+        case {"Fn::Not": [one]}:
+            return not holds(one, template)
+        case {"Fn::And": several}:
+            return all(holds(one, template) for one in several)
+        case {"Fn::Or": several}:
+            return any(holds(one, template) for one in several)
+    raise AssertionError(condition)
+
+
+def resolved(node: Any, template: Template) -> Any:
+    """The node without what conditions leave out."""
+    match node:
+        case {"Fn::If": [name, then, otherwise]}:
+            return resolved(then if holds(name, template) else otherwise, template)
+        case dict():
+            kept = {key: resolved(value, template) for key, value in node.items()}
+            return {key: value for key, value in kept.items() if value != NOTHING}
+        case list():
+            return [resolved(one, template) for one in node]
+    return node
+
+
+def deployed(template: Template) -> Template:
+    """The resources and outputs that conditions leave."""
+    return {
+        part: {
+            name: resolved(one, template)
+            for name, one in template[part].items()
+            if "Condition" not in one or holds(one["Condition"], template)
+        }
+        for part in ("Resources", "Outputs")
+    }
+
+
+def vpc_of(template: Template) -> Any:
+    """What the conditions of a template leave of RefreshFunction's network."""
+    return properties(deployed(template), "RefreshFunction").get("VpcConfig")
 
 
 def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
@@ -641,42 +680,159 @@ def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> 
     assert "VpcConfig" not in properties(template, "ApiFunction")
 
 
-def test_managed_egress_gives_the_refresher_one_address_and_lets_it_only_call_out() -> None:
+def test_without_an_own_address_there_is_no_network() -> None:
+    for mode, makes in (("none", False), ("existing", False), ("managed", True), ("instance", True)):
+        template = deployed(translate({"EgressMode": mode, "SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"}))
+        assert ("Egress" in template["Resources"], "EgressIp" in template["Outputs"]) == (makes, makes)
+        assert ("VpcConfig" in properties(template, "RefreshFunction")) is (mode != "none")
+
+
+def egress_of(mode: str, **parameters: str) -> Template:
+    """What is deployed for an address of its own."""
+    return deployed(nested(translate({"EgressMode": mode, **parameters}), "Egress"))
+
+
+@pytest.mark.parametrize(("mode", "way_out"), [("managed", "NatGateway"), ("instance", "InstanceInterface")])
+def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: str) -> None:
     # Given
-    template = translate({"EgressMode": "managed"})
+    template, egress = translate({"EgressMode": mode}), egress_of(mode)
 
-    # When
-    egress = nested(template, "Egress")
-
-    # Then
+    # Then the function goes there, and the address is told
     assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
         "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],
     }
-    for conditional in (template["Resources"]["Egress"], template["Outputs"]["EgressIp"]):
-        assert conditional["Condition"] == "HasManagedEgress"
     assert template["Outputs"]["EgressIp"]["Value"] == {"Fn::GetAtt": ["Egress", "Outputs.Ip"]}
-    assert len(of_type(egress, "AWS::EC2::EIP")) == len(of_type(egress, "AWS::EC2::NatGateway")) == 1
-    (group,) = of_type(egress, "AWS::EC2::SecurityGroup").values()
+    (address,) = of_type(egress, "AWS::EC2::EIP")
+    assert egress["Outputs"]["Ip"]["Value"] == {"Ref": address}
+    # And nothing calls the function
+    group = properties(egress, "SecurityGroup")
     assert "SecurityGroupIngress" not in group
     assert [(rule["FromPort"], rule["ToPort"]) for rule in group["SecurityGroupEgress"]] == [(443, 443)]
+    # And both of its subnets have that way out alone
     private = {"FirstPrivateSubnet", "SecondPrivateSubnet"}
     routed = of_type(egress, "AWS::EC2::SubnetRouteTableAssociation").values()
-    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"] for one in routed}
-    ways_out = {
-        one["RouteTableId"]["Ref"]: one.get("NatGatewayId") for one in of_type(egress, "AWS::EC2::Route").values()
+    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"]["Ref"] for one in routed}
+    assert {tables[subnet] for subnet in private} == {"PrivateRoutes"}
+    target = "NatGatewayId" if mode == "managed" else "NetworkInterfaceId"
+    assert properties(egress, "PrivateRoute") == {
+        "RouteTableId": {"Ref": "PrivateRoutes"},
+        "DestinationCidrBlock": "0.0.0.0/0",
+        target: {"Ref": way_out},
     }
-    assert {ways_out[tables[subnet]["Ref"]]["Ref"] for subnet in private} == {"NatGateway"}
     assert all(f"${{{subnet}}}" in egress["Outputs"]["SubnetIds"]["Value"]["Fn::Sub"] for subnet in private)
     (endpoint,) = of_type(egress, "AWS::EC2::VPCEndpoint").values()
     assert endpoint["VpcEndpointType"] == "Gateway"
     assert endpoint["ServiceName"] == "com.amazonaws.us-east-1.dynamodb"
+    # And what the other mode costs is not there
+    assert ("AWS::EC2::NatGateway" in {one["Type"] for one in egress["Resources"].values()}) is (mode == "managed")
+    assert ("InstanceGroup" in egress["Resources"]) is (mode == "instance")
+
+
+def test_the_interface_keeps_address_and_route_of_the_instance() -> None:
+    egress = egress_of("instance")
+
+    interface = properties(egress, "InstanceInterface")
+    assert interface["SourceDestCheck"] is False
+    assert interface["SubnetId"] == {"Ref": "PublicSubnet"}
+    assert properties(egress, "InstanceAddressAssociation") == {
+        "AllocationId": {"Fn::GetAtt": ["InstanceAddress", "AllocationId"]},
+        "NetworkInterfaceId": {"Ref": "InstanceInterface"},
+    }
+    (group,) = (properties(egress, one["Ref"]) for one in interface["GroupSet"])
+    (incoming,), (outgoing,) = group["SecurityGroupIngress"], group["SecurityGroupEgress"]
+    assert incoming["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
+    assert {rule[end] for rule in (incoming, outgoing) for end in ("FromPort", "ToPort")} == {443}
+    attached = properties(egress, "InstanceTemplate")["LaunchTemplateData"]["NetworkInterfaces"]
+    assert attached == [
+        {"DeviceIndex": 0, "NetworkInterfaceId": {"Ref": "InstanceInterface"}, "DeleteOnTermination": False}
+    ]
+
+
+def test_there_is_exactly_one_instance_for_30_days_at_most() -> None:
+    egress = egress_of("instance", EgressZone="us-east-1c")
+
+    resource, group = egress["Resources"]["InstanceGroup"], properties(egress, "InstanceGroup")
+    assert group["MinSize"] == group["MaxSize"] == group["DesiredCapacity"] == "1"
+    assert group["MaxInstanceLifetime"] == 30 * 86400
+    # The interface decides on the subnet, so that only its zone may be given.
+    assert group["AvailabilityZones"] == ["us-east-1c"] == [properties(egress, "PublicSubnet")["AvailabilityZone"]]
+    assert "VPCZoneIdentifier" not in group
+    # A second group, or a second instance beside the first, could not attach the interface.
+    assert "AutoScalingGroupName" not in group
+    assert "UpdatePolicy" not in resource
+    # It boots from the network, so that must be there.
+    assert set(resource["DependsOn"]) == {"InstanceAddressAssociation", "PublicRoute", "PublicSubnetRoutes"}
+
+
+def test_the_instance_has_no_role_no_way_in_and_an_encrypted_disk() -> None:
+    data = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]
+
+    assert not {"IamInstanceProfile", "KeyName", "SecurityGroupIds"} & set(data)
+    assert data["InstanceType"] == "t4g.nano"
+    assert re.fullmatch(
+        r"resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-minimal-.*-arm64", data["ImageId"]
+    )
+    assert data["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    (disk,) = data["BlockDeviceMappings"]
+    assert disk["Ebs"]["Encrypted"] is True
+
+
+def test_the_instances_user_data_is_valid_shell() -> None:
+    script = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]["UserData"]["Fn::Base64"]
+
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, timeout=30)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    # With 512 MB of memory dnf is killed.
+    assert script.index("swapon") < script.index("dnf -y install")
+
+
+@pytest.mark.parametrize("mode", ["managed", "instance"])
+def test_an_address_of_ones_own_is_used_and_none_is_made(mode: str) -> None:
+    own = "eipalloc-0123456789abcdef0"
+
+    egress = egress_of(mode, EgressAllocationId=own)
+
+    user = properties(egress, "NatGateway" if mode == "managed" else "InstanceAddressAssociation")
+    assert user["AllocationId"] == own
+    assert not of_type(egress, "AWS::EC2::EIP")
+    assert "Ip" not in egress["Outputs"]
+    assert "EgressIp" not in deployed(translate({"EgressMode": mode, "EgressAllocationId": own}))["Outputs"]
+
+
+@pytest.mark.parametrize("mode", ["managed", "instance"])
+def test_the_zone_of_the_way_out_can_be_chosen(mode: str) -> None:
+    first = {"Fn::Select": [0, {"Fn::GetAZs": ""}]}
+
+    assert properties(egress_of(mode), "PublicSubnet")["AvailabilityZone"] == first
+    chosen = egress_of(mode, EgressZone="us-east-1c")
+    assert properties(chosen, "PublicSubnet")["AvailabilityZone"] == "us-east-1c"
+    assert properties(chosen, "FirstPrivateSubnet")["AvailabilityZone"] == first
+
+
+@pytest.mark.parametrize(
+    ("parameter", "right", "wrong"),
+    [
+        ("EgressZone", ["", "us-east-1b", "cn-northwest-1c", "ap-southeast-2a"], ["b", "us-east-1", "use1-az2"]),
+        ("EgressAllocationId", ["", "eipalloc-0123456789abcdef0"], ["8.149.1.2", "eipassoc-01"]),
+    ],
+)
+def test_a_zone_and_an_address_are_told_by_their_names(
+    template: Template, parameter: str, right: list[str], wrong: list[str]
+) -> None:
+    pattern = template["Parameters"][parameter]["AllowedPattern"]
+
+    assert all(re.fullmatch(pattern, value) for value in right)
+    assert not any(re.fullmatch(pattern, value) for value in wrong)
 
 
 def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
     parameters = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]
 
-    assert "36 USD a month" in parameters["EgressMode"]["Description"]
+    described = parameters["EgressMode"]["Description"]
+    assert "managed - a fixed address, about 36.50 USD a month" in described
+    assert "instance - a fixed address, about 7 USD a month" in described
+    assert "not yet run on real AWS" in described
 
 
 @pytest.mark.parametrize("address", ["", "ops@example.com"])
