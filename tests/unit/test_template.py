@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samcli.lib.providers.api_provider import ApiProvider
-from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from tests.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -233,8 +232,11 @@ def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
 def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
     # When SAM's own command line reads the template
-    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
-    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+    providers = needed("samcli.lib.providers.sam_stack_provider"), needed("samcli.lib.providers.api_provider")
+    stacks, _ = providers[0].SamLocalStackProvider.get_stacks(
+        str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch}
+    )
+    found = providers[1].ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
     assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
