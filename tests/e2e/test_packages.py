@@ -1,4 +1,4 @@
-"""What `sam build` packages: the tracked sources and the pinned libraries, whatever else is there, wherever it is built."""
+"""What `sam build` packages: the tracked sources and the pinned libraries, whatever else is in the directory, wherever it is built."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The API behind the local gateway, for tests that send it what nobody should."""
+"""The API behind the local gateway, for tests that send it hostile or generated requests."""
 
 from functools import cache
 from typing import Any

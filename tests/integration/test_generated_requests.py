@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document makes one think of: an answer that it describes, and no 5xx but the honest 503."""
+"""Requests generated from the OpenAPI document: each response is one that it describes, and no 5xx except the honest 503."""
 
 from typing import Any
 

@@ -107,7 +107,7 @@ def tools(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_needs_a_missing_tool_is_told_with_the_command(tools: Path) -> None:
+def test_a_missing_tool_is_reported_with_its_command(tools: Path) -> None:
     # Given a machine without one of CI's tools
     # When tests are run
     run = run_without_java(tools)
