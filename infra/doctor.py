@@ -69,7 +69,7 @@ def _schedules(stack: Stack) -> Iterator[Finding]:
         try:
             found = stack.ask("scheduler", "get_schedule", name, Name=name)
         except OperatorError as error:
-            remedy = "If it was deleted: `uv run sam deploy` with any change makes it again. Until then nothing renews by itself."
+            remedy = "If it was deleted: `uv run --group deploy sam deploy` with any change makes it again. Until then nothing renews by itself."
             yield Finding(f"schedule {name}", Verdict.UNKNOWN, str(error), remedy)
             continue
         if found["State"] == "ENABLED":

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samcli.lib.providers.api_provider import ApiProvider
-from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
-from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 from werkzeug.test import Client
 
 from infra.local import gateway
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
 from tests.bill import READ_SECONDS
+from tests.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -299,11 +297,14 @@ def test_the_local_gateway_chooses_the_most_specific_route(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
 def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
     # When SAM's own command line reads the template
-    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
-    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+    providers = needed("samcli.lib.providers.sam_stack_provider"), needed("samcli.lib.providers.api_provider")
+    stacks, _ = providers[0].SamLocalStackProvider.get_stacks(
+        str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch}
+    )
+    found = providers[1].ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
-    every_method = set(SamRoute.ANY_HTTP_METHODS)
+    every_method = set(needed("samcli.local.apigw.route").Route.ANY_HTTP_METHODS)
     assert {
         Route(method, route.path, route.function_name)
         for route in found
@@ -368,7 +369,7 @@ def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> No
     assert checked == set(template["Resources"])
 
 
-def needed(resource: dict[str, Any]) -> set[str]:
+def dependencies(resource: dict[str, Any]) -> set[str]:
     """What a resource depends on: named in so many words, or referred to."""
     references = re.findall(r'"Ref": "(\w+)"|"Fn::GetAtt": \["(\w+)"|\$\{(\w+)[.}]', json.dumps(resource))
     return {*listed(resource.get("DependsOn", [])), *(name for names in references for name in names)}
