@@ -363,7 +363,7 @@ def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> No
     # And nothing is made before it has passed
     checked = {"StackName"}
     while more := {
-        name for name, resource in template["Resources"].items() if name not in checked and needed(resource) & checked
+        name for name, resource in template["Resources"].items() if name not in checked and dependencies(resource) & checked
     }:
         checked |= more
     assert checked == set(template["Resources"])
