@@ -70,6 +70,7 @@ def connect(
                 told.setdefault(what, []).append(fields)
         finally:
             metrics.tell_outcomes(outcomes)
+        logger.info("woken", extra={"woken_by": woken_by})  # `token-keeper doctor` looks for the last guard and probe
         return told
 
     return handle

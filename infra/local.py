@@ -30,8 +30,9 @@ import api
 import refresh
 from infra import stack
 from infra.embedded_aws import REGION, EmbeddedAws
+from infra.errors import OperatorError
 from infra.loopback import LOOPBACK, Server, gateway_body
-from infra.operations import LOCAL_STACK, OperatorError
+from infra.operations import LOCAL_STACK
 from infra.simulated_wechat import SimulatedWeChat
 
 if TYPE_CHECKING:

@@ -176,11 +176,11 @@ def names() -> list[str]:
         ),
     ],
 )
-def test_an_added_account_stands_in_parameter_store(
+def test_an_added_account_is_in_parameter_store(
     stack: None, options: list[str], secret: str, record: dict[str, Any]
 ) -> None:
     # When an account is added with its secret on standard input
-    result = run("accounts", "add", "main", *options, stdin=f"{secret}\n")
+    result = run("accounts", "add", "main", *options, "--no-wait", stdin=f"{secret}\n")
     # Then its whole record is stored, the operator hears what comes next, and nobody sees the secret
     assert result.exit_code == 0
     assert stored("main") == {**record, "secret": secret}
@@ -192,7 +192,7 @@ def test_the_secret_is_asked_for_at_a_terminal_and_not_shown(stack: None, monkey
     # Given a terminal
     monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: self.name == "<stdin>", raising=False)
     # When an account is added
-    result = run("accounts", "add", "main", "--appid", APPID, stdin=f"{SECRET}\n")
+    result = run("accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=f"{SECRET}\n")
     # Then its secret is asked for
     assert "Secret" in result.output
     assert SECRET not in result.output
@@ -209,10 +209,19 @@ def test_no_option_takes_a_secret(stack: None, command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["", "\n", " \n", f"{SECRET} \n", f"{SECRET[:16]}\n{SECRET[16:]}", f"\x00{SECRET[1:]}", SECRET[1:], b"\xff" * 32],
+    [
+        "",
+        "\n",
+        " \n",
+        f"{SECRET[:16]} {SECRET[16:]}\n",
+        f"{SECRET[:16]}\n{SECRET[16:]}",
+        f"\x00{SECRET[1:]}",
+        SECRET[1:],
+        b"\xff" * 32,
+    ],
 )
 def test_a_secret_that_cannot_be_one_is_refused(stack: None, secret: str | bytes) -> None:
-    result = run("accounts", "add", "main", "--appid", APPID, stdin=secret)
+    result = run("accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=secret)
     assert result.exit_code == 2
     assert "secret" in result.stderr.lower()
     assert SECRET[16:] not in result.output
@@ -242,9 +251,9 @@ def test_an_account_that_cannot_be_is_refused(stack: None, arguments: list[str],
 
 def test_adding_never_overwrites(stack: None) -> None:
     # Given an account
-    run("accounts", "add", "main", "--appid", APPID, stdin=SECRET)
+    run("accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=SECRET)
     # When another of its name is added
-    result = run("accounts", "add", "main", "--appid", "wx0000000000000000", stdin="0" * 32)
+    result = run("accounts", "add", "main", "--appid", "wx0000000000000000", "--no-wait", stdin="0" * 32)
     # Then the first one stands, and the way on is named
     assert result.exit_code == 2
     assert "set-secret" in result.stderr
@@ -253,10 +262,10 @@ def test_adding_never_overwrites(stack: None) -> None:
 
 def test_set_secret_keeps_all_else(stack: None) -> None:
     # Given an account with a ticket
-    run("accounts", "add", "main", "--appid", APPID, "--ticket", "jsapi", stdin=SECRET)
+    run("accounts", "add", "main", "--appid", APPID, "--ticket", "jsapi", "--no-wait", stdin=SECRET)
     before = stored("main")
     # When its secret is changed
-    result = run("accounts", "set-secret", "main", stdin="0" * 32)
+    result = run("accounts", "set-secret", "main", "--no-wait", stdin="0" * 32)
     # Then only the secret differs
     assert result.exit_code == 0
     assert "token-keeper status main" in result.stdout
@@ -282,8 +291,8 @@ def test_records_are_encrypted_with_the_key_of_the_stack(stack: None) -> None:
         Parameters=[{"ParameterKey": "KmsKeyArn", "ParameterValue": key}],
     )
     # When an account is added and its secret changed
-    run("--stack-name", "keyed", "accounts", "add", "main", "--appid", APPID, stdin=SECRET)
-    run("accounts", "set-secret", "main", stdin="0" * 32, TOKEN_KEEPER_STACK="keyed")
+    run("--stack-name", "keyed", "accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=SECRET)
+    run("accounts", "set-secret", "main", "--no-wait", stdin="0" * 32, TOKEN_KEEPER_STACK="keyed")
     # Then both versions are encrypted with it
     history = boto3.client("ssm").get_parameter_history(Name=f"{ACCOUNTS_PATH}/main")["Parameters"]
     assert [version["KeyId"] for version in history] == [key, key]
@@ -291,7 +300,7 @@ def test_records_are_encrypted_with_the_key_of_the_stack(stack: None) -> None:
 
 def test_remove_asks_first(stack: None) -> None:
     # Given an account
-    run("accounts", "add", "main", "--appid", APPID, stdin=SECRET)
+    run("accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=SECRET)
     # When its removal is not confirmed, it stays
     assert run("accounts", "remove", "main", stdin="n\n").exit_code == 1
     assert names() == [f"{ACCOUNTS_PATH}/main"]
@@ -472,8 +481,8 @@ def test_refresh_replaces_the_token_and_says_so(refresh_function: Service) -> No
     ("outcomes", "says"),
     [
         (
-            {"skipped": [{"account": "main", "credential": "jsapi", "reason": "somebody else is renewing it"}]},
-            ["somebody"],
+            {"skipped": [{"account": "main", "credential": "jsapi", "reason": "another renewal is in progress"}]},
+            ["another"],
         ),
         (
             {
@@ -524,7 +533,7 @@ def kept_consumers() -> list[dict[str, Any]]:
     table = boto3.client("cloudformation").describe_stacks()["Stacks"][0]["Outputs"]
     name = next(output["OutputValue"] for output in table if output["OutputKey"] == "TokenTableName")
     items: list[dict[str, Any]] = boto3.client("dynamodb").scan(TableName=name)["Items"]
-    return items
+    return [item for item in items if item["pk"]["S"] == "consumers"]
 
 
 def test_a_consumers_key_is_shown_once_and_only_its_hash_is_kept(stack: None) -> None:
@@ -555,9 +564,9 @@ def test_consumers_are_listed_by_name_without_keys(stack: None) -> None:
     result = run("consumers", "list")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines == [
-        ["consumer", "accounts", "may", "report"],
-        ["shop", "main,", "mini-*", "yes"],
-        ["staging", "main", "no"],
+        ["consumer", "accounts", "may", "report", "cache", "for", "key"],
+        ["shop", "main,", "mini-*", "yes", "–", "current"],
+        ["staging", "main", "no", "–", "current"],
     ]
     assert not any(key in result.output or hashlib.sha256(key.encode()).hexdigest() in result.output for key in keys)
 
@@ -580,7 +589,6 @@ def test_a_revoked_consumer_is_gone_and_its_name_free_again(stack: None) -> None
         (["add", "shop"], "--accounts"),
         (["add", "shop", "--accounts", ""], "'' is no account"),
         (["add", "shop", "--accounts", "main,"], "'' is no account"),
-        (["add", "shop", "--accounts", "main, other"], "' other' is no account"),
         (["add", "shop", "--accounts", "ma?n"], "'ma?n' is no account"),
         (["add", "Shop", "--accounts", "main"], "lower-case letters"),
         (["add", "staging", "--accounts", "main"], "The consumer 'staging' exists"),
@@ -674,7 +682,9 @@ def test_local_operates_the_stack_of_this_machine() -> None:
     # When an account is added to it
     elsewhere = {"HTTP_PROXY": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     local_port = {"TOKEN_KEEPER_LOCAL_PORT": str(port - 1)}
-    result = run("--local", "accounts", "add", "main", "--appid", APPID, stdin=SECRET, **elsewhere, **local_port)
+    result = run(
+        "--local", "accounts", "add", "main", "--appid", APPID, "--no-wait", stdin=SECRET, **elsewhere, **local_port
+    )
     found = boto3.client("ssm", **endpoint).get_parameters_by_path(Path=ACCOUNTS_PATH)["Parameters"]
     server.stop()
     # Then it is there
