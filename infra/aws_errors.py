@@ -64,6 +64,9 @@ _BY_CODE = {
     "ParameterMaxVersionLimitExceeded": "Parameter Store refuses another version of '{subject}': remove the account and add it again.",
 }
 
+_NO_CODE = "Unknown"
+"""botocore's code for a refusal that has none, which AWS never sends."""
+
 _SIGNATURE_CODES = ("SignatureDoesNotMatch", "InvalidSignatureException", "AuthFailure")
 
 # The first class that fits decides, so special ones stand before general ones.
@@ -131,7 +134,7 @@ def is_foreign(error: Exception) -> bool:
     """Whether something else than AWS answered: no error code but an HTTP status, or a document of another kind."""
     if isinstance(error, aws.ClientError):
         code = _code(error)
-        return code.isdigit() and int(code) < 500
+        return code == _NO_CODE or (code.isdigit() and int(code) < 500)
     return isinstance(error, ResponseParserError | LookupError) or (
         isinstance(error, ValueError) and not isinstance(error, aws.BotoCoreError)
     )
@@ -141,10 +144,10 @@ def _of_answer(error: aws.ClientError, subject: str, region: str | None) -> str:
     code, operation = _code(error), error.operation_name
     if code == "ValidationError" and operation == "DescribeStacks":
         return f"There is no stack '{subject}' in {region}: give --stack-name and --region."
-    if code.isdigit():
-        if int(code) >= 500:
-            return f"AWS, or a proxy before it, answered {code}: try again in a minute."
+    if is_foreign(error):
         return NOT_AWS.format(where="AWS")
+    if code.isdigit():
+        return f"AWS, or a proxy before it, answered {code}: try again in a minute."
     metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
     date = metadata.get("HTTPHeaders", {}).get("date")
     return by_code(code, operation=operation, subject=subject, region=region, date=date)
@@ -157,7 +160,7 @@ def _is_known(region: str | None) -> bool:
 
 
 def _code(error: aws.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "Unknown"))
+    return str(error.response.get("Error", {}).get("Code", _NO_CODE))
 
 
 def _ahead(date: str | None) -> float:

@@ -136,6 +136,8 @@ def choose_stack(
 
     --stack-name, --region and --local may stand anywhere in a command.
     """
+    if not stack_name:  # AWS would describe any stack
+        raise typer.BadParameter("is empty", ctx, param_hint="'--stack-name'")
 
     def connect() -> "Stack":
         from infra.operations import (
