@@ -16,6 +16,7 @@ from infra.local import LocalStack
 from infra.simulated_wechat import Fault
 from infra.stack import TEMPLATE
 from tests.ports import three_free_ports
+from tests.schedules import make_probe_schedule
 
 RUNBOOK = TEMPLATE.parent / "infra" / "RUNBOOK.md"
 APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
@@ -56,6 +57,7 @@ def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.Monk
     monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))
     with LocalStack(port=port, speed=SPEED, name="main") as local:
         assert local.tried.wait(30)
+        make_probe_schedule(local)
         leaked: list[str] = []  # consumers' keys
         trouble: dict[str, Callable[[], object]] = {
             "40164": lambda: refused(local, 40164),
