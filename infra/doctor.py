@@ -222,7 +222,8 @@ def _consumers(stack: Stack) -> Iterator[Finding]:
             remedy = f"When its service uses the new one: `token-keeper consumers revoke {key.name} --old`."
             yield Finding(subject, Verdict.NOTE, "has an old key that still works", remedy)
     if all(key.is_registered for key in keys):
-        yield Finding("consumers", Verdict.OK, f"{len(keys)} key(s), all made by the command line")
+        says = f"{len(keys)} key(s), all made by the command line" if keys else "none"
+        yield Finding("consumers", Verdict.OK, says)
 
 
 def _credential(account: str, credential: Json) -> Finding:
