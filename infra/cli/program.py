@@ -61,7 +61,6 @@ class Program(typer.core.TyperGroup):
             complain(f"Error: {error}")
             sys.exit(error.exit_code)
         except OSError as error:
-            _discard_output()
             if error.errno == errno.EPIPE:
                 sys.exit(1)
             complain(_in_words(error))
@@ -85,14 +84,6 @@ def _in_words(error: Exception) -> str:
         f"Error: an unexpected {type(error).__name__}{where} in token-keeper {version('wechat-token-keeper')}. That is a "
         "defect: please report it with this line and the command, without any secret."
     )
-
-
-def _discard_output() -> None:
-    """Drop what could not be written, so that Python does not try again at its end."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # standard output is no file
-        return
 
 
 def group() -> typer.Typer:

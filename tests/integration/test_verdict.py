@@ -98,7 +98,7 @@ def test_a_wecom_app_that_wechat_accepts_or_refuses(local: LocalStack) -> None:
     assert "access_token: configuration 40001" in refused.stdout
 
 
-def test_a_new_secret_that_wechat_refuses_and_one_that_it_accepts(local: LocalStack) -> None:
+def test_a_new_secret_that_wechat_refuses_or_accepts(local: LocalStack) -> None:
     # Given an account with a token
     appid = keep(local, "keyed")
     # When it gets a secret that WeChat does not know
