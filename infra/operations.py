@@ -202,9 +202,23 @@ def account_patterns(listed: str) -> list[str]:
     return patterns
 
 
-def new_key() -> str:
-    """A consumer's key: `wtk_` and 32 random bytes in base64url."""
-    return "wtk_" + secrets.token_urlsafe(32)
+def new_consumer(
+    name: str, accounts: Iterable[str], *, may_report: bool, now: int, cache_for: int | None = None
+) -> tuple[str, Json]:
+    """A consumer's key, which is kept nowhere, and its item for the table.
+
+    `accounts`: names, or patterns with `*`. `now`: epoch seconds. `cache_for`: the most seconds of a token's life that it is
+    told.
+    """
+    key, item = _new_key(now)
+    item |= {"name": {"S": name}, "accounts": {"S": " ".join(accounts)}, "may_report": {"N": str(int(may_report))}}
+    return key, item | ({} if cache_for is None else {"cache_for": {"N": str(cache_for)}})
+
+
+def _new_key(now: int) -> tuple[str, Json]:
+    """A consumer's key, `wtk_` and 32 random bytes in base64url, and what an item says of the key alone."""
+    key = "wtk_" + secrets.token_urlsafe(32)
+    return key, {"pk": {"S": CONSUMERS}, "sk": {"S": digest(key)}, "created_at": {"N": str(now)}}
 
 
 class Stack:
@@ -384,14 +398,7 @@ class Stack:
         self, name: str, accounts: Iterable[str], *, may_report: bool, cache_for: int | None = None
     ) -> str:
         """Let another consumer read these accounts; returns its key, which is kept nowhere."""
-        key = new_key()
-        item = {
-            **_consumer_item(key),
-            "name": {"S": name},
-            "accounts": {"S": " ".join(accounts)},
-            "may_report": {"N": str(int(may_report))},
-            **({} if cache_for is None else {"cache_for": {"N": str(cache_for)}}),
-        }
+        key, item = new_consumer(name, accounts, may_report=may_report, now=int(time.time()), cache_for=cache_for)
         entry = {"pk": {"S": CONSUMER_NAMES}, "sk": {"S": name}, "keys": {"SS": [digest(key)]}}
         # Of two operators who add the same name at once, the condition lets one through.
         is_new = {"ConditionExpression": "attribute_not_exists(pk)"}
@@ -408,8 +415,8 @@ class Stack:
             raise OperatorError(
                 f"'{name}' has two keys already: revoke the old one first, with `consumers revoke {name} --old`."
             )
-        key = new_key()
-        item = {**current.item, **_consumer_item(key)}
+        key, item = _new_key(int(time.time()))
+        item = {**current.item, **item}
         old = {"pk": {"S": CONSUMERS}, "sk": {"S": current.key_digest}}
         mark = {
             "Key": old,
@@ -587,10 +594,6 @@ def _no_value(document: Json) -> str:
     why = " ".join(plain(cause[part]) for part in ("class", "errcode") if cause.get(part) is not None)
     remedy = f"\n  → {plain(cause['remedy'])}" if cause.get("remedy") else ""
     return f"There is no usable token right now: {why or plain(document.get('detail'))}.{remedy}"
-
-
-def _consumer_item(key: str) -> Json:
-    return {"pk": {"S": CONSUMERS}, "sk": {"S": digest(key)}, "created_at": {"N": str(int(time.time()))}}
 
 
 def _consumer_key(item: Json, registered: Collection[tuple[str, str]]) -> ConsumerKey:
