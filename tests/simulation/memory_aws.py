@@ -7,7 +7,7 @@ the table behaves the same over this and over moto.
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +52,10 @@ class MemoryAws:
     def listed(self) -> dict[tuple[str, str], Item]:
         """The items as the index knows them."""
         return self._listed if self._clock() < self._lags_until else self.items
+
+    def searched(self, index: str | None, _values: Mapping[str, Any]) -> Iterable[Item]:
+        """The items that a query looks through, of the table or of an index; all, where not something faster is made."""
+        return (self.items if index is None else self.listed).values()
 
     def client(self, service: str, **_: Any) -> Any:
         """The one client of the service."""
@@ -106,8 +110,7 @@ class _MemoryDynamoDB(_Client):
         self._begin("Query")
         holds = _condition(asked["KeyConditionExpression"])
         values = _plain(asked["ExpressionAttributeValues"])
-        items = self._aws.listed if "IndexName" in asked else self._aws.items
-        found = [item for item in items.values() if holds(item, values)]
+        found = [item for item in self._aws.searched(asked.get("IndexName"), values) if holds(item, values)]
         found.sort(key=lambda item: _value(item["due_at" if "IndexName" in asked else "sk"]))
         if "ExclusiveStartKey" in asked:
             after = _key(asked["ExclusiveStartKey"])
