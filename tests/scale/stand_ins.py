@@ -62,18 +62,16 @@ class Aws(MemoryAws):
         self.clock, self.lost, self.renewed = clock, 0, set[str]()
         self._partitions: dict[str, dict[str, Item]] = {}
         self._due: list[tuple[int, str, str]] = []
-        table = stack.translate()["Resources"]["TokenTable"]["Properties"]
-        self._projected = {index["IndexName"]: _projection(index) for index in table["GlobalSecondaryIndexes"]}
+        self.create(stack.translate()["Resources"]["TokenTable"]["Properties"])
 
-    def searched(self, index: str | None, values: Mapping[str, Any]) -> Iterable[Item]:
+    def searched(self, index: str | None, consistent: bool, values: Mapping[str, Any]) -> Iterable[Item]:
         """The items of a partition, or of the index `due` up to the time that is asked for, or else of the whole index."""
         if index is None:
             return next((self._partitions[pk].values() for pk in values.values() if pk in self._partitions), ())
-        found: Iterable[Item] = self.items.values()
         if index == "due":
             until = next((value for value in values.values() if isinstance(value, int)), sys.maxsize)
-            found = [self.items[pk, sk] for _, pk, sk in self._due[: bisect_right(self._due, (until, "~", ""))]]
-        return ({name: item[name] for name in item.keys() & self._projected[index]} for item in found)
+            return [self.items[pk, sk] for _, pk, sk in self._due[: bisect_right(self._due, (until, "~", ""))]]
+        return self.items.values()
 
     def _index(self, _what: str, before: Item | None, after: Item | None) -> None:
         if before is not None:
@@ -212,11 +210,6 @@ class StandIns:
             "renewed": len(self._aws.renewed),
             "progressed_at": self._progressed_at,
         }
-
-
-def _projection(index: Mapping[str, Any]) -> set[str]:
-    keys = {key["AttributeName"] for key in index["KeySchema"]}
-    return {"pk", "sk", *keys, *index["Projection"].get("NonKeyAttributes", ())}
 
 
 def _number(item: Item, name: str) -> int:
