@@ -1037,7 +1037,7 @@ PAGE = "<html><body>Sign in to the guest network</body></html>"
 )
 @pytest.mark.parametrize("is_local", [False, True])
 def test_another_program_that_answers_is_not_taken_for_aws(
-    service: Service, monkeypatch: pytest.MonkeyPatch, status_code: int, answer: str, is_local: bool
+    home: None, service: Service, monkeypatch: pytest.MonkeyPatch, status_code: int, answer: str, is_local: bool
 ) -> None:
     # Given a proxy that answers for CloudFormation, or another program on the port of the embedded AWS
     service.status, service.answer = status_code, answer
