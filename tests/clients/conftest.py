@@ -35,7 +35,8 @@ def keeper(stub: StubKeeper, time: FakeTime) -> Keeper:
 @pytest.fixture(autouse=True)
 def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever a test does: no log line of the client or of an HTTP library holds a token, a ticket or a key."""
-    caplog.set_level(logging.DEBUG)
+    for logger in ("wechat_token_keeper", "httpx", "urllib3", "urllib3.connectionpool"):
+        caplog.set_level(logging.DEBUG, logger)
     yield
     said = "\n".join(f"{record.getMessage()} {record.exc_text or ''}" for record in caplog.records)
     leaked = [secret for secret in (KEY, "token-1", "token-2", "ticket-1", "simulated_t", "wtk_") if secret in said]

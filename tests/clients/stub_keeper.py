@@ -46,12 +46,13 @@ class StubKeeper:
     """`token`, `ticket`, `expires_in`: what it hands out. `successor`: what a report of the token makes current.
 
     `failure`: an answer instead, as (status, document, headers). `before_answer` is called with each call.
-    WeChat's API beside it takes `token` only; `/echo` answers the body it got.
+    WeChat's API beside it takes `token`, unless it is among `dead`, and answers with the body it got.
     """
 
     def __init__(self) -> None:
         self.token, self.ticket, self.expires_in = "token-1", "ticket-1", 6000
         self.successor: str | None = None
+        self.dead: set[str] = set()
         self.failure: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.before_answer: Callable[[Call], object] = lambda _call: None
         self.calls: list[Call] = []
@@ -123,7 +124,8 @@ class StubKeeper:
         call = _call(request)
         with self._lock:
             self.wechat_calls.append(call)
-        if call.query.get("access_token") != self.token:
+        token = call.query.get("access_token")
+        if token != self.token or token in self.dead:
             return _json({"errcode": 40001, "errmsg": "invalid credential"})(environ, start_response)
         if call.path == "/picture":
             return Response(b"\x89PNG errcode 40001", mimetype="image/png")(environ, start_response)

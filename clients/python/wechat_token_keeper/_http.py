@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -87,7 +88,9 @@ class _EveryStatus(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
+@cache
 def _opener() -> urllib.request.OpenerDirector:
+    # Made once, when it is first needed: loading the certificates takes a tenth of a second.
     return urllib.request.build_opener(_EveryStatus)
 
 
