@@ -1,5 +1,6 @@
 """A stub keeper for what no real one does on demand, and one local stack for the rest; nothing may say a value."""
 
+import json
 import logging
 from collections.abc import Iterator
 from secrets import token_urlsafe
@@ -54,6 +55,17 @@ def local() -> Iterator[LocalStack]:
 def let_pass(running: LocalStack, seconds: float) -> None:
     """Let time pass in a local stack, without waiting for it."""
     running.clock._began_at += seconds
+
+
+def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
+    """Keep one app of a WeCom corp."""
+    secret = token_urlsafe(16)
+    running.wechat.add_corp_app(corpid, secret)
+    session = boto3.Session("local", "local", region_name=REGION)
+    path = running.environment("RefreshFunction")["ACCOUNTS_PATH"]
+    record = json.dumps({"corpid": corpid, "secret": secret})
+    ssm = session.client("ssm", endpoint_url=running.aws_url)
+    ssm.put_parameter(Name=f"{path}/{name}", Value=record, Type="SecureString")
 
 
 def add_consumer(running: LocalStack, *accounts: str, may_report: bool = True) -> str:

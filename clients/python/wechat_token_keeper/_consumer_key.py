@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +19,7 @@ _APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN_UNKNOWN = 40001
 
 
-class _ConsumerKey:
+class _ConsumerKey(ABC):
     """What both kinds of accounts have in common."""
 
     def __init__(self, url: str, key: str, app_id: str, clock: Clock) -> None:
@@ -31,6 +32,23 @@ class _ConsumerKey:
             raise SetupError("This cannot be an appid or corpid", "Copy it from WeChat's or WeCom's console.")
         self._url, self._key, self.app_id, self._clock = url, key, app_id, clock
 
+    @abstractmethod
+    def token(self) -> Received:
+        """The current access token."""
+
+    @abstractmethod
+    def _ticket_call(self, ticket_type: str) -> tuple[str, dict[str, str]]:
+        """The path of the call for that ticket, and its query but for the token."""
+
+    def ticket(self, ticket_type: str, current_token: Callable[[], str]) -> Received:
+        path, query = self._ticket_call(ticket_type)
+        # The keeper knows the current token and the one before: the cached one may be older.
+        for token in (current_token, lambda: self.token().value):
+            answer = self._get(path, {"access_token": token(), **query})
+            if "ticket" in answer:
+                return received(answer, "ticket")
+        raise _nothing_in("ticket")
+
     def jsapi_signature(self, url: str, ticket_type: str, ticket: Callable[[], str]) -> JsapiSignature:
         page = checked_page(url)
         return sign(self.app_id, ticket(), page, self._clock.epoch_seconds())
@@ -38,8 +56,9 @@ class _ConsumerKey:
     def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         return self._answer(_http.send("GET", f"{self._url}{path}?{urlencode(query)}"))
 
-    def _post(self, path: str, body: bytes, content_type: str) -> dict[str, Any]:
-        return self._answer(_http.send("POST", self._url + path, body, {"Content-Type": content_type}))
+    def _post(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        body = json.dumps(document).encode()
+        return self._answer(_http.send("POST", self._url + path, body, {"Content-Type": "application/json"}))
 
     def _answer(self, response: _http.Response) -> dict[str, Any]:
         if response.status != 200:
@@ -86,14 +105,8 @@ class PublicAccount(_ConsumerKey):
         current = self.token()
         return current if current.value != refused else self._stable_token(force_refresh=True)
 
-    def ticket(self, ticket_type: str, current_token: Callable[[], str]) -> Received:
-        # The cached token may have been replaced twice since.
-        for token in (current_token, lambda: self.token().value):
-            form = urlencode({"access_token": token(), "type": ticket_type}).encode()
-            answer = self._post("/cgi-bin/ticket/getticket", form, "application/x-www-form-urlencoded")
-            if "ticket" in answer:
-                return received(answer, "ticket")
-        raise _nothing_in("ticket")
+    def _ticket_call(self, ticket_type: str) -> tuple[str, dict[str, str]]:
+        return "/cgi-bin/ticket/getticket", {"type": ticket_type}
 
     def _stable_token(self, *, force_refresh: bool) -> Received:
         asked = {
@@ -102,8 +115,7 @@ class PublicAccount(_ConsumerKey):
             "secret": self._key,
             "force_refresh": force_refresh,
         }
-        answer = self._post("/cgi-bin/stable_token", json.dumps(asked).encode(), "application/json")
-        return received(answer, "access_token")
+        return received(self._post("/cgi-bin/stable_token", asked), "access_token")
 
 
 class CorpApp(_ConsumerKey):
@@ -117,14 +129,10 @@ class CorpApp(_ConsumerKey):
         # WeCom's format knows no report. The keeper checks each token by itself every five minutes.
         return self.token()
 
-    def ticket(self, ticket_type: str, current_token: Callable[[], str]) -> Received:
-        path = "/cgi-bin/get_jsapi_ticket" if ticket_type == "jsapi" else "/cgi-bin/ticket/get"
-        for token in (current_token, lambda: self.token().value):
-            query = {"access_token": token()} | ({} if ticket_type == "jsapi" else {"type": ticket_type})
-            answer = self._get(path, query)
-            if "ticket" in answer:
-                return received(answer, "ticket")
-        raise _nothing_in("ticket")
+    def _ticket_call(self, ticket_type: str) -> tuple[str, dict[str, str]]:
+        if ticket_type == "jsapi":
+            return "/cgi-bin/get_jsapi_ticket", {}
+        return "/cgi-bin/ticket/get", {"type": ticket_type}
 
 
 def received(answer: dict[str, Any], field: str) -> Received:
