@@ -217,10 +217,10 @@ func (keeper *Keeper) ask(force bool) error {
 	}
 	var failed *url.Error
 	if errors.As(err, &failed) {
-		return unavailableError(fmt.Sprintf("no answer (%v); check the address and the network", failed.Err))
+		return unavailableError(fmt.Sprintf("no response (%v); check the address and the network", failed.Err))
 	}
 	if err != nil {
-		return unavailableError("no answer; check the address and the network")
+		return unavailableError("no response; check the address and the network")
 	}
 	defer response.Body.Close()
 	var answer struct {

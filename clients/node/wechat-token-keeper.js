@@ -86,7 +86,7 @@ class TokenKeeper {
       answer = await response.json();
     } catch (error) {
       const cause = error.cause?.code ?? error.name;
-      throw keeperError(`The token keeper did not answer (${cause}): check its address and the network.`, true);
+      throw keeperError(`The token keeper did not respond (${cause}): check its address and the network.`, true);
     }
     const { access_token: value, expires_in: expiresIn, errcode } = answer;
     if (errcode === 40125 || errcode === 40013) {

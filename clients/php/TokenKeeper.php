@@ -111,7 +111,7 @@ final class TokenKeeper implements RefreshableAccessToken
             throw new \RuntimeException("errcode $errcode: the key is wrong or revoked, or may not read {$this->appId}. See `token-keeper consumers list`.");
         }
         if ($errcode === null) {
-            throw new KeeperUnavailable('The token keeper did not answer: check its address and the network.');
+            throw new KeeperUnavailable('The token keeper did not respond: check its address and the network.');
         }
         $token = $answer['access_token'] ?? null;
         $expiresIn = $answer['expires_in'] ?? 0;
@@ -148,7 +148,7 @@ final class TokenKeeper implements RefreshableAccessToken
     }
 }
 
-/** The keeper did not answer, or has no usable token right now: asking again later helps. */
+/** The keeper did not respond, or has no usable token right now: asking again later helps. */
 final class KeeperUnavailable extends \RuntimeException
 {
 }

@@ -147,7 +147,7 @@ def test_the_cached_token_serves_until_its_promise_ends(keeper: Keeper, stub: St
     time.pass_by(1)
     with pytest.raises(UnreachableError) as failed:
         keeper.token()
-    assert "127.0.0.1 did not answer: ConnectionRefusedError (Connection refused)" in failed.value.problem
+    assert "127.0.0.1 did not respond: ConnectionRefusedError (Connection refused)" in failed.value.problem
     assert "Check the address" in failed.value.remedy
 
 

@@ -25,6 +25,9 @@ from wechat_token_keeper.adapters.werobot import WeRoBotClient
 
 APPID = str(DEMO_RECORD["appid"])
 EXAMPLES = Path(__file__).parents[2] / "clients/python/examples"
+UV = os.environ.get("UV", "uv")
+"""`uv run` names itself here."""
+
 USERS, CALLS_EACH = 20, 30
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -255,13 +258,13 @@ def test_examples_are_short(example: Path) -> None:
 def test_the_wheel_in_a_fresh_environment(local: LocalStack, key: str, tmp_path: Path) -> None:
     # Given both archives, and an environment of its own with nothing but the wheel
     client = EXAMPLES.parent
-    subprocess.run(["uv", "build", "--quiet", "--out-dir", tmp_path, client], check=True, timeout=110)
+    subprocess.run([UV, "build", "--quiet", "--out-dir", tmp_path, client], check=True, timeout=110)
     (wheel,), (source,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     assert wheel.name.startswith("wechat_token_keeper_client-")
     assert source.name.startswith("wechat_token_keeper_client-")
-    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=110)
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=110)
     python = tmp_path / "venv/bin/python"
-    install = ["uv", "pip", "install", "--quiet", "--offline", "--python", python, wheel]
+    install = [UV, "pip", "install", "--quiet", "--offline", "--python", python, wheel]
     subprocess.run(install, check=True, timeout=110)
     # When the README's lines are run there
     program = f"""

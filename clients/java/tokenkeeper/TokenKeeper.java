@@ -29,7 +29,7 @@ public final class TokenKeeper {
   private static final Pattern TOKEN = Pattern.compile("\"access_token\"\\s*:\\s*\"([^\"\\\\]+)\"");
   private static final Pattern NUMBER = Pattern.compile("\"(expires_in|errcode)\"\\s*:\\s*(-?\\d{1,9})");
 
-  /** The keeper did not answer, or has no usable token right now: asking again later helps. */
+  /** The keeper did not respond, or has no usable token right now: asking again later helps. */
   public static final class UnavailableException extends IllegalStateException {
     private static final long serialVersionUID = 1L;
 
@@ -127,7 +127,7 @@ public final class TokenKeeper {
       response = client.send(request.build(), HttpResponse.BodyHandlers.ofString());
     } catch (IOException error) {
       String cause = error.getClass().getSimpleName();
-      throw new UnavailableException("The token keeper did not answer (" + cause + "): check its address.");
+      throw new UnavailableException("The token keeper did not respond (" + cause + "): check its address.");
     } catch (InterruptedException error) {
       Thread.currentThread().interrupt();
       throw new UnavailableException("Interrupted while the token keeper was asked.");

@@ -44,9 +44,9 @@ class _ConsumerKey(ABC):
         path, query = self._ticket_call(ticket_type)
         # The keeper knows the current token and the one before: the cached one may be older.
         for token in (current_token, lambda: self.token().value):
-            answer = self._get(path, {"access_token": token(), **query})
-            if "ticket" in answer:
-                return received(answer, "ticket")
+            document = self._get(path, {"access_token": token(), **query})
+            if "ticket" in document:
+                return received(document, "ticket")
         raise _nothing_in("ticket")
 
     def jsapi_signature(self, url: str, ticket_type: str, ticket: Callable[[], str]) -> JsapiSignature:
@@ -54,24 +54,24 @@ class _ConsumerKey(ABC):
         return sign(self.app_id, ticket(), page, self._clock.epoch_seconds())
 
     def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
-        return self._answer(_http.send("GET", f"{self._url}{path}?{urlencode(query)}"))
+        return self._checked(_http.send("GET", f"{self._url}{path}?{urlencode(query)}"))
 
     def _post(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(document).encode()
-        return self._answer(_http.send("POST", self._url + path, body, {"Content-Type": "application/json"}))
+        return self._checked(_http.send("POST", self._url + path, body, {"Content-Type": "application/json"}))
 
-    def _answer(self, response: _http.Response) -> dict[str, Any]:
+    def _checked(self, response: _http.Response) -> dict[str, Any]:
         if response.status != 200:
             raise UnavailableError(
-                f"The token keeper answered HTTP {response.status}",
+                f"The token keeper responded with HTTP {response.status}",
                 "Check its address, and that its stack has WeChatCompatibleApi=enabled."
                 if response.status in (403, 404)
                 else "Ask again later.",
             )
-        answer = response.json()
-        errcode = answer.get("errcode", 0)
+        document = response.json()
+        errcode = document.get("errcode", 0)
         if errcode in (0, _TOKEN_UNKNOWN):
-            return answer
+            return document
         if errcode == 40125:
             raise AccessDeniedError(
                 f"The token keeper does not accept this key for {self.app_id}: it is wrong, or was revoked",
@@ -91,7 +91,9 @@ class _ConsumerKey(ABC):
                 f"The token keeper has no usable value for {self.app_id} right now",
                 "`token-keeper status` shows why, and what to do.",
             )
-        raise SetupError(f"The token keeper answered errcode {errcode}", "Use a client that fits the keeper's version.")
+        raise SetupError(
+            f"The token keeper responded with errcode {errcode}", "Use a client that fits the keeper's version."
+        )
 
 
 class PublicAccount(_ConsumerKey):
@@ -122,8 +124,8 @@ class CorpApp(_ConsumerKey):
     """One app of a WeCom corp. WeCom's format has the key in the query, so URLs of these calls go into no message."""
 
     def token(self) -> Received:
-        answer = self._get("/cgi-bin/gettoken", {"corpid": self.app_id, "corpsecret": self._key})
-        return received(answer, "access_token")
+        document = self._get("/cgi-bin/gettoken", {"corpid": self.app_id, "corpsecret": self._key})
+        return received(document, "access_token")
 
     def report(self, refused: str) -> Received:
         # WeCom's format knows no report. The keeper checks each token by itself every five minutes.
@@ -135,15 +137,15 @@ class CorpApp(_ConsumerKey):
         return "/cgi-bin/ticket/get", {"type": ticket_type}
 
 
-def received(answer: dict[str, Any], field: str) -> Received:
-    """The value of an answer; raises UnavailableError where there is none."""
-    value, expires_in = answer.get(field), answer.get("expires_in")
+def received(document: dict[str, Any], field: str) -> Received:
+    """The value in a response; raises UnavailableError where there is none."""
+    value, expires_in = document.get(field), document.get("expires_in")
     if not isinstance(value, str) or not value or not isinstance(expires_in, int) or expires_in < 1:
         raise _nothing_in(field)
-    return Received(value, expires_in, min(expires_in, answer.get("cache_for", MAX_CACHE_SECONDS), MAX_CACHE_SECONDS))
+    return Received(value, expires_in, min(expires_in, document.get("cache_for", MAX_CACHE_SECONDS), MAX_CACHE_SECONDS))
 
 
 def _nothing_in(field: str) -> UnavailableError:
     return UnavailableError(
-        f"The token keeper's answer holds no {field}", "Ask again later; `token-keeper status` helps."
+        f"The token keeper's response holds no {field}", "Ask again later; `token-keeper status` helps."
     )

@@ -1,4 +1,4 @@
-"""One HTTP request, with the standard library: one connection each, no redirect, a bounded answer, a deadline."""
+"""One HTTP request, with the standard library: one connection each, no redirect, a bounded response, a deadline."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from wechat_token_keeper.errors import SetupError, UnavailableError, UnreachableError
 
 TIMEOUT = 25
-"""Seconds for a whole answer. The keeper's own limit is 20: a cold start may have to fetch from WeChat first."""
+"""Seconds for a whole response. The keeper's own limit is 20: a cold start may have to fetch from WeChat first."""
 
 MAX_BODY_BYTES = 65536
 
@@ -22,7 +22,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Response(NamedTuple):
-    """A whole answer, whatever its status. `headers` has lower-case names."""
+    """A whole response, whatever its status. `headers` has lower-case names."""
 
     status: int
     headers: Mapping[str, str]
@@ -37,8 +37,8 @@ class Response(NamedTuple):
         if isinstance(document, dict):
             return document
         raise UnavailableError(
-            f"The token keeper answered HTTP {self.status}, and no JSON object",
-            "Check its address: no path belongs to it, and a proxy on the way may have answered instead.",
+            f"The token keeper responded with HTTP {self.status}, and no JSON object",
+            "Check its address: no path belongs to it, and a proxy on the way may have responded instead.",
         )
 
 
@@ -74,13 +74,13 @@ def send(method: str, url: str, body: bytes | None = None, headers: Mapping[str,
         cause = _described(error)
     # Raised out here, so that the exception has no context: an HTTP library's exceptions carry the request.
     raise UnreachableError(
-        f"The token keeper at {urlsplit(url).hostname} did not answer: {cause}",
+        f"The token keeper at {urlsplit(url).hostname} did not respond: {cause}",
         "Check the address, the network and the proxy; the call may be repeated.",
     )
 
 
 class _EveryStatus(urllib.request.HTTPErrorProcessor):
-    """An answer of any status is an answer; so no redirect is followed."""
+    """A response of any status is a response; so no redirect is followed."""
 
     def http_response(self, request: urllib.request.Request, response: Any) -> Any:
         return response

@@ -129,7 +129,7 @@ class IamAccount:
         if code == "invalid_request":
             return SetupError("The token keeper does not understand the request", str(problem.get("detail", "")))
         return UnavailableError(
-            f"The token keeper answered HTTP {response.status}" + (f" ({code})" if code else ""),
+            f"The token keeper responded with HTTP {response.status}" + (f" ({code})" if code else ""),
             "Ask again later.",
             retry_after,
         )

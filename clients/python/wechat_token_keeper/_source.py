@@ -8,7 +8,7 @@ MAX_CACHE_SECONDS = 60
 
 
 class Received(NamedTuple):
-    """A token or ticket as the keeper handed it out.
+    """A token or ticket as the keeper returned it.
 
     `expires_in`: seconds that it is promised to work; `cache_for`: seconds after which to ask again.
     """

@@ -5,7 +5,7 @@ KeeperError
 ├── AccessDeniedError          the key, the AWS identity or its permission is not accepted
 ├── UnknownCredentialError     the account has no such token or ticket
 └── UnavailableError           no usable value right now: asking again later helps
-    ├── UnreachableError       the keeper did not answer
+    ├── UnreachableError       the keeper did not respond
     └── NotEnoughTimeError     the value works, but not for `minimum_seconds`
 """
 
@@ -44,7 +44,7 @@ class UnavailableError(KeeperError):
 
 
 class UnreachableError(UnavailableError):
-    """The keeper did not answer, and no cached value is promised any longer."""
+    """The keeper did not respond, and no cached value is promised any longer."""
 
 
 class NotEnoughTimeError(UnavailableError):
