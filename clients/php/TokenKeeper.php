@@ -2,8 +2,8 @@
 
 // Access tokens of a wechat-token-keeper for EasyWeChat 6 (PHP 8.1 and newer). Copy this file.
 //
-// Checked: parsed by PHP, and run by the tests against the local stack, with EasyWeChat's and Symfony's interfaces as stubs.
-// EasyWeChat's own code was read (6.x of 2026), not run.
+// Checked: parsed by PHP, and run by the tests against the local stack, with EasyWeChat's and Symfony's interfaces as stubs;
+// run by hand with EasyWeChat's own code (6.x, commit 7a93b804) and Symfony 5.4.
 //
 //   $keeper = new TokenKeeper('https://….execute-api.….amazonaws.com', key: 'wtk_…', appId: 'wx…', cache: $app->getCache());
 //   $app->setAccessToken($keeper)->setHttpClient(new HealingHttpClient($app->getHttpClient(), $keeper));
@@ -181,7 +181,7 @@ final class HealingHttpClient implements HttpClientInterface
         return $this->client->request($method, $url, $options);
     }
 
-    public function stream(ResponseInterface|iterable $responses, ?float $timeout = null): ResponseStreamInterface
+    public function stream($responses, ?float $timeout = null): ResponseStreamInterface
     {
         return $this->client->stream($responses, $timeout);
     }

@@ -93,9 +93,7 @@ def test_a_token_that_stays_refused_is_sent_once_a_call(
     assert len(stub.reports()) == 1
 
 
-def test_a_successor_that_is_refused_too_is_not_followed_by_another(
-    send: Send, keeper: Keeper, stub: StubKeeper, time: FakeTime
-) -> None:
+def test_a_successor_that_is_refused_too_ends_it(send: Send, keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     _grow_old(keeper, time)
     stub.dead, stub.successor = {"token-1", "token-2"}, "token-2"
     assert send("GET", f"{stub.wechat_url}/echo").json()["errcode"] == 40001

@@ -55,14 +55,14 @@ def test_the_key_travels_in_a_body_and_in_no_url(keeper: Keeper, stub: StubKeepe
 
 
 def test_100_threads_make_one_call(keeper: Keeper, stub: StubKeeper) -> None:
-    # Given a keeper that answers only once all threads have asked, but for those that wait in the client
+    # Given a keeper that takes its time
+    stub.before_answer = lambda _call: real_time.sleep(0.05)
     together = Barrier(100)
 
     def ask() -> str:
         together.wait()
         return keeper.token()
 
-    stub.before_answer = lambda _call: real_time.sleep(0.05)
     # When 100 threads ask at once
     with ThreadPoolExecutor(100) as threads:
         tokens = [future.result() for future in [threads.submit(ask) for _ in range(100)]]
@@ -111,6 +111,19 @@ def test_a_task_that_ends_its_loop_early_leaves_nothing_behind(keeper: Keeper, s
     answer.set()
     # Then the next loop gets the value of that very call
     assert asyncio.run(keeper.token_async()) == "token-1"
+    assert len(stub.calls) == 1
+
+
+def test_a_call_that_has_just_landed_is_not_repeated(
+    keeper: Keeper, stub: StubKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a thread that looked for the token just before another thread's call for it landed
+    keeper.token()
+    cache, looks = keeper._cache, [None]
+    fresh = cache.fresh
+    monkeypatch.setattr(cache, "fresh", lambda name: looks.pop() if looks else fresh(name))
+    # Then it takes what that call brought
+    assert keeper.token() == "token-1"
     assert len(stub.calls) == 1
 
 
@@ -169,14 +182,13 @@ def test_a_keeper_in_trouble_is_not_asked_at_each_use(
     assert keeper.token() == "token-2"
 
 
-def test_without_a_cached_token_a_failure_is_not_repeated_at_once(
-    keeper: Keeper, stub: StubKeeper, time: FakeTime
-) -> None:
+def test_a_failure_is_not_repeated_at_once(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     stub.failure = (502, {}, {})
-    for _ in range(10):
-        with pytest.raises(UnavailableError, match="HTTP 502"):
-            keeper.token()
+    failures = [_failure(keeper.token) for _ in range(10)]
     assert len(stub.calls) == 1
+    # And each caller has an exception of its own, whose traceback does not grow
+    assert all("HTTP 502" in str(failure) for failure in failures)
+    assert len({id(failure) for failure in failures}) == 10
     stub.failure = None
     time.pass_by(2)
     assert keeper.token() == "token-1"
@@ -260,9 +272,7 @@ def test_a_refused_token_is_reported_once(keeper: Keeper, stub: StubKeeper, time
     assert keeper.token() == "token-2"
 
 
-def test_a_token_that_the_keeper_finds_alive_is_not_reported_again(
-    keeper: Keeper, stub: StubKeeper, time: FakeTime
-) -> None:
+def test_a_token_found_alive_is_not_reported_again(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     token = keeper.token()
     time.pass_by(61)
     for _ in range(10):
@@ -353,7 +363,7 @@ def test_a_page_is_signed_as_wechat_documents(keeper: Keeper, stub: StubKeeper, 
 
 
 @pytest.mark.parametrize("page", ["mp.weixin.qq.com", "https://a.example/?a=1&amp;b=2", "https://a.example/页", ""])
-def test_a_page_that_no_browser_shows_like_that_is_not_signed(keeper: Keeper, page: str) -> None:
+def test_a_page_of_another_form_is_not_signed(keeper: Keeper, page: str) -> None:
     with pytest.raises(SetupError, match=r"location\.href"):
         keeper.jsapi_signature(page)
 
@@ -407,6 +417,8 @@ def test_after_a_fork_the_child_asks_by_itself(keeper: Keeper, stub: StubKeeper,
         lambda: Keeper("ftp://a.example", key=KEY, appid=APPID),
         lambda: Keeper("http://a.example", key=KEY, appid=APPID),
         lambda: Keeper("https://user:pass@a.example", key=KEY, appid=APPID),
+        lambda: Keeper("https://[a.example", key=KEY, appid=APPID),
+        lambda: Keeper("https://a.example:99999", key=KEY, appid=APPID),
         lambda: Keeper("https://a.example?x=1", key=KEY, appid=APPID),
         lambda: Keeper("https://a.example", key="0123456789abcdef0123456789abcdef", appid=APPID),
         lambda: Keeper("https://a.example", key=KEY, appid="wx 1"),

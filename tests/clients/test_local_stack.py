@@ -94,7 +94,7 @@ class _CountedWeChat:
         return [answer]
 
 
-def test_another_client_kills_the_token_while_20_users_are_at_work(local: LocalStack, key: str) -> None:
+def test_another_client_kills_the_token_of_20_busy_users(local: LocalStack, key: str) -> None:
     # Given 20 users of one client who call WeChat all the time
     wechat = _CountedWeChat(local)
     server = Server(wechat)

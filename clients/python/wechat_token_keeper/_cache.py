@@ -63,14 +63,18 @@ class Cache:
         """The value; it is fetched where there is no fresh one. Raises NotEnoughTimeError too."""
         entry = self.fresh(name)
         if entry is None:
-            entry = self.usable_while_fetched(name, minimum_seconds) or self.fetch(name, name, fetch)
+            entry = self.usable_while_fetched(name, minimum_seconds) or self.fetch(
+                name, name, fetch, lambda: self.fresh(name)
+            )
         return self._lasting(entry, minimum_seconds).value
 
     async def get_async(self, name: str, fetch: Callable[[], Received], minimum_seconds: float = 0) -> str:
         """`get` for asyncio: the event loop goes on meanwhile."""
         entry = self.fresh(name)
         if entry is None:
-            entry = self.usable_while_fetched(name, minimum_seconds) or await self.fetch_async(name, name, fetch)
+            entry = self.usable_while_fetched(name, minimum_seconds) or await self.fetch_async(
+                name, name, fetch, lambda: self.fresh(name)
+            )
         return self._lasting(entry, minimum_seconds).value
 
     def usable_while_fetched(self, name: str, minimum_seconds: float) -> Entry | None:
@@ -80,16 +84,23 @@ class Cache:
             return None
         return entry
 
-    def fetch(self, flight_name: str, name: str, fetch: Callable[[], Received]) -> Entry:
-        """Fetch now, or wait for the call of that name that is under way."""
-        flight, is_new = self._join(flight_name, name)
+    def fetch(
+        self, flight_name: str, name: str, fetch: Callable[[], Received], landed: Callable[[], Entry | None]
+    ) -> Entry:
+        """Fetch now, or wait for the call of that flight that is under way.
+
+        `landed` gives the entry where a call before has already brought what is wanted.
+        """
+        flight, is_new = self._join(flight_name, landed)
         if is_new:
             self._run(flight, flight_name, name, fetch)
         return _landed(flight)
 
-    async def fetch_async(self, flight_name: str, name: str, fetch: Callable[[], Received]) -> Entry:
+    async def fetch_async(
+        self, flight_name: str, name: str, fetch: Callable[[], Received], landed: Callable[[], Entry | None]
+    ) -> Entry:
         """`fetch` for asyncio. A task that is cancelled does not take the value from those that wait with it."""
-        flight, is_new = self._join(flight_name, name)
+        flight, is_new = self._join(flight_name, landed)
         if is_new:
             # Not in the loop's pool of threads: all of them may be waiting for this very call.
             threading.Thread(target=self._run, args=(flight, flight_name, name, fetch), daemon=True).start()
@@ -97,14 +108,14 @@ class Cache:
             await asyncio.wrap_future(flight)
         return _landed(flight)
 
-    def _join(self, flight_name: str, name: str) -> tuple["Future[Entry]", bool]:
+    def _join(self, flight_name: str, landed: Callable[[], Entry | None]) -> tuple["Future[Entry]", bool]:
         with self._lock:
             flight = self._flights.get(flight_name)
             if flight is not None:
                 return flight, False
             flight = Future()
             flight.set_running_or_notify_cancel()  # from here on no waiting task can cancel it
-            known = self.fresh(name) if flight_name == name else None
+            known = landed()
             error, failed_at = self._failures.get(flight_name, (None, None))
             if known is not None:  # a call that landed between the caller's look and the lock
                 flight.set_result(known)

@@ -44,8 +44,12 @@ class Response(NamedTuple):
 
 def checked_address(url: str) -> str:
     """The keeper's address without a slash at its end; raises SetupError where it cannot be one."""
-    parts = urlsplit(url)
-    if not re.fullmatch(r"https?://[!-~]+", url) or parts.query or parts.fragment or parts.username is not None:
+    try:
+        parts = urlsplit(url)
+        is_url = re.fullmatch(r"https?://[!-~]+", url) is not None and parts.port != 0
+    except ValueError:  # a host or a port that cannot be one
+        is_url = False
+    if not is_url or parts.query or parts.fragment or parts.username is not None:
         raise SetupError("The address is not an http or https URL", "Give the stack's output ApiUrl.")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         raise SetupError(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wechat_token_keeper import _http
-from wechat_token_keeper._cache import Cache
+from wechat_token_keeper._cache import Cache, Entry
 from wechat_token_keeper._clock import Clock
 from wechat_token_keeper._consumer_key import CorpApp, PublicAccount
 from wechat_token_keeper._iam import IamAccount
@@ -118,21 +118,11 @@ class Keeper:
         Each value is reported once, however many threads and tasks meet the refusal. One that was reported in the minute
         in which the keeper takes no token for dead is reported once more after it.
         """
-        if self._is_reported(refused):
-            return self.token()
-        entry = self._cache.fresh(TOKEN)
-        if entry is not None and entry.value != refused:
-            return entry.value
-        return self._cache.fetch(_report_of(refused), TOKEN, self._send_report(refused)).value
+        return self._cache.fetch(*self._report(refused)).value
 
     async def report_async(self, refused: str) -> str:
         """`report` for asyncio."""
-        if self._is_reported(refused):
-            return await self.token_async()
-        entry = self._cache.fresh(TOKEN)
-        if entry is not None and entry.value != refused:
-            return entry.value
-        return (await self._cache.fetch_async(_report_of(refused), TOKEN, self._send_report(refused))).value
+        return (await self._cache.fetch_async(*self._report(refused))).value
 
     def session(self) -> "KeeperSession":
         """A `requests.Session` that adds the token to calls of WeChat's API, and heals once where it is refused."""
@@ -158,8 +148,16 @@ class Keeper:
         is_known = entry is not None and entry.value == token
         return is_known and entry is not None and self._clock.age(entry.known_since) < TRUSTED_WHEN_YOUNG
 
-    def _send_report(self, refused: str) -> Callable[[], Received]:
+    def _report(self, refused: str) -> tuple[str, str, Callable[[], Received], Callable[[], Entry | None]]:
+        """The flight that reports this token, as `Cache.fetch` takes it."""
+
+        def landed() -> Entry | None:
+            entry = self._cache.fresh(TOKEN)
+            return entry if entry and (entry.value != refused or self._is_reported(refused)) else None
+
         def send() -> Received:
+            if self._is_reported(refused):
+                return self._source.token()
             was_young = self._is_young(refused)
             received = self._source.report(refused)
             if len(self._reported) >= MAX_REMEMBERED_REPORTS:
@@ -169,11 +167,7 @@ class Keeper:
             logger.info("reported the access token %s of %s: it %s", _fingerprint(refused), self.app_id, outcome)
             return received
 
-        return send
-
-
-def _report_of(token: str) -> str:
-    return f"report of {_fingerprint(token)}"
+        return f"report of {_fingerprint(refused)}", TOKEN, send, landed
 
 
 def _fingerprint(token: str) -> str:
