@@ -13,6 +13,7 @@ from token_keeper.enrolment import Enrolment
 from token_keeper.errors import KeeperError, ParametersUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
+    Account,
     Credential,
     Due,
     Failed,
@@ -171,23 +172,22 @@ class Keeper:
     def _renew_account(
         self, tasks: list[Due], record: Record, time_left: Callable[[], float], rotate: bool
     ) -> list[Outcome]:
-        account, outcomes = tasks[0].account, list[Outcome]()
-        content = record.content
-        if time_left() < MIN_TIME:
-            return [_out_of_time(account)]
-        try:
-            if not isinstance(content, ParametersUnavailableError) and not self._enrolment.is_in_force(account, record):
-                found = self._enrolment.apply(account, record)
-                outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
-                tasks = [task for task in found if isinstance(task, Due)]
-        except KeeperError as error:
-            return [not_stored(account, tasks[0].credential, error.failure(self._now()))]
-        if content is None:
-            return outcomes
+        """Renew what is due of one account; where its record is not in force, apply that first."""
+        outcomes: list[Outcome] = []
         for task in tasks:
             if time_left() < MIN_TIME:
-                return [*outcomes, _out_of_time(account)]
-            outcomes += self._renewer.renew(task, content, rotate=rotate)
+                return [*outcomes, _out_of_time(task.account)]
+            try:
+                match record.content:
+                    case ParametersUnavailableError() as usable:
+                        pass  # the renewer records that as the failure
+                    case Account() as usable if self._enrolment.is_in_force(usable, record.version):
+                        pass
+                    case _:
+                        return outcomes + self._sync([task.account], time_left)
+            except KeeperError as error:
+                return [*outcomes, not_stored(task.account, task.credential, error.failure(self._now()))]
+            outcomes += self._renewer.renew(task, usable, rotate=rotate)
         return outcomes
 
     # --- which accounts are kept
