@@ -16,6 +16,9 @@ from wechat_token_keeper import Keeper
 
 CORPID = "ww0123456789abcdef"
 
+SAID: list[str] = []
+"""Lines of the local stack: each renewal is one."""
+
 
 @pytest.fixture
 def stub() -> Iterator[StubKeeper]:
@@ -46,8 +49,8 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def local() -> Iterator[LocalStack]:
-    """The whole system in this process, with the demo account."""
-    with LocalStack() as running:
+    """The whole system in this process, with the demo account. What it says goes to `SAID`."""
+    with LocalStack(tell=SAID.append) as running:
         assert running.tried.wait(60)
         yield running
 
