@@ -124,7 +124,8 @@ def last_mint(leased: Credential, began_at: int) -> int:
 def may_mint(leased: Credential, began_at: int) -> bool:
     """Whether `/cgi-bin/token` may be called without ending a token that readers are promised.
 
-    WeChat accepts the token before the newest for 300 s, and perhaps none that is older. `began_at`: when the lease began.
+    WeChat accepts the token before the newest for 300 s, and perhaps none that is older. A refused token was ended by another
+    client's call, which has ended those before it too. `began_at`: when the lease began.
     """
     is_promised = leased.value is not None and leased.refused_at is None
     return not is_promised or began_at >= last_mint(leased, began_at) + RULES[Kind.TOKEN].overlap
