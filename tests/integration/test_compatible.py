@@ -293,9 +293,7 @@ def test_what_was_looked_up_serves_no_account_that_has_changed(
 @pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id", "revoke"])
 @pytest.mark.parametrize("step", [0, 1, 2])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_change_between_lookup_and_use_gives_no_other_accounts_token(
-    world: World, call: str, step: int, change: str
-) -> None:
+def test_a_change_after_the_lookup_gives_no_other_appids_token(world: World, call: str, step: int, change: str) -> None:
     # Given a cold instance, which reads the consumer, the accounts of the appid, and the token
     account, record, other = KEPT[call]
     world.add_account(account, **record)
@@ -324,7 +322,7 @@ def test_a_change_between_lookup_and_use_gives_no_other_accounts_token(
 
 @pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id"])
 @pytest.mark.parametrize(("knows_token", "step"), [(False, 0), (False, 1), (True, 0)])
-def test_a_change_between_lookup_and_use_gives_no_other_accounts_ticket(
+def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
     world: World, knows_token: bool, step: int, change: str
 ) -> None:
     # Given an instance that reads whose token it is, and then the token with the ticket; or one that has just given the token
