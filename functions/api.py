@@ -1,6 +1,5 @@
 """ApiFunction: API Gateway has routed and authorised; route key to one call, errors to problem documents."""
 
-import base64
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from token_keeper import aws
-from token_keeper.compatible import LONGEST_BODY, CompatibleApi
+from token_keeper.compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.health import account_health, failure_shown
 from token_keeper.metrics import Metrics
@@ -26,8 +25,9 @@ from token_keeper.reader import (
     UnknownCredentialError,
 )
 from token_keeper.refresher import Refresher
-from token_keeper.signature import sign
-from token_keeper.table import Table
+from token_keeper.signature import requested_page, sign
+from token_keeper.table import Entry, Table
+from token_keeper.untrusted import body_text, json_object
 
 logger = logging.getLogger("api")
 logger.setLevel(logging.INFO)
@@ -37,13 +37,7 @@ PAGE = 50
 
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 
-LONGEST_URL = 2048
-"""Characters of a page's address: what the gateway lets through is longer, and no browser needs it."""
-
-PAGE_ADDRESS = re.compile(r"https?://[!-~]+")
-
-JSAPI = "jsapi"
-TICKET_TYPES = (JSAPI, "wx_card", "agent_config")
+TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
 
 WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
 """As WeChat sends it; SDKs look for its beginning."""
@@ -68,7 +62,7 @@ _STATUS = {
 
 
 class Api:
-    """The HTTP API (CONTRACT sections 4 and 5)."""
+    """The HTTP API (infra/openapi.yaml)."""
 
     def __init__(self, table: Table, reader: Reader, clock: Callable[[], float], metrics: Metrics) -> None:
         self._table = table
@@ -87,7 +81,7 @@ class Api:
 
     def answer(self, event: Mapping[str, Any]) -> Answer:
         """Answer an API Gateway request (payload format 2.0)."""
-        if event["routeKey"] in self._compatible.routes:
+        if event["routeKey"].partition(" ")[2].startswith("/cgi-bin/"):
             return _answer(200, self._compatible.answer(event), content_type=WECHATS_CONTENT_TYPE)
         try:
             return _answer(200, self._routes[event["routeKey"]](event))
@@ -102,9 +96,7 @@ class Api:
         if after is not None and not ACCOUNT_NAME.fullmatch(after):
             raise InvalidRequestError("next must be what the page before gave as next")
         entries, following = self._table.page(int(limit), after)
-        credentials = self._table.credentials(entries)
-        now = int(self._clock())
-        page = {"accounts": [account_health(entry, credentials, now) for entry in entries]}
+        page = {"accounts": self._health(entries)}
         return page | ({"next": following} if following else {})
 
     def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +104,11 @@ class Api:
         entry = self._table.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")
-        return account_health(entry, self._table.credentials([entry]), int(self._clock()))
+        return self._health([entry])[0]
+
+    def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
+        credentials, progress, now = self._table.credentials(entries), self._table.progress(), int(self._clock())
+        return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
         return self._hand_out(event, self._reader.read(_account_name(event), ACCESS_TOKEN), "access_token")
@@ -130,15 +126,18 @@ class Api:
         return self._hand_out(event, self._reader.read(_account_name(event), ticket_type), "ticket")
 
     def _signature(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        url = _page(event)
-        reading = self._reader.read(_account_name(event), JSAPI)
+        try:
+            page, ticket_type = requested_page(event.get("rawQueryString", ""))
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from None
+        reading = self._reader.read(_account_name(event), ticket_type)
         nonce, timestamp = secrets.token_hex(8), int(self._clock())
         logger.info("signed", extra=_handed_out(event, reading))
         return {
             "appId": reading.credential.app_id,
             "timestamp": timestamp,
             "nonceStr": nonce,
-            "signature": sign(reading.value, nonce, timestamp, url),
+            "signature": sign(reading.value, nonce, timestamp, page),
         }
 
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
@@ -182,25 +181,13 @@ def _account_name(event: Mapping[str, Any]) -> str:
     return account
 
 
-def _page(event: Mapping[str, Any]) -> str:
-    url: str = (event.get("queryStringParameters") or {}).get("url", "")
-    if len(url) > LONGEST_URL or not PAGE_ADDRESS.fullmatch(url.partition("#")[0]):
-        raise InvalidRequestError(
-            f"url must be the page's address as location.href gives it, of at most {LONGEST_URL} characters"
-        )
-    return url
-
-
 def _reported(event: Mapping[str, Any]) -> str:
     """The fingerprint of the token that a report's body is about."""
-    body = event.get("body") or ""
-    if len(body) > LONGEST_BODY:
-        raise InvalidRequestError(f"a report is at most {LONGEST_BODY} bytes long")
     try:
-        report = json.loads(base64.b64decode(body) if event.get("isBase64Encoded") else body)
-    except (ValueError, RecursionError):
-        report = None
-    if not isinstance(report, dict):
+        report = json_object(body_text(event))
+    except ValueError as error:
+        raise InvalidRequestError(f"the body is unreadable: {error}") from None
+    if report is None:
         raise InvalidRequestError("a report is a JSON object")
     match report:
         case {"access_token": str(token)} if token and token.isascii():
@@ -249,8 +236,7 @@ def _answer(
 _handler = cache(lambda: connect(os.environ))
 
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # Lambda gives the processor most freely before the first event. Nothing is read or asked yet, so that nothing stale is
-    # in a snapshot of this moment (SnapStart).
+    # Lambda gives the processor most freely before the first event.
     _handler()
 
 

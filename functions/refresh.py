@@ -4,7 +4,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from dataclasses import asdict
+from functools import cache, partial
 from typing import Any
 
 import boto3
@@ -15,7 +16,7 @@ from token_keeper.accounts import Accounts
 from token_keeper.health import failure_shown
 from token_keeper.keeper import WORKERS, Keeper
 from token_keeper.metrics import Metrics
-from token_keeper.model import Failed, Outcome, Renewed, Skipped, Verdict, Verified, rfc3339
+from token_keeper.model import Failed, Outcome, Probed, Renewed, Skipped, Verdict, Verified, rfc3339
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
@@ -26,6 +27,9 @@ for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 # This one names the URL, with the AppSecret, even in a warning: of headers that it cannot parse.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+
+READERS_ALIAS = "readers"
+"""The alias by which ApiFunction invokes this function; it may invoke no other."""
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 
@@ -54,42 +58,65 @@ def connect(
     keeper = Keeper(table, accounts, wechat, clock, sleep)
     metrics = Metrics(environment.get("STACK_NAME"), clock)
 
-    def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-        def seconds_left() -> float:
-            return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+    return partial(_handle, keeper, accounts, metrics)
 
-        woken_by, coming = _wake(keeper, accounts, event, seconds_left)
-        outcomes: list[Outcome] = []
-        told: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-        try:
-            for outcome in coming:
-                outcomes.append(outcome)
-                what, fields = _told(outcome)
-                write = logger.error if what == "failed" else logger.info
-                write(what, extra={"woken_by": woken_by, **fields})
-                told.setdefault(what, []).append(fields)
-        finally:
-            metrics.tell_outcomes(outcomes)
-        return told
 
-    return handle
+def _handle(
+    keeper: Keeper, accounts: Accounts, metrics: Metrics, event: Mapping[str, Any], context: Any
+) -> dict[str, Any]:
+    def time_left() -> float:
+        return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+
+    _check_caller(event, context)
+    woken_by, found = _wake(keeper, accounts, event, time_left)
+    outcomes: list[Outcome] = []
+    summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
+    try:
+        for outcome in found:
+            if isinstance(outcome, Probed):
+                summary["probed"] = asdict(outcome)
+                logger.info("probed", extra=asdict(outcome))
+                continue
+            outcomes.append(outcome)
+            what, fields = _told(outcome)
+            write = logger.error if what == "failed" else logger.info
+            write(what, extra={"woken_by": woken_by, **fields})
+            summary.setdefault(what, []).append(fields)
+    finally:
+        metrics.tell_outcomes(outcomes)
+    return summary
+
+
+READERS_EVENTS = [{"renew": {"account", "credential"}}, {"verify": {"account", "fingerprint"}}]
+"""The fields of what ApiFunction may send: have a credential renewed that is due, or a token checked."""
+
+
+def _check_caller(event: Mapping[str, Any], context: Any) -> None:
+    if context is None or not context.invoked_function_arn.endswith(f":{READERS_ALIAS}"):
+        return
+    if {
+        name: set(fields) if isinstance(fields, dict) else None for name, fields in event.items()
+    } not in READERS_EVENTS:
+        raise UnknownEventError("this is no event that ApiFunction may send")
 
 
 def _wake(
-    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], seconds_left: Callable[[], float]
-) -> tuple[str, Iterable[Outcome]]:
+    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], time_left: Callable[[], float]
+) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
-            return "tick", keeper.tick(seconds_left)
+            return "tick", keeper.tick(time_left)
         case {"wake": "guard"}:
-            return "guard", keeper.guard(seconds_left)
-        case {"source": "aws.ssm", "detail": {"name": str(parameter)}}:
-            account = accounts.name_of(parameter)
-            return "parameter", keeper.account_changed(account, seconds_left) if account else []
+            return "guard", keeper.guard(time_left)
+        case {"wake": "probe"}:
+            return "probe", keeper.probe(time_left)
+        case {"source": "aws.ssm", "detail": {"name": str(parameter), "operation": operation}}:
+            account, exists = accounts.name_of(parameter), operation != "Delete"
+            return "parameter", keeper.account_changed(account, time_left, exists=exists) if account else []
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
-            return "renew", keeper.renew(account, credential, seconds_left, rotate=options.get("rotate") is True)
+            return "renew", keeper.renew(account, credential, time_left, rotate=options.get("rotate") is True)
         case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
-            return "verify", keeper.verify(account, fingerprint)
+            return "verify", keeper.verify(account, fingerprint, time_left)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -33,6 +34,9 @@ VERDICT_COLOURS = {Verdict.OK: "green", Verdict.NOTE: "cyan", Verdict.WRONG: "re
 
 WATCH_EVERY = 2
 """Seconds between two looks of `status --watch`; each costs one call of the API for every 50 accounts."""
+
+LAST_PORT = 65533
+"""The local stack takes three ports in a row, from this one at the latest."""
 
 PIPE_WIDTH = 200
 """Columns where no terminal sets a width: a line for each credential."""
@@ -79,7 +83,9 @@ def choose_stack(
     ] = "wechat-token-keeper",
     region: Annotated[str | None, typer.Option(help="Its AWS region, where the environment names no other.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Operate the stack that `token-keeper local` runs.")] = False,
-    local_port: Annotated[int, typer.Option(envvar="TOKEN_KEEPER_LOCAL_PORT", hidden=True)] = 3000,
+    local_port: Annotated[
+        int, typer.Option(envvar="TOKEN_KEEPER_LOCAL_PORT", min=0, max=LAST_PORT, hidden=True)
+    ] = 3000,
 ) -> None:
     """Keep the access_token of WeChat accounts. The options here come before the command."""
     ctx.obj = partial(Stack, stack_name, region, local_port if local else None)
@@ -87,17 +93,38 @@ def choose_stack(
 
 @app.command("local")
 def run_local(
-    port: Annotated[int, typer.Option(envvar="TOKEN_KEEPER_LOCAL_PORT", help="The API's; AWS is on the next.")] = 3000,
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="TOKEN_KEEPER_LOCAL_PORT",
+            min=0,
+            max=LAST_PORT,
+            help="The API's; AWS and WeChat are on the next two. 0 takes three free ones.",
+        ),
+    ] = 3000,
     speed: Annotated[float, typer.Option(help="Seconds that pass in a second: 60 shows an hour in a minute.")] = 1,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets containers in, and the network.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            help="Address to listen on, also for containers: Docker's bridge, or 127.0.0.1 with Docker Desktop; "
+            "0.0.0.0 is the whole network. The API then asks for a key."
+        ),
+    ] = None,
+    accounts: Annotated[
+        Path | None, typer.Option(help='Accounts to simulate, in JSON: {"main": {"appid": …, "secret": …}, …}')
+    ] = None,
+    fault: Annotated[
+        str | None,
+        typer.Option(help="How the simulated WeChat fails: an errcode like 40164, or http, drop_after, slow …"),
+    ] = None,
 ) -> None:
-    """Run the whole system on this machine, with a simulated WeChat and nothing to set up."""
+    """Run the whole system on this machine, with a simulated WeChat and nothing to set up. It keeps nothing at its end."""
     record = operations.real_record(os.environ)
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        os.environ.pop(name, None)  # of another AWS than the embedded one, which fails where there is no such profile
     from infra import local  # it brings an embedded AWS, which the other commands need not load
 
-    local.run(port=port, speed=speed, host=host, record=record)
+    local.run(port, speed, host, record, accounts, fault)
 
 
 @accounts.command("add")

@@ -10,6 +10,12 @@ from token_keeper.wechat import IP_NOT_ALLOWED
 
 SCHEDULES = ("tick", "guard")
 
+FIXED_ADDRESSES = {
+    "managed": "EgressMode=managed, a NAT gateway, about 36.50 USD a month",
+    "instance": "EgressMode=instance, a small server, about 7 USD a month, not yet run on real AWS",
+}
+"""What gives a fixed address, by `EgressMode`. The prices are counted by `python -m tests.bill`."""
+
 
 class Verdict(StrEnum):
     """What became of one look. `UNKNOWN`: it could not be made."""
@@ -63,7 +69,7 @@ def _schedules(stack: Stack) -> Iterator[Finding]:
         try:
             found = stack.ask("scheduler", "get_schedule", name, Name=name)
         except OperatorError as error:
-            remedy = "If it was deleted: `uv run sam deploy` with any change makes it again. Until then nothing renews by itself."
+            remedy = "If it was deleted: `uv run --group deploy sam deploy` with any change makes it again. Until then nothing renews by itself."
             yield Finding(f"schedule {name}", Verdict.UNKNOWN, str(error), remedy)
             continue
         if found["State"] == "ENABLED":
@@ -123,8 +129,10 @@ def _credential(account: str, credential: Json) -> Finding:
 
 def _address(stack: Stack) -> Iterator[Finding]:
     mode = stack.parameters.get("EgressMode", "none")
-    if address := stack.outputs.get("EgressIp"):
-        says = f"calls to WeChat come from {address}"
+    if mode in FIXED_ADDRESSES:
+        own = stack.parameters.get("EgressAllocationId")
+        address = stack.outputs.get("EgressIp") or f"the Elastic IP address {own}"
+        says = f"calls to WeChat come from {address} ({FIXED_ADDRESSES[mode]})"
         yield Finding("address", Verdict.OK, says, f"Every account's IP whitelist (IP白名单) must name {address}.")
     elif mode == "existing":
         remedy = "Put the address of their NAT gateway on every account's IP whitelist (IP白名单)."
@@ -133,7 +141,7 @@ def _address(stack: Stack) -> Iterator[Finding]:
         document, _ = stack.health()
         errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
         refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
-        remedy = "Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with EgressMode=managed (about 36 USD a month)."
+        remedy = f"Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with {', or '.join(FIXED_ADDRESSES.values())}."
         verdict = Verdict.WRONG if refused else Verdict.NOTE
         yield Finding("address", verdict, "calls to WeChat come from changing addresses", remedy)
 

@@ -1,47 +1,56 @@
 """An AWS on 127.0.0.1, in this process, with a stack that is made from the real template.yaml.
 
 moto answers for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
-the Python functions it was given, a changed parameter is told to whom the template's rule says, and what the functions
-ask for is held against the policies of the template. For one account and one region; no data outlives `stop`.
+the Python functions it was given, a changed parameter is told to whom the template's rule says, and a request is carried
+out only where its signature shows a key of this stack, and where the policies of the key's role in the template allow it.
+For one account and one region; no data outlives `stop`.
 """
 
 import io
 import json
 import logging
 import re
+import time
+from calendar import timegm
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cache
+from hashlib import sha256
+from hmac import compare_digest
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
+from xml.sax.saxutils import escape
 
 import boto3
-import botocore.session
-from botocore.config import Config
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from moto.backends import get_backend
 from moto.cloudformation.models import Stack
 from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.moto_api._internal.models import moto_api_backend
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import create_backend_app
 from moto.utilities.utils import get_partition
 from werkzeug.wrappers import Request, Response
 
-from infra.loopback import LOOPBACK, Server
+from infra import local_keys
+from infra.local_keys import OPERATOR, REGION, Key
+from infra.loopback import Server
 from infra.stack import Template, nested, translate
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-REGION = "us-east-1"
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
-    *("AWS::Lambda::Permission", "AWS::Lambda::Version", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy"),
-    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm"),
+    *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy", "AWS::EC2::EIPAssociation"),
+    *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
+    "AWS::CloudFormation::WaitConditionHandle",
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
 
@@ -51,7 +60,30 @@ _TEMPLATES = "templates"
 _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
 
-_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+)[^/]*/invocations")
+_SERVICES = {
+    "cloudformation": "cloudformation",
+    "dynamodb": "dynamodb",
+    "lambda": "lambda",
+    "monitoring": "cloudwatch",
+    "scheduler": "scheduler",
+    "sns": "sns",
+    "sqs": "sqs",
+    "ssm": "ssm",
+}
+"""What the stack and its operator use: moto's name of each service by the one that requests are signed for. Of moto's Lambda
+only what reads: its other calls start containers."""
+
+_AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(?P<access_key>\w+)/\d{8}/(?P<region>[\w-]+)/(?P<service>[\w-]+)/aws4_request, *"
+    r"SignedHeaders=(?P<headers>[\w;-]+), *Signature=(?P<signature>[0-9a-f]{64})"
+)
+
+_LONGEST_SKEW = 300
+"""Seconds between a request's time and its arrival (IAM User Guide, "Elements of an AWS API request signature")."""
+
+_INVOKE = re.compile(r"/2015-03-31/functions/(?:[^/]*:function:)?([^/:]+(?::[^/:]+)?)/invocations")
+"""The name of a function, or `name:alias`."""
+
 _CHANGES = {"ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"}
 
 type Function = Callable[[dict[str, Any]], object]
@@ -68,22 +100,26 @@ class EmbeddedAws:
         stack_name: str = "local",
         port: int = 0,
         api_url: str = "http://127.0.0.1:3000",
-        host: str = LOOPBACK,
+        host: str | None = None,
     ) -> None:
-        """Take the port (0: a free one); raises OSError where it is taken. `api_url` is the stack's output ApiUrl."""
+        """Take the port (0: a free one); raises CannotListenError where it is taken.
+
+        `api_url` is the stack's output ApiUrl. `host`: as for a Server.
+        """
         self._stack_name = stack_name
         self._api_url = api_url
         self._server = Server(self._answer, port, host=host)
         self._events = ThreadPoolExecutor(thread_name_prefix="event")
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._moto = cache(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
         self._one_at_a_time = Lock()
 
     def start(self, functions: Mapping[str, Function]) -> Self:
         """Make the stack and listen.
 
-        `functions` by logical id: each takes the event and returns what `json` can write. They are looked up when they
-        are invoked, so that they can be made after the start, with what `environment` says.
+        `functions` by logical id: each takes the event and returns what `json` can write; `logical id:alias` names the
+        one for what comes through an alias, if it is another. They are looked up when they are invoked, so that they can
+        be made after the start, with what `environment` says.
         """
         self._functions = functions
         self._make_stack()
@@ -122,26 +158,19 @@ class EmbeddedAws:
 
         Its access key is the function's role: with it, calls that the template's policies do not allow are refused.
         """
+        key = self.keys[function]
         return {
             **self._resources[function].environment_vars,
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": function,
-            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_ACCESS_KEY_ID": key.access_key,
+            "AWS_SECRET_ACCESS_KEY": key.secret_key,
         }
 
-    def session(self, function: str) -> boto3.Session:
-        """A session with that environment's credentials, for a function that runs in this process."""
-        environment = self.environment(function)
-        direct = botocore.session.Session()
-        direct.set_default_client_config(Config(proxies={}))  # no proxy reaches this machine's own address
-        return boto3.Session(
-            environment["AWS_ACCESS_KEY_ID"],
-            environment["AWS_SECRET_ACCESS_KEY"],
-            region_name=environment["AWS_REGION"],
-            botocore_session=direct,
-        )
+    def session(self, role: str) -> boto3.Session:
+        """A session with the key of that role: `OPERATOR`, or a function's logical id."""
+        return local_keys.session(self.keys[role])
 
     def _make_stack(self) -> None:
         template = translate(region=REGION)
@@ -166,7 +195,13 @@ class EmbeddedAws:
             for name, resource in declared.items()
             if resource["Type"] == "AWS::Lambda::Function"
         }
+        self.keys = {role: Key.of(role) for role in (OPERATOR, *roles)}
+        """The access key of each role: the operator's, and those of the functions by logical id."""
         self._logical_ids = {self._resources[name].function_name: name for name in roles}
+        for resource in declared.values():
+            if resource["Type"] == "AWS::Lambda::Alias":
+                name, alias = resource["Properties"]["FunctionName"]["Ref"], resource["Properties"]["Name"]
+                self._logical_ids[f"{self._resources[name].function_name}:{alias}"] = f"{name}:{alias}"
         self._statements: dict[str, list[_Statement]] = {
             name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
             for name, role in roles.items()
@@ -189,44 +224,70 @@ class EmbeddedAws:
     def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         environ["wsgi.input"] = io.BytesIO(request.get_data())  # moto reads it once more
-        return self._respond(request, _Call.of(request))(environ, start_response)
+        try:
+            response = self._respond(request, self._caller(request))
+        except _RefusedError as refused:
+            response = _error(request, refused.code, str(refused), refused.status)
+        return response(environ, start_response)
 
-    def _respond(self, request: Request, call: "_Call") -> Response:
-        if refused := self._refused(call):
-            return _error("AccessDeniedException", refused)
+    def _respond(self, request: Request, caller: "_Caller") -> Response:
+        call = _Call.of(request, caller)
+        self._check_permission(call)
         if invoke := _INVOKE.fullmatch(request.path):
             is_event = request.headers.get("X-Amz-Invocation-Type") == "Event"
             return self._invoke(invoke[1], request.get_data(), is_event=is_event)
+        if caller.service not in _SERVICES or (caller.service == "lambda" and request.method != "GET"):
+            raise _RefusedError("AccessDeniedException", f"This stack does not use that of {caller.service}", 403)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
-        return self._pass_on(request)
+        return self._pass_on(request, caller.service)
 
-    def _pass_on(self, request: Request) -> Response:
+    def _pass_on(self, request: Request, service: str) -> Response:
         with self._one_at_a_time:
-            return Response.from_app(self._moto, request.environ, buffered=True)
+            # To that service alone: which one moto itself would choose depends on the path, too.
+            application = cast("WSGIApplication", self._moto(cast(Any, _SERVICES[service])))
+            return Response.from_app(application, request.environ, buffered=True)
+
+    # --- who asks
+
+    def _caller(self, request: Request) -> "_Caller":
+        """Who signed the request (AWS Signature Version 4), and for which service. Raises _RefusedError."""
+        if "Authorization" not in request.headers:
+            raise _RefusedError("MissingAuthenticationToken", "The request is not signed", 403)
+        claimed = _AUTHORIZATION.fullmatch(request.headers["Authorization"])
+        if claimed is None or claimed["region"] != REGION:
+            raise _RefusedError("IncompleteSignature", f"A request is signed for a service in {REGION}", 403)
+        found = [(role, key) for role, key in self.keys.items() if key.access_key == claimed["access_key"]]
+        if not found:
+            raise _RefusedError("UnrecognizedClientException", "The access key is not one of this stack", 403)
+        ((role, key),) = found
+        if not _is_signed(request, claimed, key):
+            raise _RefusedError("InvalidSignatureException", "The signature does not match the request", 403)
+        return _Caller(role, claimed["service"])
 
     # --- IAM
 
-    def _refused(self, call: "_Call") -> str | None:
-        """Why the caller may not do that; only functions are held to anything, operators may do everything.
+    def _check_permission(self, call: "_Call") -> None:
+        """Raise _RefusedError where the caller may not do that; an operator may do everything.
 
         moto can enforce policies too, but not these: it knows the resources of few services, and refuses whatever a
         statement allows on one that it does not know.
         """
-        statements = self._statements.get(call.access_key)
-        if statements is None:
-            return None
+        if call.role == OPERATOR:
+            return
+        statements = self._statements[call.role]
         for resource in call.resources:
-            if not any(_allows(statement, call.action, resource) for statement in statements):
-                return f"{call.access_key} is not authorized to perform: {call.action} on resource: {resource}"
-        return None
+            effects = {statement["Effect"] for statement in statements if _applies(statement, call, resource)}
+            if effects != {"Allow"}:
+                text = f"{call.role} is not authorized to perform: {call.action} on resource: {resource}"
+                raise _RefusedError("AccessDeniedException", text)
 
     # --- Lambda
 
     def _invoke(self, function_name: str, payload: bytes, *, is_event: bool) -> Response:
         logical_id = self._logical_ids.get(function_name)
         if logical_id is None:
-            return _error("ResourceNotFoundException", f"Function not found: {function_name}", status=404)
+            raise _RefusedError("ResourceNotFoundException", f"Function not found: {function_name}", 404)
         event = json.loads(payload or b"{}")
         if is_event:
             self.send(logical_id, event)
@@ -237,7 +298,8 @@ class EmbeddedAws:
     def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
         """Invoke a function: its answer as JSON, and whether it failed."""
         try:
-            return json.dumps(self._functions[logical_id](event)), False
+            function = self._functions.get(logical_id) or self._functions[logical_id.partition(":")[0]]
+            return json.dumps(function(event)), False
         except Exception as error:
             _logger.exception("%s failed", logical_id)
             # Lambda answers with the exception's text; who asked learns no more here than it needs to.
@@ -249,7 +311,7 @@ class EmbeddedAws:
         parameters = get_backend("ssm")[ACCOUNT][REGION]
         names = call.body.get("Names") or [call.body.get("Name", "")]
         before = {name: parameters.get_parameter(name) for name in names}
-        response = self._pass_on(request)
+        response = self._pass_on(request, "ssm")
         if response.status_code == 200:
             for name in names:
                 after = parameters.get_parameter(name)
@@ -297,24 +359,67 @@ def _output(stack: Stack, attribute: str) -> str:
     return str(output and output.value)
 
 
+class _RefusedError(Exception):
+    """AWS does not do that: its error code, and the HTTP status."""
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code, self.status = code, status
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """The role whose key signed a request, and the service that it is for."""
+
+    role: str
+    service: str
+
+
+def _is_signed(request: Request, claimed: re.Match[str], key: Key) -> bool:
+    """Whether the signature is what the key makes of the request: all of it that means anything, and lately."""
+    names, sent = claimed["headers"].split(";"), {name.lower() for name, _ in request.headers}
+    if not {"host"} | {name for name in sent if name.startswith("x-amz-")} <= set(names) <= sent:
+        return False
+    body = request.get_data()
+    digest = sha256(body).hexdigest()
+    if request.headers.get("X-Amz-Content-SHA256", digest) != digest:
+        return False
+    moment = request.headers.get("X-Amz-Date", "")
+    try:
+        sent_at = timegm(time.strptime(moment, "%Y%m%dT%H%M%SZ"))
+    except ValueError:
+        return False
+    if abs(time.time() - sent_at) > _LONGEST_SKEW:
+        return False
+    signed = AWSRequest(
+        request.method,
+        f"http://{request.host}{request.environ['REQUEST_URI']}",
+        {name: request.headers[name] for name in names},
+        body,
+    )
+    signed.context["timestamp"] = moment
+    signer = SigV4Auth(Credentials(key.access_key, key.secret_key), claimed["service"], claimed["region"])
+    right = signer.signature(signer.string_to_sign(signed, signer.canonical_request(signed)), signed)
+    return compare_digest(right, claimed["signature"])
+
+
 @dataclass(frozen=True)
 class _Call:
     """A request to AWS in IAM's words: who wants to do what to which resources."""
 
-    access_key: str
+    role: str
     action: str
     resources: list[str]
     body: dict[str, Any]
 
     @classmethod
-    def of(cls, request: Request) -> Self:
-        credential = re.search(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/", request.headers.get("Authorization", ""))
-        access_key, service = credential.groups() if credential else ("", "")
+    def of(cls, request: Request, caller: _Caller) -> Self:
         if function := _INVOKE.fullmatch(request.path):
-            return cls(access_key, "lambda:InvokeFunction", [_arn("lambda", f"function:{function[1]}")], {})
+            return cls(caller.role, "lambda:InvokeFunction", [_arn("lambda", f"function:{function[1]}")], {})
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = json.loads(request.get_data()) if operation else {}
-        return cls(access_key, f"{service}:{operation}", _resources_of(service, body), body)
+        action = f"{caller.service}:{operation}"
+        return cls(caller.role, action, _resources_of(caller.service, body), body)
 
 
 def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
@@ -327,14 +432,41 @@ def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
     return ["*"]
 
 
-def _allows(statement: _Statement, action: str, resource: str) -> bool:
-    """Whether the statement allows it. No condition is evaluated: a statement that has one allows nothing."""
+def _applies(statement: _Statement, call: _Call, resource: str) -> bool:
     return (
-        statement["Effect"] == "Allow"
-        and "Condition" not in statement
-        and any(fnmatchcase(action, pattern) for pattern in _listed(statement["Action"]))
+        any(fnmatchcase(call.action, pattern) for pattern in _listed(statement["Action"]))
         and any(fnmatchcase(resource, pattern) for pattern in _listed(statement["Resource"]))
+        and _holds(statement.get("Condition", {}), statement["Effect"], call)
     )
+
+
+def _holds(condition: Mapping[str, Mapping[str, Any]], effect: str, call: _Call) -> bool:
+    """Whether a statement's condition holds. One that is not known here lets nothing pass: it denies and does not allow."""
+    return all(
+        _test(operator, key, wanted, effect, call)
+        for operator, keys in condition.items()
+        for key, wanted in keys.items()
+    )
+
+
+def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> bool:
+    match operator, key:
+        case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
+            keys = _leading_keys(call.body)
+            return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+        case "StringEquals", "ssm:Recursive":
+            return json.dumps(call.body.get("Recursive", False)) == str(wanted)
+        case _:
+            return effect == "Deny"
+
+
+def _leading_keys(body: Mapping[str, Any]) -> list[str]:
+    """The partition keys that a request to DynamoDB is about; none where it names them in another way than ours do."""
+    keys = [body[name]["pk"] for name in ("Key", "Item") if name in body]
+    keys += [key["pk"] for request in body.get("RequestItems", {}).values() for key in request["Keys"]]
+    if named := re.match(r"pk = (:\w+)", body.get("KeyConditionExpression", "")):
+        keys.append(body["ExpressionAttributeValues"][named[1]])
+    return [key["S"] for key in keys]
 
 
 def _listed(one_or_more: str | list[str]) -> list[str]:
@@ -361,7 +493,11 @@ def _parameter_event(parameter: Any, operation: str) -> dict[str, Any]:
     }
 
 
-def _error(code: str, message: str, status: int = 400) -> Response:
-    body = {"__type": code, "message": message, "Message": message}
+def _error(request: Request, code: str, message: str, status: int) -> Response:
+    """An error in the protocol of the request: XML where it is a form, else JSON."""
     headers = {"x-amzn-ErrorType": code}
+    if request.mimetype == "application/x-www-form-urlencoded":
+        error = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+        return Response(f"<ErrorResponse>{error}</ErrorResponse>", status, headers, content_type="text/xml")
+    body = {"__type": code, "message": message, "Message": message}
     return Response(json.dumps(body), status, headers, content_type="application/x-amz-json-1.0")

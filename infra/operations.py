@@ -20,8 +20,10 @@ from botocore import exceptions as aws
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from requests.auth import AuthBase
 
+from infra import local_keys
 from token_keeper.accounts import parse_record
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import CORP_TICKETS, PUBLIC_TICKETS, Consumer, digest
@@ -47,6 +49,7 @@ APPID = re.compile(r"wx[0-9a-f]{16}")
 APPSECRET = re.compile(r"[0-9A-Fa-f]{32}")
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException")
+START_LOCAL = "is `token-keeper local` running? TOKEN_KEEPER_LOCAL_PORT names its port."
 SIGN_IN = "sign in to AWS again, or choose a profile with AWS_PROFILE"
 
 
@@ -130,15 +133,14 @@ class Stack:
     def __init__(self, name: str, region: str | None = None, local_port: int | None = None) -> None:
         """Find the stack in AWS; with `local_port`, the one of the `token-keeper local` whose API is on that port."""
         self._local = local_port is not None
-        self._endpoint = None if local_port is None else f"http://127.0.0.1:{local_port + 1}"
+        self._keys = None if local_port is None else local_keys.read(local_port)
+        if self._local and not self._keys:
+            raise OperatorError(f"On port {local_port} there is no local stack of yours: {START_LOCAL}")
+        self._endpoint = self._keys.endpoint_url if self._keys else None
         self._config = LOCAL_ONCE if self._local else Config()
         name = LOCAL_STACK if self._local else name
         with self._aws(name):
-            self._session = (
-                boto3.Session("local", "local", region_name="us-east-1")
-                if self._local
-                else boto3.Session(region_name=region)
-            )
+            self._session = local_keys.session(self._keys.operator) if self._keys else boto3.Session(region_name=region)
             self._ssm = self._session.client("ssm", endpoint_url=self._endpoint, config=self._config)
             cloudformation = self._session.client("cloudformation", endpoint_url=self._endpoint, config=self._config)
             stack = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
@@ -274,6 +276,8 @@ class Stack:
         with self._aws(path), requests.Session() as http:
             http.trust_env = not self._local  # as for LOCAL_ONCE: no proxy
             http.auth = _SigV4(self._session)
+            if self._keys:
+                http.headers[local_keys.API_KEY_HEADER] = self._keys.api_key
             try:
                 reply = http.get(self._api_url + path, params=query, timeout=API_TIMEOUT)
                 document: Json = reply.json()
@@ -303,8 +307,10 @@ class Stack:
         try:
             yield
         except aws.ClientError as error:
-            code, operation = error.response["Error"]["Code"], error.operation_name
-            if code == "ParameterNotFound":
+            code, operation = error.response.get("Error", {}).get("Code", "Unknown"), error.operation_name
+            if self._local and (code in EXPIRED or operation == "DescribeStacks"):
+                text = f"What answers at {self._endpoint} is no local stack of yours: {START_LOCAL}"
+            elif code == "ParameterNotFound":
                 text = f"There is no account '{subject}': `token-keeper accounts list` shows those there are."
             elif code == "ParameterAlreadyExists":
                 text = f"The account '{subject}' exists: use `accounts set-secret {subject}`, or remove it first."
@@ -323,6 +329,10 @@ class Stack:
             ) from None
         except (aws.ConnectionError, aws.HTTPClientError):
             raise OperatorError(self._unreachable(self._endpoint or "AWS")) from None
+        except (ResponseParserError, KeyError):  # botocore raises the latter for XML of another kind
+            raise OperatorError(
+                f"{self._endpoint or 'What answers'} is not AWS: another program, or a proxy."
+            ) from None
         except aws.BotoCoreError as error:  # nearly always one of the many ways to have no credentials
             raise OperatorError(
                 f"AWS credentials are missing or unusable ({type(error).__name__}): {SIGN_IN}."
@@ -330,9 +340,7 @@ class Stack:
 
     def _unreachable(self, where: str) -> str:
         if self._local:
-            return (
-                f"Nothing answers at {where}: is `token-keeper local` running? TOKEN_KEEPER_LOCAL_PORT names its port."
-            )
+            return f"Nothing answers at {where}: {START_LOCAL}"
         return f"{where} cannot be reached: check the network and the region."
 
 

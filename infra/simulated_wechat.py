@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from werkzeug import Request, Response
 
+from infra.loopback import has_api_key
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
@@ -101,6 +103,19 @@ class Fault:
     length: int | None = None
     delay: float = 0.0
     drop: bool = False
+
+    @staticmethod
+    def named(name: str) -> "Fault":
+        """The fault of that name: an errcode of WeChat, or a constructor of this class (`http`, `slow` …).
+
+        Raises ValueError that lists the names.
+        """
+        if name in _FAULT_KINDS:
+            return _FAULT_KINDS[name]()
+        try:
+            return Fault.error(int(name))
+        except ValueError:
+            raise ValueError(f"an errcode of WeChat, or one of {', '.join(_FAULT_KINDS)}") from None
 
     @classmethod
     def error(cls, errcode: int, errmsg: str = "") -> Self:
@@ -257,11 +272,21 @@ class SimulatedWeChat:
     """WeChat and WeCom under any clock (seconds since 1970): in-process by `answer`, over HTTP as a WSGI app.
 
     `calls` holds every call so far. WeCom's `gettoken` repeats a token while it is valid, as the older documentation
-    says; with `wecom_mints_anew` each call mints one and kills the one before: the newest promises neither.
+    says; with `wecom_mints_anew` each call mints one and kills the one before: the newest promises neither. `fault`: what
+    each call meets for which no other fault was asked. `api_key`: what the calls to `/_simulator/…` have to show, if it is
+    given.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time, *, wecom_mints_anew: bool = False) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        *,
+        wecom_mints_anew: bool = False,
+        fault: Fault = _NO_FAULT,
+        api_key: str | None = None,
+    ) -> None:
         self.calls: list[Call] = []
+        self._fault, self._api_key = fault, api_key
         self._clock = clock
         self._wecom_mints_anew = wecom_mints_anew
         self._lock = threading.Lock()
@@ -347,12 +372,14 @@ class SimulatedWeChat:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """WSGI: as `answer`, with real delays and broken connections; and `/_simulator/…` to make things fail by hand.
 
-        `POST /_simulator/faults` takes {"path", "account"?, "errcode" or "kind", "times"?}, a kind being the name of a
+        The latter take the header X-Api-Key. `POST /_simulator/faults` takes {"path", "account"?, "errcode" or "kind", "times"?}, a kind being the name of a
         `Fault` constructor; `POST /_simulator/corp-apps` takes {"corpid", "secret"}; `GET /_simulator/calls` counts calls; `GET /_simulator/accepts?value=…` asks `accepts`.
         """
         request = Request(environ)
         if request.path.startswith("/_simulator/"):
-            return self._control(request)(environ, start_response)
+            allowed = self._api_key is None or has_api_key(environ, self._api_key)
+            response = self._control(request) if allowed else _json_response(403, {"message": "Forbidden"})
+            return response(environ, start_response)
         query, remote_addr = request.args.to_dict(), request.remote_addr or "127.0.0.1"
         answer = self.answer(request.method, request.path, query, request.get_data(), remote_addr)
         if answer.delay:
@@ -363,7 +390,7 @@ class SimulatedWeChat:
 
     def _next_fault(self, path: str, account: str | None) -> Fault:
         queue = self._faults.get((path, account)) or self._faults.get((path, None))
-        return queue.popleft() if queue else _NO_FAULT
+        return queue.popleft() if queue else self._fault
 
     def _reply(self, ask: _Ask, fault: Fault) -> dict[str, Any]:
         required_method, endpoint = self._endpoints[ask.path]
@@ -518,7 +545,7 @@ class SimulatedWeChat:
 
     def _queue_faults(self, wanted: dict[str, Any]) -> Response:
         try:
-            fault = Fault.error(int(wanted["errcode"])) if "errcode" in wanted else _FAULT_KINDS[wanted["kind"]]()
+            fault = Fault.named(str(wanted["errcode"] if "errcode" in wanted else wanted["kind"]))
             times = int(wanted.get("times", 1))
             self.fail(wanted["path"], *[fault] * times, account=wanted.get("account"))
         except (KeyError, TypeError, ValueError):

@@ -14,6 +14,7 @@ from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 TEMPLATE = Path(__file__).parent.parent / "template.yaml"
 
+_ANY_METHOD = "x-amazon-apigateway-any-method"
 _SECONDS = {"minute": 60, "hour": 3600}
 
 type Template = dict[str, Any]
@@ -22,7 +23,10 @@ type Template = dict[str, Any]
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the HTTP API, as API Gateway's route key names it, and the logical id of the function behind it."""
+    """A route of the HTTP API, as API Gateway's route key names it, and the logical id of the function behind it.
+
+    The method is ANY where the route takes every method.
+    """
 
     method: str
     path: str
@@ -80,16 +84,14 @@ def _of_region(region: str) -> dict[str, str]:
 
 
 def routes(template: Template) -> list[Route]:
-    """The routes of a translated template's HTTP API, without those that its parameters switch off."""
+    """The routes of a translated template's HTTP API."""
     found = []
     for api in _resources(template, "AWS::ApiGatewayV2::Api").values():
-        for path, conditional in sorted(api["Body"]["paths"].items()):
-            operations = _resolved(conditional, template["Conditions"])
+        for path, operations in sorted(api["Body"]["paths"].items()):
             for method, operation in operations.items():
                 uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
                 (called,) = re.findall(r"\$\{(\w+)(?:\.Arn)?\}", uri)
-                alias = _resources(template, "AWS::Lambda::Alias").get(called)
-                found.append(Route(method.upper(), path, alias["FunctionName"]["Ref"] if alias else called))
+                found.append(Route("ANY" if method == _ANY_METHOD else method.upper(), path, called))
     return found
 
 
@@ -124,16 +126,6 @@ def _fill_in(node: Any, known: Mapping[str, str]) -> Any:
             return {name: _fill_in(value, known) for name, value in node.items()}
         case list():
             return [_fill_in(value, known) for value in node]
-        case _:
-            return node
-
-
-def _resolved(node: Template, conditions: Template) -> Template:
-    """The branch that holds of a `Fn::If` whose condition compares a parameter with a text."""
-    match node:
-        case {"Fn::If": [condition, then, otherwise]}:
-            left, right = conditions[condition]["Fn::Equals"]
-            return _resolved(then if left == right else otherwise, conditions)
         case _:
             return node
 

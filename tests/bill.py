@@ -1,7 +1,7 @@
 """`uv run python -m tests.bill`: what a month costs, from counted calls and list prices, beside what else one might run.
 
 The keeper's and the reader's calls are counted over an AWS in memory (`tests/integration/test_calls.py`), with what DynamoDB
-would charge for the items' real sizes. Run times and sizes of Lambda's own log lines are assumptions, below, and generous.
+would charge for the items' real sizes. Run times, traffic and sizes of Lambda's own log lines are assumptions, below, and generous.
 """
 
 from collections import Counter
@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Printed
 
+from infra.stack import translate
 from tests.integration.test_calls import Kept
+from token_keeper import renewal
 
 SECONDS_A_MONTH = 730 * 3600
 GUARDS = SECONDS_A_MONTH / 60
@@ -24,12 +26,40 @@ ROUNDS = TICKS
 MEMORY = 0.5
 """GB of both functions (template.yaml)."""
 
+PROBES = SECONDS_A_MONTH / 300
+
 READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0.05
 """Assumed billed run time. A renewal: a call to WeChat of 0.5 s, 16 at a time, takes 0.03 of its function's."""
+
+PROBE_CALL_SECONDS, CALLS_AT_A_TIME, PROBE_CPU_SECONDS = 0.15, 64, 0.005
+"""Assumed for a probe's question about one token: WeChat's answer, how many are under way at a time, and the processor's work at
+the share that 512 MB get, which is done one after the other."""
+
+PROBE_READ_UNITS = 0.5
+"""An eventually consistent read of an account's token item, about 1 KB."""
+
+COLD_STARTS, REFRESH_INIT_SECONDS, API_INIT_SECONDS = 0.01, 1.0, 0.2
+"""Assumed share of invocations that begin with an initialisation (AWS: typically under 1 %), and its billed time; Lambda bills it
+since August 2025."""
+
+TABLE_KEY_CALLS = SECONDS_A_MONTH / 300
+"""DynamoDB asks KMS for the table's key every five minutes for each connection that is in use."""
+
+READS_PER_INSTANCE = 4
+"""Assumed reads a second for each instance of ApiFunction, and so for each of its connections."""
+
+RENEWAL_KILOBYTES, PROBE_KILOBYTES = 8, 2
+"""Assumed traffic of a call to WeChat: with a TLS handshake, and over a connection that is kept."""
 
 LINES_OF_LAMBDA, LINE_OF_OURS, LINE_OF_GATEWAY = 900, 400, 350
 """Assumed bytes of log: Lambda's start and report of an invocation in JSON (ApiFunction writes none), each line of ours, and
 API Gateway's access log."""
+
+NANO_DISK = 4
+"""GB of the NAT instance's disk (infra/egress.yaml)."""
+
+LARGEST_BODY = 20
+"""What API Gateway counts the largest request as that it takes, of 10 MB: one for each 512 KB."""
 
 SOURCES = {
     "Lambda, arm64": "https://aws.amazon.com/lambda/pricing/",
@@ -40,9 +70,14 @@ SOURCES = {
     "KMS": "https://aws.amazon.com/kms/pricing/",
     "ElastiCache": "https://aws.amazon.com/elasticache/pricing/",
     "EC2": "https://aws.amazon.com/ec2/pricing/on-demand/",
+    "EBS": "https://aws.amazon.com/ebs/pricing/",
+    "VPC": "https://aws.amazon.com/vpc/pricing/",
     "Secrets Manager": "https://aws.amazon.com/secrets-manager/pricing/",
 }
-PRICED = "list prices of us-east-1 in US dollars, as known in 2025; they were not looked up anew"
+PRICED = (
+    "list prices of us-east-1 in US dollars, looked up in November 2026; not found, and as known in 2025: cache.t4g.micro "
+    "and t4g.micro"
+)
 
 
 @dataclass(frozen=True)
@@ -61,16 +96,22 @@ API = Price("API Gateway, HTTP API", "requests", 1.00e-6)
 READS = Price("DynamoDB, on demand", "read units", 0.125e-6)
 WRITES = Price("DynamoDB, on demand", "write units", 0.625e-6)
 STORAGE = Price("DynamoDB, on demand", "GB stored", 0.25)
-SCHEDULES = Price("EventBridge Scheduler", "wake-ups", 1.00e-6)
+SCHEDULES = Price("EventBridge Scheduler", "wake-ups", 1.00e-6, free=14e6)
 LOGS = Price("CloudWatch", "GB of logs", 0.50)
+LOG_STORAGE = Price("CloudWatch", "GB of logs kept a month", 0.03)
 METRICS = Price("CloudWatch", "custom metrics", 0.30, free=10)
 ALARMS = Price("CloudWatch", "alarms", 0.10, free=10)
 DASHBOARDS = Price("CloudWatch", "dashboards", 3.00, free=3)
-DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000)
+DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000, free=20_000)
+TABLE_KEYS = Price("KMS", "calls for the table's key", 0.03 / 10_000)
 KEY = Price("KMS", "own key (KmsKeyArn)", 1.00)
-SNAPSHOT = Price("Lambda, arm64", "GB-seconds of a SnapStart snapshot", 0.0000015046)
 CACHE_NODE = Price("ElastiCache", "cache.t4g.micro hours", 0.016)
 SERVER = Price("EC2", "t4g.micro hours", 0.0084)
+GATEWAY = Price("VPC", "NAT gateway hours", 0.045)
+GATEWAY_DATA = Price("VPC", "GB through the NAT gateway", 0.045)
+ADDRESS = Price("VPC", "public IPv4 address hours", 0.005)
+NANO = Price("EC2", "t4g.nano hours", 0.0042)
+DISK = Price("EBS", "GB of gp3 disk", 0.08)
 SECRET = Price("Secrets Manager", "secrets", 0.40)
 SECRET_CALLS = Price("Secrets Manager", "calls", 0.05 / 10_000)
 
@@ -144,17 +185,25 @@ def keeping(accounts: int) -> Usage:
 
     renewed, calls = kept.measure(all_once)
     stored = sum(map(_size, kept.aws.items.values())) / 1e9
+    wake_ups = GUARDS + TICKS + PROBES
     seconds = GUARDS * GUARD_SECONDS + TICKS * TICK_SECONDS + ROUNDS * accounts * RENEWAL_SECONDS
-    lines = (GUARDS + TICKS) * LINES_OF_LAMBDA + ROUNDS * calls["wechat"] * LINE_OF_OURS
+    seconds += PROBES * (GUARD_SECONDS + accounts * (PROBE_CALL_SECONDS / CALLS_AT_A_TIME + PROBE_CPU_SECONDS))
+    seconds += wake_ups * COLD_STARTS * REFRESH_INIT_SECONDS
+    logged = (wake_ups * LINES_OF_LAMBDA + ROUNDS * calls["wechat"] * LINE_OF_OURS) / 1e9
+    reads = GUARDS * guard[READS] + TICKS * tick[READS] + ROUNDS * renewed[READS] + PROBES * accounts * PROBE_READ_UNITS
     return {
-        REQUESTS: GUARDS + TICKS,
+        REQUESTS: wake_ups,
         COMPUTE: seconds * MEMORY,
-        READS: GUARDS * guard[READS] + TICKS * tick[READS] + ROUNDS * renewed[READS],
+        READS: reads,
         WRITES: GUARDS * guard[WRITES] + TICKS * tick[WRITES] + ROUNDS * renewed[WRITES],
         STORAGE: stored,
-        SCHEDULES: GUARDS + TICKS,
+        SCHEDULES: wake_ups,
         DECRYPTIONS: ROUNDS * accounts,
-        LOGS: lines / 1e9,
+        # One connection is always in use, and more while many are renewed.
+        TABLE_KEYS: TABLE_KEY_CALLS
+        + ROUNDS * min(accounts, CALLS_AT_A_TIME) * ceil(accounts / renewal.SPREAD_PER_MINUTE / 5),
+        LOGS: logged,
+        LOG_STORAGE: logged,
         METRICS: 1,
         ALARMS: 10,
         DASHBOARDS: 1,
@@ -163,13 +212,32 @@ def keeping(accounts: int) -> Usage:
 
 def reading(reads: float) -> Usage:
     """A month's reads, as if none were answered from a reader's memory."""
+    logged = reads * (LINE_OF_OURS + LINE_OF_GATEWAY) / 1e9
     return {
         API: reads,
         REQUESTS: reads,
-        COMPUTE: reads * READ_SECONDS * MEMORY,
+        COMPUTE: reads * (READ_SECONDS + COLD_STARTS * API_INIT_SECONDS) * MEMORY,
         READS: reads,
-        LOGS: reads * (LINE_OF_OURS + LINE_OF_GATEWAY) / 1e9,
+        TABLE_KEYS: TABLE_KEY_CALLS * max(1, reads / SECONDS_A_MONTH / READS_PER_INSTANCE),
+        LOGS: logged,
+        LOG_STORAGE: logged,
     }
+
+
+def egress(accounts: int) -> dict[str, Usage]:
+    """A month of a fixed address, by `EgressMode`. DynamoDB has an endpoint of its own, and what goes out is within the free 100 GB."""
+    calls = (ROUNDS * RENEWAL_KILOBYTES + PROBES * PROBE_KILOBYTES) * accounts
+    return {
+        "managed": {GATEWAY: 730, ADDRESS: 730, GATEWAY_DATA: calls / 1e6},
+        "instance": {NANO: 730, ADDRESS: 730, DISK: NANO_DISK},
+    }
+
+
+def worst_day() -> float:
+    """Requests of a day in which all open routes are asked without a valid key, as fast as their limits let through."""
+    resources = translate()["Resources"].values()
+    (stage,) = (one["Properties"] for one in resources if one["Type"] == "AWS::ApiGatewayV2::Stage")
+    return float(sum(limit["ThrottlingRateLimit"] for limit in stage["RouteSettings"].values()) * 86400)
 
 
 def dollars(usage: Usage) -> float:
@@ -186,16 +254,22 @@ def main() -> None:
         (100, 100e6): "100 accounts, 100 M",
         (10_000, 100e6): "10 000 accounts, 100 M",
     }
-    bills = {name: (keeping(accounts), reading(reads)) for (accounts, reads), name in sizes.items()}
+    bills = {
+        name: {
+            "everything but the reads": keeping(accounts),
+            "the reads": reading(reads),
+            **{f"EgressMode {mode}": usage for mode, usage in egress(accounts).items()},
+        }
+        for (accounts, reads), name in sizes.items()
+    }
     printed = Printed(title="dollars a month")
     for heading, side in (("", "left"), ("unit", "left"), ("$ for each", "right"), ("free", "right")):
         printed.add_column(heading, justify=side)  # type: ignore[arg-type]
     for name in bills:
         printed.add_column(name, justify="right")
-    for part, title in enumerate(("everything but the reads", "the reads")):
-        some = next(iter(bills.values()))[part]
-        for price in some:
-            costs = [f"{dollars({price: bill[part][price]}):.4f}" for bill in bills.values()]
+    for title, usage in next(iter(bills.values())).items():
+        for price in usage:
+            costs = [f"{dollars({price: bill[title][price]}):.4f}" for bill in bills.values()]
             printed.add_row(
                 price.service,
                 price.unit,
@@ -203,14 +277,17 @@ def main() -> None:
                 f"{price.free or ''}",
                 *costs,
             )
-        totals = [f"[bold]{dollars(bill[part]):.2f}" for bill in bills.values()]
+        totals = [f"[bold]{dollars(bill[title]):.2f}" for bill in bills.values()]
         printed.add_row(f"[bold]{title}", "", "", "", *totals, end_section=True)
     console.print(printed)
-    one, _, many = (dollars(kept) for kept, _ in bills.values())
+    one, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
     console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
+    console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
+    requests = worst_day()
     console.print(
-        f"an own key for the parameters: {dollars({KEY: 1}):.2f} $; SnapStart, off by default: "
-        f"{dollars({SNAPSHOT: SECONDS_A_MONTH * MEMORY}):.2f} $ for each version that is kept"
+        f"a day of requests without a valid key, at the limits of the open routes: {requests / 1e6:.1f} M requests, "
+        f"{dollars(reading(requests)):.0f} $; with bodies of 10 MB, {LARGEST_BODY} requests each to the gateway, "
+        f"{dollars({API: requests * (LARGEST_BODY - 1)}):.0f} $ more"
     )
     allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
     console.print(

@@ -16,20 +16,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import boto3
-import requests
-import responses
+import urllib3
 from botocore.exceptions import EndpointConnectionError
 from urllib3.connectionpool import HTTPSConnectionPool
-from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutError
 
 import api
 import refresh
 from infra import operations, stack
 from infra.loopback import gateway_body
 from infra.simulated_wechat import SimulatedWeChat
+from token_keeper import wechat
 from token_keeper.model import digest
 
 ACCOUNTS_PATH = "/wechat-token-keeper/accounts"
@@ -96,7 +97,7 @@ class World:
         self.answered: Callable[[str, Mapping[str, Any]], object] = lambda _route, _answer: None
         self.unreachable = False
         self._online = 0
-        self._internet = responses.RequestsMock(assert_all_requests_are_fired=False)
+        self._internet: Any = None
         self._internet_lock = threading.Lock()
         self.restart()
 
@@ -185,11 +186,16 @@ class World:
         return self.invoke({"wake": schedule})
 
     def invoke(
-        self, event: Mapping[str, Any], instance: refresh.Handler | None = None, seconds: float | None = None
+        self,
+        event: Mapping[str, Any],
+        instance: refresh.Handler | None = None,
+        seconds: float | None = None,
+        alias: str = "",
     ) -> dict[str, Any]:
-        """Invoke RefreshFunction, with so many `seconds` to run; returns the summary."""
+        """Invoke RefreshFunction, or its `alias`, with so many `seconds` to run; returns the summary."""
         self.events.append(event)
-        context = None if seconds is None else _Context(self.clock, self.clock() + seconds)
+        ends_at = float("inf") if seconds is None else self.clock() + seconds
+        context = _Context(self.clock, ends_at, f":{alias}" if alias else "")
         with self.internet():
             summary = json.dumps((instance or self._refresh)(event, context))
         self.told.append(summary)
@@ -258,17 +264,14 @@ class World:
 
     @contextmanager
     def internet(self) -> Iterator[None]:
-        """What `requests` sends reaches the simulated WeChat; a slow answer lets the clock pass or times out.
+        """What RefreshFunction sends reaches the simulated WeChat; a slow answer lets the clock pass or times out.
 
-        `requests` is patched for all threads, from the first that enters to the last that leaves.
+        The transport is patched for all threads, from the first that enters to the last that leaves.
         """
         with self._internet_lock:
             self._online += 1
             if self._online == 1:
-                for host in ("WECHAT_API_URL", "WECOM_API_URL"):
-                    for method in ("GET", "POST"):
-                        url = re.compile(f"{self.environment[host]}/.*")
-                        self._internet.add_callback(method, url, self._answer)
+                self._internet = patch.object(wechat.Session, "urlopen", self._urlopen)
                 self._internet.start()
         try:
             yield
@@ -277,25 +280,27 @@ class World:
                 self._online -= 1
                 if self._online == 0:
                     self._internet.stop()
-                    self._internet.reset()
 
-    def _answer(self, request: Any) -> tuple[int, dict[str, str], bytes]:
-        url = urlsplit(request.url)
+    def _urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> urllib3.HTTPResponse:
+        status, headers, answer = self.wechats_answer(method, url, body or b"")
+        return urllib3.HTTPResponse(io.BytesIO(answer), headers, status, preload_content=False)
+
+    def wechats_answer(self, method: str, address: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body. Raises what urllib3 raises; the address, and so the secret, stands in it."""
+        url = urlsplit(address)
+        assert address.startswith((self.environment["WECHAT_API_URL"], self.environment["WECOM_API_URL"]))
         if self.unreachable:
-            raise requests.ConnectionError(_refused(str(url.hostname), request.url))
-        body = request.body or b""
-        body = body.encode() if isinstance(body, str) else body
-        answer = self.wechat.answer(request.method, url.path, dict(parse_qsl(url.query)), body)
+            raise NewConnectionError(_pool(url.hostname), f"Failed to establish a new connection: {address}")
+        answer = self.wechat.answer(method, url.path, dict(parse_qsl(url.query)), body)
         if self.during_call:
             during_call, self.during_call = self.during_call, None
             during_call()
-        timeout = request.req_kwargs["timeout"][1]
-        self.clock.sleep(min(answer.delay, timeout))
-        if answer.delay >= timeout:
-            raise requests.ReadTimeout(f"HTTPSConnectionPool: {request.url}")
+        self.clock.sleep(min(answer.delay, wechat.READ_TIMEOUT))
+        if answer.delay >= wechat.READ_TIMEOUT:
+            raise ReadTimeoutError(_pool(url.hostname), address, f"Read timed out: {address}")
         if answer.drop:
-            raise requests.ConnectionError(f"Connection aborted: {request.url}")
-        return answer.status, dict(answer.headers), answer.body
+            raise ProtocolError(f"Connection aborted: {address}")
+        return answer.status, answer.headers, answer.body
 
 
 @cache
@@ -321,7 +326,7 @@ class _Invoker:
         if self._world.before_aws:
             self._world.before_aws("lambda.Invoke", Payload.encode())
         try:
-            summary = self._world.invoke(json.loads(Payload))
+            summary = self._world.invoke(json.loads(Payload), alias="readers")
         except Exception:  # noqa: BLE001 - as Lambda does
             return {"StatusCode": 200, "FunctionError": "Unhandled", "Payload": io.BytesIO(b"{}")}
         return {"StatusCode": 200, "Payload": io.BytesIO(json.dumps(summary).encode())}
@@ -330,17 +335,17 @@ class _Invoker:
 class _Context:
     """Lambda's context, as far as RefreshFunction uses it."""
 
-    def __init__(self, clock: Clock, ends_at: float) -> None:
+    def __init__(self, clock: Clock, ends_at: float, qualifier: str) -> None:
         self._clock = clock
         self._ends_at = ends_at
+        self.invoked_function_arn = f"arn:aws:lambda:us-east-1:123456789012:function:refresh{qualifier}"
 
-    def get_remaining_time_in_millis(self) -> int:
-        return int((self._ends_at - self._clock()) * 1000)
+    def get_remaining_time_in_millis(self) -> float:
+        return (self._ends_at - self._clock()) * 1000
 
 
-def _refused(host: str, url: str) -> MaxRetryError:
-    pool = HTTPSConnectionPool(host)
-    return MaxRetryError(pool, url, NewConnectionError(pool, "Connection refused"))  # type: ignore[arg-type]
+def _pool(host: str | None) -> Any:
+    return HTTPSConnectionPool(str(host))
 
 
 _TEMPLATE = stack.translate()
@@ -353,7 +358,14 @@ def create_table(dynamodb: Any, name: str) -> None:
     dynamodb.create_table(TableName=name, **{key: described[key] for key in wanted})
 
 
-_ROUTES = [(route, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))) for route in stack.routes(_TEMPLATE)]
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path.replace("{proxy+}", "(?P<proxy>.+)")))
+
+
+# What takes every path or method comes last.
+_ROUTES = sorted(
+    ((route, _pattern(route.path)) for route in stack.routes(_TEMPLATE)), key=lambda each: each[0].method == "ANY"
+)
 _VALUE_PATHS = ("/access-token", "/reports", "/jsapi", "/wx_card", "/agent_config")
 
 
@@ -366,11 +378,12 @@ def gateway_event(
     sent = body.encode() if isinstance(body, str) else body
     caller = {"authorizer": {"iam": {"userArn": "arn:aws:iam::123456789012:user/test"}}}
     for route, pattern in _ROUTES:
-        if route.method == method and (match := pattern.fullmatch(url.path)):
+        if route.method in (method, "ANY") and (match := pattern.fullmatch(url.path)):
             query = dict(parse_qsl(url.query, keep_blank_values=True))
             return {
                 "version": "2.0",
-                "routeKey": f"{method} {route.path}",
+                "routeKey": f"{route.method} {route.path}",
+                "rawQueryString": url.query,
                 "pathParameters": {name: unquote(value) for name, value in match.groupdict().items()},
                 **({"queryStringParameters": query} if query else {}),
                 **({} if sent is None else gateway_body(sent, content_type)),

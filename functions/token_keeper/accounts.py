@@ -1,8 +1,7 @@
 """Adapter: the accounts' records in Parameter Store, one SecureString `<path>/<account>` each. The only reader of secrets."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import batched
@@ -12,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from token_keeper.errors import InvalidRecordError, KeeperError, ParametersUnavailableError
 from token_keeper.model import ACCOUNT_NAME, CORP_TICKETS, PUBLIC_TICKETS, Account, Kind
+from token_keeper.untrusted import json_object
 
 if TYPE_CHECKING:
     from mypy_boto3_ssm import SSMClient
@@ -23,17 +23,18 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECRET = re.compile(r"[!-~]{1,256}")
 _ENDPOINTS = (Kind.TOKEN, Kind.STABLE_TOKEN)
 
+_THROTTLED = {"ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"}
+"""Codes of Parameter Store and KMS that a second call would only meet again."""
+
 
 def parse_record(name: str, value: str) -> Account:
-    """Make an account of its parameter's value (CONTRACT: `appid` or `corpid`, `secret`, `endpoint`, `tickets`).
+    """Make an account of its parameter's value (JSON with `appid` or `corpid`, `secret`, `endpoint`, `tickets`).
 
+    A byte order mark and line ends around the JSON, as editors leave them, are harmless.
     Raises `InvalidRecordError` that says what is wrong and never repeats anything but field names.
     """
-    try:
-        record = json.loads(value)
-    except (ValueError, RecursionError):
-        record = None  # the exception holds the value; it must not become the context of ours
-    if not isinstance(record, dict):
+    record = json_object(value)
+    if record is None:
         raise InvalidRecordError("the value is not a JSON object")
     identity, allowed = ("corpid", {"corpid", "secret", "tickets"}) if "corpid" in record else ("appid", _APPID_FIELDS)
     for required in (identity, "secret"):
@@ -100,23 +101,34 @@ class Accounts:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
         """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
         for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
-            named = [f"{self._path}/{name}" for name in batch if ACCOUNT_NAME.fullmatch(name)]
-            try:
-                with _translated_errors():
-                    parameters = (
-                        self._ssm.get_parameters(Names=named, WithDecryption=True)["Parameters"] if named else []
-                    )
-            except ParametersUnavailableError as error:
-                if error.refused and len(batch) > 1:
-                    # One parameter that cannot be decrypted has all ten refused.
-                    for name in batch:
-                        yield from self.read([name])
-                else:
-                    yield from ((name, Record(None, error)) for name in batch)
+            yield from self._read_batch(batch)
+
+    def _read_batch(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+        named = [f"{self._path}/{name}" for name in names if ACCOUNT_NAME.fullmatch(name)]
+        try:
+            with _translated_errors():
+                parameters = self._ssm.get_parameters(Names=named, WithDecryption=True)["Parameters"] if named else []
+        except ParametersUnavailableError as error:
+            if error.refused and len(names) > 1:
+                yield from self._read_each(names)
+            else:
+                yield from ((name, Record(None, error)) for name in names)
+            return
+        found = {parameter["Name"]: parameter for parameter in parameters}
+        for name in names:
+            yield name, _record(name, found.get(f"{self._path}/{name}"))
+
+    def _read_each(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+        """One parameter that cannot be decrypted has all ten refused: so each is asked for by itself, until none answers."""
+        outage: Record | None = None
+        for name in names:
+            if outage is not None:
+                yield name, outage
                 continue
-            found = {parameter["Name"]: parameter for parameter in parameters}
-            for name in batch:
-                yield name, _record(name, found.get(f"{self._path}/{name}"))
+            ((_, record),) = self._read_batch([name])
+            if isinstance(record.content, ParametersUnavailableError) and not record.content.refused:
+                outage = record
+            yield name, record
 
     def read_one(self, name: str) -> Record:
         """The account's record. Raises `ParametersUnavailableError`."""
@@ -146,7 +158,10 @@ def _translated_errors() -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response["Error"]["Code"]
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         # AWS may quote what was sent; a traceback that shows causes would show that.
-        raise ParametersUnavailableError(f"Parameter Store: {code}", refused=code.startswith("AccessDenied")) from None
+        raise ParametersUnavailableError(
+            f"Parameter Store: {code}", refused=status < 500 and code not in _THROTTLED
+        ) from None
     except BotoCoreError as error:
         raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from None

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
 from typing import Any
@@ -30,9 +29,6 @@ PAUSE = 0.05
 IDLE = 60
 """Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
 out by waiting for an answer. A new one costs a few milliseconds."""
-
-REFRESH_BEFORE = 300
-"""Seconds before their end at which credentials are fetched anew."""
 
 INVOKE_TIMEOUT = 8
 """Seconds a reader waits for a function, cold start included; API Gateway itself gives up after 30."""
@@ -87,7 +83,6 @@ class Credentials:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     token: str | None = field(repr=False)
-    expires_at: float = float("inf")
 
 
 def sign(
@@ -136,7 +131,7 @@ class _Service:
     def __init__(self, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
         self._region = environment.get("AWS_REGION") or environment["AWS_DEFAULT_REGION"]
         self._endpoint = _Endpoint(_url(self.name, self._region, environment), self.read_timeout, clock)
-        self._credentials = _CredentialSource(environment, clock)
+        self._environment = environment
         self._clock = clock
 
     def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> _Answer:
@@ -154,12 +149,12 @@ class _Service:
             {"Host": self._endpoint.host, **headers},
             path,
             body,
-            self._credentials.current(),
+            _credentials(self._environment),
             region=self._region,
             service=self.name,
             at=self._clock(),
         )
-        answer = self._endpoint.send("POST", path, signed, body)
+        answer = self._endpoint.post(path, signed, body)
         if answer.status < 300:
             return answer
         code = _error_code(answer)
@@ -239,14 +234,14 @@ class _Endpoint:
         self._tls = _tls() if parts.scheme == "https" else None
         self._unused: list[tuple[HTTPConnection, float]] = []
 
-    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> _Answer:
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> _Answer:
         """Send a request. One that a kept connection breaks under is sent again over a new one: it was closed before.
 
         Raises `UnreachableError`.
         """
         while (kept := self._kept()) is not None:
             try:
-                return self._exchange(kept, method, path, headers, body)
+                return self._exchange(kept, path, headers, body)
             except (ConnectionError, ssl.SSLError):
                 kept.close()
             except (OSError, HTTPException) as error:
@@ -256,7 +251,7 @@ class _Endpoint:
         try:
             connection.connect()
             connection.sock.settimeout(self._read_timeout)
-            return self._exchange(connection, method, path, headers, body)
+            return self._exchange(connection, path, headers, body)
         except (OSError, HTTPException) as error:
             connection.close()
             raise UnreachableError(type(error).__name__) from None
@@ -277,10 +272,8 @@ class _Endpoint:
             connection.close()
         return None
 
-    def _exchange(
-        self, connection: HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> _Answer:
-        connection.request(method, path, body, headers)
+    def _exchange(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
         answer = _Answer(response.status, response.headers, response.read())
         if response.will_close:
@@ -290,60 +283,14 @@ class _Endpoint:
         return answer
 
 
-class _CredentialSource:
-    """A function's credentials: from its environment, or as with SnapStart from the address that it names."""
-
-    def __init__(self, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
-        self._environment = environment
-        self._clock = clock
-        self._fetched: Credentials | None = None
-
-    def current(self) -> Credentials:
-        """Credentials that have not ended. Raises `UnreachableError`."""
-        environment = self._environment
-        if environment.get("AWS_ACCESS_KEY_ID"):
-            return _checked(
-                environment["AWS_ACCESS_KEY_ID"],
-                environment.get("AWS_SECRET_ACCESS_KEY"),
-                environment.get("AWS_SESSION_TOKEN"),
-            )
-        if self._fetched is None or self._clock() >= self._fetched.expires_at - REFRESH_BEFORE:
-            try:
-                self._fetched = self._fetch()
-            except UnreachableError:
-                if self._fetched is None or self._clock() >= self._fetched.expires_at:
-                    raise
-        return self._fetched
-
-    def _fetch(self) -> Credentials:
-        url = self._environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        if not url:
-            raise UnreachableError("there are no credentials in the environment")
-        token = self._environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
-        if file := self._environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-            with open(file) as opened:
-                token = opened.read().strip()
-        headers = {"Authorization": _printable(token)} if token else {}
-        parts = urlsplit(url)
-        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        answer = _Endpoint(url, READ_TIMEOUT, self._clock).send("GET", path, headers)
-        found = None
-        if answer.status == 200:
-            try:
-                told = json.loads(answer.body)
-                expires_at = datetime.fromisoformat(told["Expiration"]).timestamp()
-                found = _checked(told["AccessKeyId"], told["SecretAccessKey"], told.get("Token"), expires_at)
-            except (ValueError, LookupError, TypeError, RecursionError):
-                found = None  # the exception holds what was answered; it must not become the context of ours
-        if found is None or found.expires_at <= self._clock():
-            raise UnreachableError("the environment's address gives no usable credentials")
-        return found
-
-
-def _checked(
-    access_key: str, secret_key: str | None, token: str | None, expires_at: float = float("inf")
-) -> Credentials:
-    return Credentials(_printable(access_key), _printable(secret_key), _printable(token) if token else None, expires_at)
+def _credentials(environment: Mapping[str, str]) -> Credentials:
+    """A function's credentials, which Lambda puts into its environment. Raises `UnreachableError`."""
+    token = environment.get("AWS_SESSION_TOKEN")
+    return Credentials(
+        _printable(environment.get("AWS_ACCESS_KEY_ID")),
+        _printable(environment.get("AWS_SECRET_ACCESS_KEY")),
+        _printable(token) if token else None,
+    )
 
 
 def _printable(value: str | None) -> str:

@@ -1,15 +1,16 @@
-"""What WeChat allows in a day, and who may spend it: pure functions of what has been spent and the time.
+"""What WeChat allows in a day, and who may use it: pure functions of the recorded usage and the time.
 
-Renewals that are due always have room. Reports, operators and other wishes may only spend what is left above the reserve
-for those.
+Renewals that are due always have room. Reports and operators may only use what is left above the reserve for those.
 """
 
 from dataclasses import replace
 
-from token_keeper.model import Kind, Spent
+from token_keeper.model import Kind, Usage
 
 BEIJING = 8 * 3600
 """Seconds ahead of UTC; WeChat's day begins at midnight there, all year round."""
+
+DAY = 86400
 
 CALLS_A_DAY = {Kind.TOKEN: 2000, Kind.STABLE_TOKEN: 500_000}
 """WeChat's documented quota of a new account, by endpoint. WeCom and the tickets have none a day that is published."""
@@ -17,7 +18,7 @@ CALLS_A_DAY = {Kind.TOKEN: 2000, Kind.STABLE_TOKEN: 500_000}
 RESERVE = 1500
 """Calls a day that are kept for renewals: one a minute while WeChat fails (1440), and the 14 of a usual day."""
 
-WISHES_A_DAY = 500
+ON_DEMAND_A_DAY = 500
 """Calls a day for all that is not a due renewal, where WeChat publishes no quota."""
 
 FORCED_A_DAY = 20
@@ -25,60 +26,65 @@ FORCED_APART = 30
 """Seconds. WeChat's limits for `force_refresh`; beyond them the old token comes back without a word."""
 
 CHECKS_A_DAY = 1000
-"""Our own limit: the quota of `get_api_domain_ip` is not published."""
+"""Calls of `get_api_domain_ip` a day, by an answer in WeChat's community. The probe takes 288 of them."""
+
+REPORT_BURST = 20
+REPORT_INTERVAL = 125
+"""Seconds in which the allowance for reports regains one check: 691 a day, and a burst, beside the probe's 288."""
 
 CHECK_SERVES = 10
-"""Seconds for which one check of a token answers everybody who reports it."""
+"""Seconds for which one check of a token answers everyone who reports it."""
 
 
-def today(spent: Spent, now: int) -> Spent:
-    """What has been spent on WeChat's present day."""
-    day = (now + BEIJING) // 86400
-    return spent if spent.day == day else Spent(day=day, epoch=spent.epoch, forced_at=spent.forced_at)
+def seconds_to_midnight(now: int) -> int:
+    """Seconds until WeChat's next day begins."""
+    return DAY - (now + BEIJING) % DAY
 
 
-def spent_before(spent: Spent, now: int, epoch: int) -> Spent:
-    """What had been spent today before the lease of this epoch; a forced call for each lease that never told."""
-    before = today(spent, now)
-    untold = max(epoch - before.epoch - 1, 0) if before.epoch else 0
-    return replace(before, epoch=epoch - 1, calls=before.calls + untold, forced=before.forced + untold)
+def today(usage: Usage, now: int) -> Usage:
+    """What has been used on WeChat's present day."""
+    day = (now + BEIJING) // DAY
+    return usage if usage.day == day else Usage(day=day, forced_at=usage.forced_at)
 
 
-def spend(spent: Spent, now: int, *, epoch: int, calls: int = 0, forced: int = 0, checks: int = 0) -> Spent:
-    """Add what the lease of this epoch has spent."""
-    before = spent_before(spent, now, epoch)
-    return replace(
-        before,
-        epoch=epoch,
-        calls=before.calls + calls,
-        forced=before.forced + forced,
-        forced_at=now if forced else before.forced_at,
-        checks=before.checks + checks,
-    )
+def record(usage: Usage, now: int, *, calls: int = 0, forced: bool = False) -> Usage:
+    """Add calls to the day's usage; `forced`: one of them forces a refresh, now."""
+    before = today(usage, now)
+    if forced:
+        before = replace(before, forced=before.forced + 1, forced_at=now)
+    return replace(before, calls=before.calls + calls)
 
 
-def used(kind: Kind, spent: Spent, now: int) -> int:
+def used(kind: Kind, usage: Usage, now: int) -> int:
     """Percent of the day's calls that are used up; 0 where WeChat publishes no quota."""
     quota = CALLS_A_DAY.get(kind)
-    return 0 if quota is None else today(spent, now).calls * 100 // quota
+    return 0 if quota is None else today(usage, now).calls * 100 // quota
 
 
-def may_wish(kind: Kind, spent: Spent, now: int) -> bool:
+def may_fetch_on_demand(kind: Kind, usage: Usage, now: int) -> bool:
     """Whether there is room for a fetch that is not a due renewal."""
     quota = CALLS_A_DAY.get(kind)
-    return today(spent, now).calls < (WISHES_A_DAY if quota is None else quota - RESERVE)
+    return today(usage, now).calls < (ON_DEMAND_A_DAY if quota is None else quota - RESERVE)
 
 
-def may_force(spent: Spent, now: int) -> bool:
-    """Whether a `force_refresh` would be heeded."""
-    return today(spent, now).forced < FORCED_A_DAY and now - spent.forced_at >= FORCED_APART
+def may_force(usage: Usage, now: int) -> bool:
+    """Whether WeChat would carry out a `force_refresh`."""
+    return today(usage, now).forced < FORCED_A_DAY and now - usage.forced_at >= FORCED_APART
 
 
-def may_rotate(kind: Kind, spent: Spent, now: int) -> bool:
+def may_rotate(kind: Kind, usage: Usage, now: int) -> bool:
     """Whether a live value may be replaced; for `stable_token` that takes a `force_refresh`."""
-    return may_wish(kind, spent, now) and (kind is not Kind.STABLE_TOKEN or may_force(spent, now))
+    return may_fetch_on_demand(kind, usage, now) and (kind is not Kind.STABLE_TOKEN or may_force(usage, now))
 
 
-def may_check(spent: Spent, now: int) -> bool:
-    """Whether there is room for a check of the token."""
-    return today(spent, now).checks < CHECKS_A_DAY
+def report_wait(booked_until: int, now: int) -> int:
+    """Seconds until the allowance for reports has room for one more check; 0: it has now.
+
+    Each check books `REPORT_INTERVAL` seconds of the day; `booked_until` may be ahead of the clock by a burst.
+    """
+    return max(booked_until - now - (REPORT_BURST - 1) * REPORT_INTERVAL, 0)
+
+
+def book_check(booked_until: int, now: int) -> int:
+    """The new `booked_until` once a report is checked."""
+    return max(booked_until, now) + REPORT_INTERVAL

@@ -1,56 +1,76 @@
-"""Errors of the keeper: one base, a stable `code`, and whether trying again helps. No message ever carries a value."""
+"""Errors of the keeper: one base, and what a failed renewal calls for. No message ever carries a value.
+
+KeeperError
+├── InvalidRecordError            an account's parameter holds no usable record
+│   └── AppIdTakenError           another account keeps the same appid
+├── RecordChangedError            a change of an account's record is being applied
+├── QuotaError                    WeChat's limits leave no room for this call now
+├── LeaseOverError                the lease ended before WeChat could be asked
+├── StoreUnavailableError         DynamoDB
+├── ParametersUnavailableError    Parameter Store
+└── RefresherUnavailableError     RefreshFunction
+(WeChat's own, and those that the API answers with, are defined beside the code that raises them.)
+"""
+
+from token_keeper.model import Failure, FailureClass
 
 
 class KeeperError(Exception):
     """Base of every error this project raises.
 
-    `code` is stable and machine-readable; `retryable` says whether the same call may succeed later
-    without anybody changing anything.
+    `code`: what a problem document of the API calls it. `failure_class`, `errcode` and `remedy`: as health shows it.
     """
 
-    code = "keeper_error"
-    retryable = False
+    code = "unavailable"
+    failure_class = FailureClass.TRANSIENT
+    errcode: int | None = None
+    remedy = "No action needed: it is retried automatically."
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errmsg = message
+
+    def failure(self, at: int) -> Failure:
+        """What health shows of the error; `at`: epoch seconds."""
+        return Failure(self.failure_class, self.errcode, self.errmsg, self.remedy, at)
 
 
 class InvalidRecordError(KeeperError):
     """An account's parameter does not hold a usable record. The text says what is wrong, never the value."""
 
-    code = "invalid_record"
+    failure_class = FailureClass.CONFIGURATION
+    remedy = "Correct the account's parameter (`token-keeper accounts set` or `set-secret`); it is tried at once."
+
+
+class AppIdTakenError(InvalidRecordError):
+    """The record names an appid (or a WeCom app) that another account keeps."""
+
+    remedy = "Remove one of the two accounts; the other is then applied within a minute."
 
 
 class RecordChangedError(KeeperError):
     """An account's record is no longer the one its credential was enrolled with."""
 
-    code = "record_changed"
-    retryable = True
 
-
-class BudgetError(KeeperError):
+class QuotaError(KeeperError):
     """WeChat's limits leave no room for this call now; see `budget`."""
 
-    code = "budget_used_up"
-    retryable = True
+    failure_class = FailureClass.QUOTA
+    remedy = "Find out who else fetches with this AppSecret, and let it ask here instead; `stable_token` isolates."
 
 
 class LeaseOverError(KeeperError):
-    """Whoever renews was held up for so long that somebody else may do so by now."""
-
-    code = "lease_over"
-    retryable = True
+    """The renewer was held up until its lease ended: another instance may be renewing the credential."""
 
 
 class StoreUnavailableError(KeeperError):
     """DynamoDB refused or did not answer; the client has already tried again."""
 
     code = "store_unavailable"
-    retryable = True
 
 
 class ParametersUnavailableError(KeeperError):
     """Parameter Store did not answer, though botocore has already tried again; or it `refused` what was asked."""
-
-    code = "parameters_unavailable"
-    retryable = True
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -59,6 +79,3 @@ class ParametersUnavailableError(KeeperError):
 
 class RefresherUnavailableError(KeeperError):
     """RefreshFunction could not be asked, or did not answer in time."""
-
-    code = "refresher_unavailable"
-    retryable = True

@@ -4,16 +4,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from token_keeper.budget import CALLS_A_DAY, today
-from token_keeper.model import Credential, Failure, Kind, rfc3339
-from token_keeper.renewal import State, state
+from token_keeper.model import Credential, Failure, Kind, Progress, rfc3339
+from token_keeper.renewal import State, shield_end, state
 from token_keeper.table import Entry
 
+UNCLEAR_WORTH_SHOWING = 3600
+"""Seconds without a clear answer of WeChat about a token."""
 
-def account_health(entry: Entry, credentials: Mapping[tuple[str, str], Credential], now: int) -> dict[str, Any]:
-    """One account's health at `now` (epoch seconds), with the credentials the directory names."""
+
+def account_health(
+    entry: Entry, credentials: Mapping[tuple[str, str], Credential], progress: Progress, now: int
+) -> dict[str, Any]:
+    """One account's health at `now` (epoch seconds), with the credentials the directory names.
+
+    `record_version`: of the parameter that is in force; None while none is. `progress`: the probe's.
+    """
     identity = {"corpid": entry.app_id} if entry.kind is Kind.CORP_TOKEN else _public_identity(entry)
     health = [_credential_health(name, credentials.get((entry.account, name)), now) for name in entry.credentials]
-    return {"account": entry.account, **identity, "credentials": health}
+    unclear_since = progress.unclear_since.get(entry.account, now)
+    if now - unclear_since >= UNCLEAR_WORTH_SHOWING:
+        health[0]["unclear_since"] = rfc3339(unclear_since)
+    return {"account": entry.account, **identity, "record_version": entry.version, "credentials": health}
 
 
 def failure_shown(failure: Failure) -> dict[str, Any]:
@@ -44,20 +55,32 @@ def _credential_health(name: str, credential: Credential | None, now: int) -> di
         "renews_at": rfc3339(credential.due_at),
         "failures": credential.failures,
         "last_error": error and {**failure_shown(error), "at": rfc3339(error.at)},
-        "calls_today": {"made": today(credential.spent, now).calls, "budget": CALLS_A_DAY.get(credential.kind)},
-        "foreign_rotations": _foreign_rotations(credential),
+        "calls_today": {"made": today(credential.usage, now).calls, "budget": CALLS_A_DAY.get(credential.kind)},
+        "foreign_rotations": _foreign_rotations(credential, now),
+        "unclear_since": None,
     }
 
 
-def _foreign_rotations(credential: Credential) -> dict[str, Any] | None:
+def _foreign_rotations(credential: Credential, now: int) -> dict[str, Any] | None:
     if not credential.foreign_rotations:
         return None
+    shielded_until = shield_end(credential, now)
     return {
         "count": credential.foreign_rotations,
         "last_at": rfc3339(credential.foreign_rotation_at),
-        "remedy": "Somebody else fetches with this AppSecret, which kills this token early. Find them and let them ask "
-        "here; until then `stable_token` isolates.",
+        "shielded_until": shielded_until and rfc3339(shielded_until),
+        "remedy": _CORP_REMEDY if credential.kind is Kind.CORP_TOKEN else _FOREIGN_REMEDY,
     }
+
+
+_FOREIGN_REMEDY = (
+    "Another client fetches tokens with this AppSecret, which invalidates this one early. Find it and switch it to this "
+    "server; until then, use `stable_token`, which is isolated."
+)
+_CORP_REMEDY = (
+    "WeCom refused this token before its end. WeCom may end tokens early; where it happens often, another client of this app "
+    "may be the cause."
+)
 
 
 _NOTHING_KNOWN: dict[str, Any] = {
@@ -66,4 +89,5 @@ _NOTHING_KNOWN: dict[str, Any] = {
     "last_error": None,
     "calls_today": None,
     "foreign_rotations": None,
+    "unclear_since": None,
 }

@@ -6,6 +6,7 @@ Times are UTC wall clock in whole epoch seconds, durations whole seconds, unless
 import hashlib
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -43,6 +44,10 @@ class FailureClass(StrEnum):
     DEFECT = "defect"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "FailureClass":
+        return cls.UNKNOWN  # of another release
+
 
 def fingerprint(value: str) -> str:
     """Name a secret value without showing it: the first 16 hex digits of its SHA-256."""
@@ -77,19 +82,21 @@ class Account:
 
     @property
     def claim(self) -> str:
-        """What must not be kept twice: WeChat mints per appid and endpoint, WeCom per corp and app secret."""
-        return f"{self.kind}#{fingerprint(self.secret)}" if self.kind is Kind.CORP_TOKEN else str(self.kind)
+        """What must not be kept twice: an appid, whatever the endpoint; at WeCom an app, known by its secret."""
+        return f"{self.kind}#{fingerprint(self.secret)}" if self.kind is Kind.CORP_TOKEN else str(Kind.TOKEN)
 
 
 @dataclass(frozen=True)
 class Consumer:
     """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
-    its reports of a token that does not work are acted upon."""
+    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it is told,
+    for an SDK that never asks again before these are over; None: as many as are promised."""
 
     name: str
     key_digest: str
     accounts: tuple[str, ...]
     may_report: bool
+    cache_for: int | None = None
 
     def may_read(self, account: str) -> bool:
         """Whether the account's token may be handed to this consumer."""
@@ -117,29 +124,28 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a credential has cost on one of WeChat's days (`day`: counted from 1970), told by the lease of `epoch`."""
+class Usage:
+    """Calls for a credential on one of WeChat's days (`day`: counted from 1970); `forced`: refreshes among them."""
 
     day: int = 0
-    epoch: int = 0
     calls: int = 0
     forced: int = 0
     forced_at: int = 0
-    checks: int = 0
 
 
 @dataclass(frozen=True)
 class Credential:
     """One credential as the table holds it.
 
-    `due_at`: when it is to be renewed, tried again, or taken from a renewal that died.
-    `at_risk_since`: when the first renewal went out that has not ended well; since then the value may have a successor.
-    `epoch`: raised by every lease; only its holder may publish.
-    `age_unknown`: its first value may be older than this item, for instance a ticket that was kept before under another name.
-    `checked_at`: when WeChat last said that the value works, though somebody had reported it; `check_until`: until when
-    somebody asks.
-    `previous_until`: until when WeChat surely accepts the value before, known by `previous_fingerprint`.
-    `foreign_rotations`: how often the value died before its time and not by us; the last time at `foreign_rotation_at`.
+    `due_at`: earliest time of the next attempt: planned renewal, retry after a failure, or the end of a lease.
+    `at_risk_since`: start of the oldest renewal whose outcome is unknown; since then the value may have a successor.
+    `minted_at`: the last time at which a call of `/cgi-bin/token` may have minted a token.
+    `epoch`: raised by every lease; only the owner of the latest may publish.
+    `refused_at`: when WeChat refused the value; from then on it is neither served nor published again.
+    `checked_at`: when a check began in which WeChat accepted the value; `check_until`: until when a check may be under way.
+    `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
+    `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
+    `foreign_rotations`: how often another client invalidated the value; the last time at `foreign_rotation_at`.
     """
 
     account: str
@@ -148,22 +154,25 @@ class Credential:
     app_id: str
     epoch: int
     due_at: int
-    age_unknown: bool = False
     lease_until: int = 0
     value: str | None = field(default=None, repr=False)
     fingerprint: str | None = None
     previous_fingerprint: str | None = None
+    previous_digest: str | None = None
     previous_until: int = 0
     fetched_at: int = 0
     expires_at: int = 0
     at_risk_since: int | None = None
+    minted_at: int = 0
+    refused_at: int | None = None
     failures: int = 0
     last_error: Failure | None = None
     checked_at: int = 0
     check_until: int = 0
+    checks_booked_until: int = 0
     foreign_rotations: int = 0
     foreign_rotation_at: int = 0
-    spent: Spent = Spent()
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True)
@@ -181,11 +190,23 @@ class Due:
     epoch: int | None = None
 
 
+def due_task(credential: Credential) -> Due:
+    """The task to renew a credential as it was read from the table."""
+    return Due(
+        credential.account,
+        credential.name,
+        credential.kind,
+        credential.due_at,
+        credential.failures,
+        credential.epoch,
+    )
+
+
 @dataclass(frozen=True)
 class Renewed:
     """A renewal that was published. `promised_until` is what a reader is promised now.
 
-    `foreign`: the value before had died before its time, and not by us. `budget_used`: percent of the day's calls.
+    `foreign`: another client had invalidated the value before. `budget_used`: percent of the day's calls.
     """
 
     account: str
@@ -229,6 +250,7 @@ class Verdict(StrEnum):
     SUPERSEDED = "superseded"
     STILL_VALID = "still_valid"
     REPLACED = "replaced"
+    UNVERIFIED = "unverified"
     LIMITED = "limited"
 
 
@@ -241,6 +263,27 @@ class Verified:
     verdict: Verdict
     fingerprint: str | None
     retry_after: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the probe has come, between its runs. `after`: the account to go on after, where a run was cut off.
+
+    `unclear_since`: accounts about whose token WeChat has given no clear answer, and since when.
+    """
+
+    after: str | None = None
+    unclear_since: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How many access tokens a run of the probe found alive, found dead, got no clear answer about, and did not get to."""
+
+    alive: int
+    dead: int
+    unclear: int
+    left: int
 
 
 type Outcome = Renewed | Skipped | Failed | Verified

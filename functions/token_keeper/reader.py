@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
 
-from token_keeper import renewal
+from token_keeper import budget, renewal
 from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
-from token_keeper.model import ACCESS_TOKEN, Credential, Failure, FailureClass, Verdict
+from token_keeper.model import ACCESS_TOKEN, Credential, Failure, Verdict
 from token_keeper.refresher import Refresher
 from token_keeper.table import Table
 
@@ -43,7 +43,6 @@ class NoValidValueError(KeeperError):
     """There is no usable value right now. `cause`: why, where known; `retry_after`: seconds."""
 
     code = "no_valid_value"
-    retryable = True
 
     def __init__(self, cause: Failure | None, retry_after: int) -> None:
         super().__init__("there is no usable value right now")
@@ -55,7 +54,6 @@ class TooManyReportsError(KeeperError):
     """Checks or calls that reports may spend are used up. `retry_after`: seconds."""
 
     code = "too_many_reports"
-    retryable = True
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("the checks and calls that reports may spend are used up")
@@ -114,28 +112,32 @@ class Reader:
         except StoreUnavailableError as error:
             if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
                 return reading
-            raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+            raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
     def report(self, account: str, fingerprint: str) -> tuple[Verdict, Reading]:
-        """Somebody's access token was refused: the current one, and whether theirs was behind, alive or replaced.
+        """A client saw an access token refused: the current one, and whether theirs was behind, alive or replaced.
 
         Raises what `read` raises, and `TooManyReportsError`.
         """
         try:
             reading = self._read_afresh(account, ACCESS_TOKEN)
-            if reading.credential.fingerprint != fingerprint:
-                return Verdict.SUPERSEDED, reading
-            try:
+            asked_at = self._now()
+            verdict = self._known_verdict(reading.credential, fingerprint, asked_at)
+            if verdict is None and not self._is_under_way(reading.credential):
                 verdict = self._verify(account, fingerprint)
-            except KeeperError:
-                self._remembered.pop((account, ACCESS_TOKEN), None)  # it may have been found dead
-                raise
-            reading = self._read_afresh(account, ACCESS_TOKEN)
+                reading = self._read_afresh(account, ACCESS_TOKEN)
+            while verdict in (None, Verdict.UNVERIFIED):
+                verdict = self._known_verdict(reading.credential, fingerprint, asked_at)
+                is_waiting = self._is_under_way(reading.credential) and self._now() - asked_at < PATIENCE
+                if verdict is not None or not is_waiting:
+                    break
+                self._sleep(POLL_INTERVAL)
+                reading = self._read_afresh(account, ACCESS_TOKEN)
             if verdict is Verdict.STILL_VALID and reading.credential.fingerprint != fingerprint:
                 verdict = Verdict.SUPERSEDED  # by a renewal meanwhile
-            return verdict, reading
-        except (StoreUnavailableError, RefresherUnavailableError) as error:
-            raise NoValidValueError(_passing(error, self._now()), retry_after=1) from error
+            return verdict or Verdict.UNVERIFIED, reading
+        except StoreUnavailableError as error:
+            raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
     def holder(self, access_token: str) -> str | None:
         """The account whose current access token this is, as far as this reader remembers."""
@@ -146,19 +148,30 @@ class Reader:
                 return account
         return None
 
+    def _known_verdict(self, token: Credential, fingerprint: str, asked_at: int) -> Verdict | None:
+        """What the item already says of a token reported at `asked_at`. Raises `TooManyReportsError`."""
+        if token.fingerprint != fingerprint:
+            return Verdict.SUPERSEDED
+        if renewal.is_checked(token, asked_at):
+            return Verdict.STILL_VALID
+        if not self._is_under_way(token) and (wait := budget.report_wait(token.checks_booked_until, asked_at)):
+            raise TooManyReportsError(wait)
+        return None
+
+    def _is_under_way(self, token: Credential) -> bool:
+        return self._now() < max(token.lease_until, token.check_until)
+
     def _verify(self, account: str, fingerprint: str) -> Verdict:
-        summary = self._refresher.verify(account, fingerprint)
+        try:
+            summary = self._refresher.verify(account, fingerprint)
+        except RefresherUnavailableError:
+            return Verdict.UNVERIFIED
         for verified in summary.get("verified", ()):
             verdict = Verdict(verified["outcome"])
             if verdict is Verdict.LIMITED:
                 raise TooManyReportsError(verified["retry_after"])
             return verdict
-        for failed in summary["failed"]:
-            if failed["class"] == FailureClass.QUOTA:
-                raise TooManyReportsError(LONGEST_RETRY_AFTER)
-            told = (failed["errcode"], failed["errmsg"], failed["remedy"])
-            raise NoValidValueError(Failure(FailureClass(failed["class"]), *told, self._now()), retry_after=1)
-        raise NoValidValueError(None, retry_after=1)
+        return Verdict.UNVERIFIED
 
     def _read_afresh(self, account: str, name: str) -> Reading:
         credential, reading = self._read_table(account, name)
@@ -182,7 +195,7 @@ class Reader:
             try:
                 self._refresher.renew(account, name)
             except RefresherUnavailableError as error:
-                raise NoValidValueError(_passing(error, asked_at), retry_after=1) from error
+                raise NoValidValueError(error.failure(asked_at), retry_after=1) from error
         while True:
             credential, reading = self._read_table(account, name)
             if reading is not None:
@@ -210,10 +223,6 @@ class Reader:
 
     def _now(self) -> int:
         return int(self._clock())
-
-
-def _passing(error: KeeperError, at: int) -> Failure:
-    return Failure(FailureClass.TRANSIENT, None, str(error), "Nothing to do: please ask again.", at)
 
 
 def _reading(credential: Credential, read_at: int, now: int) -> Reading | None:

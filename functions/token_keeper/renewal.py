@@ -12,11 +12,12 @@ All times are UTC epoch seconds.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind, fingerprint
+from token_keeper import budget
+from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
 
 LEASE = 60
-"""Seconds a renewal may take before somebody else may try. Further attempts are begun only while it lasts; a lease
-that is never given back, plus one guard interval, fits twice into the 300 s that an old token has left."""
+"""Lease duration in seconds. Two abandoned leases, each plus one guard interval, fit into the 300 s for which WeChat still
+accepts the token before."""
 
 MARGIN = 5
 """Seconds kept back from every promise: the instances' clocks may differ by this much."""
@@ -24,12 +25,15 @@ MARGIN = 5
 CACHE_FOR = 60
 """The longest a client should keep a value before it asks again: WeChat's own advice is about a minute."""
 
-TICKET_LIFE = 7200
-"""Seconds after which WeChat surely gives another ticket than it gave before."""
+UNKNOWN_AGE_LIFE = 300
+"""Validity assumed, in seconds, for a value of unknown age: the first ticket of an account, which WeChat may have created
+for another client long ago, and what WeChat repeats after its end as counted here."""
 
-OLD_TICKET_LIFE = 300
-"""Seconds trusted at a time to a ticket whose life may be over: it came back after its end as we count it, or somebody
-here saw it before and it is not known when."""
+MIN_AGE_TO_CHECK = 60
+"""Seconds. WeChat may refuse a token for some seconds after it was handed out, so a younger one is never declared dead."""
+
+SHIELD = 86400
+"""Seconds for which a token is fetched from the isolated endpoint after another client has invalidated one."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,23 @@ class Rule:
     """The main tick renews it this much before it is due, so that the tick and not the guard does the regular work."""
     overlap: int
     """How long the old value works after a rotation; 0 where WeChat promises nothing."""
-    mints_anew: bool
-    """Whether a call inside the validity may mint a successor, so that a call without an answer puts the value at risk."""
-    asks_again: int | None
+    each_call_mints: bool
+    """Whether a call inside the validity may mint a successor, so that a lost response puts the value at risk."""
+    recheck_after: int | None
     """When the same value came back although it was due: ask again after this long; None: when it expires."""
-    counts_from_first_seen: bool = False
-    """Whether `expires_in` does not count down, so that the life counts from when the value was first seen."""
+    counts_down: bool = False
+    """Whether `expires_in` counts down when a value is repeated; otherwise its life counts from when it was first seen."""
 
 
 RULES = {
-    Kind.TOKEN: Rule(due_before=540, look_ahead=120, overlap=300, mints_anew=True, asks_again=60),
-    Kind.STABLE_TOKEN: Rule(due_before=270, look_ahead=0, overlap=300, mints_anew=False, asks_again=60),
-    Kind.CORP_TOKEN: Rule(due_before=300, look_ahead=0, overlap=0, mints_anew=True, asks_again=None),
-    Kind.TICKET: Rule(300, 0, overlap=0, mints_anew=True, asks_again=None, counts_from_first_seen=True),
-    Kind.CORP_TICKET: Rule(300, 0, overlap=0, mints_anew=True, asks_again=None, counts_from_first_seen=True),
+    Kind.TOKEN: Rule(540, look_ahead=120, overlap=300, each_call_mints=True, recheck_after=60, counts_down=True),
+    Kind.STABLE_TOKEN: Rule(270, look_ahead=0, overlap=300, each_call_mints=False, recheck_after=60, counts_down=True),
+    Kind.CORP_TOKEN: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
+    Kind.TICKET: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
+    Kind.CORP_TICKET: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
 }
+
+TICKETS = (Kind.TICKET, Kind.CORP_TICKET)
 
 
 class State(StrEnum):
@@ -70,52 +76,68 @@ class State(StrEnum):
 
 
 def expiry(credential: Credential, grant: Grant) -> int:
-    """When the granted value dies, at the earliest.
+    """When the granted value expires, at the earliest.
 
-    A new ticket may be the one of an earlier attempt without an answer, or have been given to somebody else with this appid
-    as soon as the old one's life was over.
+    A new value may be older than it looks: WeChat may have created it for an earlier request whose response was lost, or for
+    another client of this appid right after the previous one expired.
     """
-    if not RULES[credential.kind].counts_from_first_seen:
-        return grant.asked_at + grant.expires_in
-    trusted_at_least = grant.asked_at + min(OLD_TICKET_LIFE, grant.expires_in)
+    claimed = grant.asked_at + grant.expires_in
+    if RULES[credential.kind].counts_down:
+        return claimed
+    at_least = grant.asked_at + min(UNKNOWN_AGE_LIFE, grant.expires_in)
+    is_ticket = credential.kind in TICKETS
     if grant.value == credential.value:
-        if grant.asked_at < credential.expires_at:
-            return min(credential.expires_at, grant.asked_at + grant.expires_in)
-        return trusted_at_least
-    if credential.value is None and credential.age_unknown:
-        return trusted_at_least
-    given_at = min(grant.asked_at, credential.at_risk_since or grant.asked_at)
-    if credential.value is not None:
-        given_at = min(given_at, credential.expires_at)
-    return max(given_at + grant.expires_in, trusted_at_least)
+        is_first = is_ticket and credential.previous_fingerprint is None
+        ends_at = credential.fetched_at + grant.expires_in if is_first else credential.expires_at
+        if grant.asked_at >= ends_at:
+            return at_least
+        return min(ends_at, at_least if is_first else claimed)
+    if credential.value is None:
+        return at_least if is_ticket else claimed
+    created_at = min(grant.asked_at, credential.expires_at, credential.at_risk_since or grant.asked_at)
+    return max(created_at + grant.expires_in, at_least)
 
 
-SPREAD_PER_MINUTE = 300
-"""Renewals that a guard should meet. Where more accounts are renewed together, as after many were added at once, they come
-due over so many minutes more that they do not meet again; fewer stay with the main tick."""
+def next_due(credential: Credential, grant: Grant, *, isolated: bool = False) -> int:
+    """When a just granted value is to be renewed; `isolated`: it came from `stable_token`, whatever the account's endpoint.
 
-
-def spread(account: str, together: int) -> int:
-    """Seconds by which an account that is renewed `together` with so many is due earlier: from 0 up, always the same."""
-    over = together // SPREAD_PER_MINUTE * 60
-    return int(fingerprint(account), 16) % over if over else 0
-
-
-def next_due(credential: Credential, grant: Grant, *, together: int = 1) -> int:
-    """When a just granted value is to be renewed, one of so many accounts that are renewed `together`.
-
-    A value that lives shorter than usual is due at half its life, so that it is never due at once; none is due before
-    that. What WeChat repeats until its last minutes is not spread: an earlier call would bring nothing.
+    No value is due before half its lifetime, so that a short-lived one is never due at once. A value that came back
+    unchanged although it was due is asked for again as its rule says.
     """
-    rule = RULES[credential.kind]
+    rule = RULES[Kind.STABLE_TOKEN if isolated else credential.kind]
     expires_at = expiry(credential, grant)
     left = expires_at - grant.asked_at
-    if grant.value != credential.value:
-        earlier = spread(credential.account, together) if rule.mints_anew else 0
-        return expires_at - min(rule.due_before + earlier, left // 2)
+    is_prolonged = not rule.counts_down and expires_at > credential.expires_at
+    if grant.value != credential.value or is_prolonged:
+        return expires_at - min(rule.due_before, left // 2)
     if left > rule.due_before:
         return expires_at - rule.due_before
-    return expires_at if rule.asks_again is None else min(expires_at, grant.asked_at + rule.asks_again)
+    return expires_at if rule.recheck_after is None else min(expires_at, grant.asked_at + rule.recheck_after)
+
+
+def last_mint(leased: Credential, began_at: int) -> int:
+    """The last time before the lease, which began at `began_at`, at which `/cgi-bin/token` may have minted a token."""
+    at_risk_since = leased.at_risk_since if leased.at_risk_since != began_at else None
+    return max(leased.minted_at, at_risk_since or 0)
+
+
+def may_mint(leased: Credential, began_at: int) -> bool:
+    """Whether `/cgi-bin/token` may be called without ending a token that readers are promised.
+
+    WeChat accepts the token before the newest for 300 s, and perhaps none that is older. `began_at`: when the lease began.
+    """
+    is_promised = leased.value is not None and leased.refused_at is None
+    return not is_promised or began_at >= last_mint(leased, began_at) + RULES[Kind.TOKEN].overlap
+
+
+def is_isolated(leased: Credential, began_at: int) -> bool:
+    """Whether a `token` account's next token comes from `stable_token`, which never touches what `/cgi-bin/token` gave.
+
+    It does where `/cgi-bin/token` might end a token that readers are promised, where WeChat refused the live token, and for
+    a day after another client has invalidated one. `began_at`: when the lease began.
+    """
+    is_contested = shield_end(leased, began_at) is not None
+    return is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
 
 
 def due_for_tick(due: Due, now: int) -> bool:
@@ -131,7 +153,9 @@ def usable_until(credential: Credential) -> int:
     rule = RULES[credential.kind]
     if credential.value is None:
         return 0
-    if rule.mints_anew and rule.overlap and credential.at_risk_since is not None:
+    if credential.refused_at is not None:
+        return credential.refused_at
+    if rule.each_call_mints and rule.overlap and credential.at_risk_since is not None:
         return min(credential.expires_at, credential.at_risk_since + rule.overlap)
     return credential.expires_at
 
@@ -143,13 +167,35 @@ def promised_until(credential: Credential, read_at: int) -> int:
     begin at once where that has passed, and after a failure, because a corrected record is tried at once.
     """
     rule = RULES[credential.kind]
-    if rule.mints_anew and credential.at_risk_since is not None:
+    if rule.each_call_mints and credential.at_risk_since is not None:
         rotates_at = credential.at_risk_since
     elif credential.failures:
         rotates_at = read_at
     else:
         rotates_at = max(read_at, credential.due_at - rule.look_ahead)
     return min(credential.expires_at, rotates_at + rule.overlap) - MARGIN
+
+
+def is_too_young_to_check(credential: Credential, now: int) -> bool:
+    """Whether a refusal says nothing yet: WeChat may not accept the token so soon after it was handed out."""
+    return now - credential.fetched_at < MIN_AGE_TO_CHECK
+
+
+def is_to_be_probed(token: Credential, now: int) -> bool:
+    """Whether the probe asks about the token: it is served now, no renewal is under way, and a refusal would say something."""
+    is_served = token.value is not None and token.lease_until <= now < usable_until(token)
+    return is_served and not is_too_young_to_check(token, now)
+
+
+def is_checked(credential: Credential, now: int) -> bool:
+    """Whether the token counts as working without a further check: WeChat has just accepted it, or it is too young."""
+    return now - credential.checked_at < budget.CHECK_SERVES or is_too_young_to_check(credential, now)
+
+
+def shield_end(credential: Credential, now: int) -> int | None:
+    """Until when renewals of a contested `token` account use the isolated endpoint; None where they do not."""
+    ends_at = credential.foreign_rotation_at + SHIELD
+    return ends_at if credential.kind is Kind.TOKEN and now < ends_at else None
 
 
 def promise(credential: Credential, read_at: int, now: int) -> int | None:
@@ -171,14 +217,17 @@ def state(credential: Credential, now: int) -> State:
 
 
 SLOW_RETRY = 300
-"""Seconds between attempts that can only succeed after a person has acted: 12 an hour, against the 2000 failing calls an
-hour after which WeCom blocks the caller, and soon enough that somebody who has just acted need not wait long."""
+"""Seconds between attempts that can only succeed after an operator has acted: 12 an hour, against the 2000 failing calls an
+hour after which WeCom blocks the caller, and soon enough that an operator who has just acted need not wait long."""
 
 QUOTA_RETRY = 1800
-"""Seconds between attempts while WeChat says that the day's calls are used up; a person can clear the quota any time."""
+"""Seconds between attempts while WeChat says that the day's calls are used up; an operator can clear the quota any time."""
+
+AFTER_MIDNIGHT = 30
+"""Seconds after WeChat's midnight at which a used-up quota is tried again."""
 
 QUICK_FAILURES = 5
-"""How often an unknown error is taken for a passing one before it is taken for a matter of configuration."""
+"""How often an unknown error is taken for a transient one before it is taken for a matter of configuration."""
 
 CONFIRMATION_WAITS = {89506: 86400, 89507: 3600}
 """Seconds WeChat blocks an IP address after an administrator refused it (89507), or refused it twice (89506)."""
@@ -190,7 +239,7 @@ def retry_after(failure: Failure, failures: int) -> int:
         case FailureClass.TRANSIENT | FailureClass.CREDENTIAL:
             return 60
         case FailureClass.QUOTA if failure.errcode is not None:
-            return QUOTA_RETRY
+            return min(QUOTA_RETRY, budget.seconds_to_midnight(failure.at) + AFTER_MIDNIGHT)
         case FailureClass.CONFIRMATION:
             return CONFIRMATION_WAITS.get(failure.errcode or 0, SLOW_RETRY)
         case FailureClass.UNKNOWN if failures <= QUICK_FAILURES:

@@ -1,12 +1,12 @@
 """Adapter: the table. One item per credential, one per account in a directory, one per claim on an appid, one per
-consumer.
+consumer, one for the probe.
 
 | pk | sk | holds |
 |---|---|---|
 | `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
-| `claim#<appid>` | endpoint | the one account that keeps this appid with this endpoint |
-| `dropped#<appid>` | ticket type | that such a ticket of this appid was forgotten, which WeChat may still repeat |
+| `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
+| `probe` | `progress` | how far the probe has come (`model.Progress`) |
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
 
 The index `due` lists every credential by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
@@ -17,7 +17,7 @@ value, or by the value before, which works for a while after a rotation. The att
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from token_keeper import aws
@@ -32,7 +32,9 @@ from token_keeper.model import (
     FailureClass,
     Grant,
     Kind,
-    Spent,
+    Progress,
+    Usage,
+    digest,
     fingerprint,
 )
 
@@ -47,7 +49,9 @@ _BATCH_GET_ROUNDS = 4
 """DynamoDB leaves out what it is too busy for; so often in all that is asked for."""
 
 _BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
+_ACCOUNTS = "accounts"
 _CONSUMERS = "consumers"
+_PROGRESS = {"pk": "probe", "sk": "progress"}
 
 
 @dataclass(frozen=True)
@@ -113,22 +117,23 @@ class Table:
         credentials = map(_credential, items)
         return {(credential.account, credential.name): credential for credential in credentials}
 
-    def consumer_and_claims(self, key_digest: str, app_id: str) -> tuple[Consumer | None, dict[str, str]]:
-        """A consumer by its key, and the accounts that keep the appid, by endpoint; in one round trip."""
-        claims = [_wire({"pk": f"claim#{app_id}", "sk": endpoint}) for endpoint in (Kind.TOKEN, Kind.STABLE_TOKEN)]
-        items = self._items([_consumer_key(key_digest), *claims])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        holders = {item["sk"]: item["account"] for item in items if item["pk"] != _CONSUMERS}
-        return next(iter(consumers), None), holders
+    def consumer(self, key_digest: str) -> Consumer | None:
+        """A consumer by its key, read consistently: a revoked key stops working at once."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_consumer_key(key_digest), ConsistentRead=True)
+        return _consumer(_plain(answer["Item"])) if "Item" in answer else None
 
-    def consumer_and_tokens(
-        self, key_digest: str, accounts: Iterable[str]
-    ) -> tuple[Consumer | None, dict[str, Credential]]:
-        """A consumer by its key, and the accounts' access tokens, by account; in one round trip."""
-        items = self._items([_consumer_key(key_digest), *(_key(account, ACCESS_TOKEN) for account in accounts)])
-        consumers = [_consumer(item) for item in items if item["pk"] == _CONSUMERS]
-        tokens = [_credential(item) for item in items if item["pk"] != _CONSUMERS]
-        return next(iter(consumers), None), {token.account: token for token in tokens}
+    def entry_and_owner(self, account: Account) -> tuple[Entry | None, str | None]:
+        """The account's directory entry, and the account that has claimed its appid; in one round trip."""
+        items = self._items([_directory_key(account.name), _claim_key(account)])
+        entries = [_entry(item) for item in items if item["pk"] == _ACCOUNTS]
+        owners = [str(item["account"]) for item in items if item["pk"] != _ACCOUNTS]
+        return next(iter(entries), None), next(iter(owners), None)
+
+    def tokens(self, accounts: Iterable[str]) -> list[Credential]:
+        """The accounts' access tokens, as they are now or were a moment ago."""
+        keys = [_key(account, ACCESS_TOKEN) for account in accounts]
+        return [_credential(item) for item in self._items(keys, consistent=False)]
 
     def token_and_ticket(self, account: str, ticket: str) -> tuple[Credential | None, Credential | None]:
         """An account's access token and one of its tickets; in one round trip."""
@@ -166,19 +171,17 @@ class Table:
 
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(self, due: Due, *, now: int, until: int, to_check: bool = False) -> Credential | None:
-        """Take the right to renew; None if somebody holds it, or it is not any more as it was seen.
+    def take_lease(self, due: Due, *, now: int, until: int) -> Credential | None:
+        """Take the right to renew; None if another instance has it, or the credential is not any more as it was seen.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
-        lease ends, and at risk from now on (unless it already was). A lease `to_check` the value does neither, and
-        hinders no renewal.
+        lease ends, and at risk from now on (unless it already was).
 
-            |  nobody renews  |        leased        |  the lease was never given back
+            |   no renewal    |        leased        |  the lease was never given back
             |-----------------|----------------------|------------------------------------> (time)
                             now = at_risk_since    until = due_at: the next guard takes it
         """
-        nobody_renews = "lease_until <= :now AND check_until <= :now" if to_check else "lease_until <= :now"
-        values = {":now": now, ":until": until, ":one": 1} | ({} if to_check else {":ttl": until + HOUSEKEEPING})
+        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
         if due.epoch is None:
             # The main tick looks ahead: what it saw must still be so, and must not be a failure's next attempt.
             as_it_was_seen = "(due_at <= :now OR (due_at = :seen AND failures = :zero))"
@@ -186,118 +189,131 @@ class Table:
         else:
             as_it_was_seen = "epoch = :seen"
             values[":seen"] = due.epoch
-        item = self._update(
-            _key(due.account, due.credential),
-            ("SET check_until = :until" if to_check else _BEGIN) + " ADD epoch :one",
-            f"{nobody_renews} AND {as_it_was_seen}",
-            values,
-        )
+        key = _key(due.account, due.credential)
+        item = self._update(key, f"{_BEGIN} ADD epoch :one", f"lease_until <= :now AND {as_it_was_seen}", values)
         return _credential(item) if item else None
 
-    def begin_renewal(self, checked: Credential, *, now: int, until: int) -> Credential | None:
-        """Go on from a check to a renewal, under its lease; None where a later lease was taken meanwhile."""
-        item = self._update_leased(checked, _BEGIN, {":now": now, ":until": until, ":ttl": until + HOUSEKEEPING})
-        return _credential(item) if item else None
+    def record_usage(self, leased: Credential, usage: Usage) -> bool:
+        """Record usage ahead of the call that it is for; False where a later lease was taken meanwhile."""
+        return self._update_leased(leased, "SET spent = :usage", {":usage": asdict(usage)}) is not None
 
     def publish(
         self,
         leased: Credential,
         grant: Grant,
-        spent: Spent,
+        usage: Usage,
         *,
         expires_at: int,
         due_at: int,
+        minted_at: int,
         previous_until: int = 0,
-        foreign: bool = False,
     ) -> Credential | None:
         """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile.
 
-        `previous_until`: how long the value that it replaces surely works. `foreign`: that had died before its time, and
-        not by us.
+        `previous_until`: how long the value that it replaces surely works.
         """
         values: dict[str, Any] = {
-            ":value": grant.value,
-            ":fingerprint": fingerprint(grant.value),
-            ":fetched_at": grant.asked_at,
             ":expires_at": expires_at,
             ":due_at": due_at,
+            ":minted_at": minted_at,
             ":zero": 0,
-            ":spent": asdict(spent),
+            ":usage": asdict(usage),
             ":ttl": expires_at + HOUSEKEEPING,
         }
         update = (
-            "SET #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at, expires_at = :expires_at, "
-            "due_at = :due_at, lease_until = :zero, check_until = :zero, failures = :zero, spent = :spent, #ttl = :ttl"
+            "SET expires_at = :expires_at, due_at = :due_at, minted_at = :minted_at, lease_until = :zero, "
+            "check_until = :zero, failures = :zero, spent = :usage, #ttl = :ttl"
         )
-        if grant.value != leased.value and leased.fingerprint is not None:
-            update += ", previous_fingerprint = :previous, previous_until = :previous_until"
-            values |= {":previous": leased.fingerprint, ":previous_until": previous_until}
-        if foreign:
-            update += ", foreign_rotations = :foreign_rotations, foreign_rotation_at = :foreign_rotation_at"
-            values[":foreign_rotations"] = leased.foreign_rotations + 1
-            values[":foreign_rotation_at"] = grant.asked_at
-        item = self._update_leased(leased, f"{update} REMOVE at_risk_since, last_error", values)
+        if grant.value != leased.value:
+            update += ", #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
+            values |= {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
+            if leased.value is not None:
+                update += (
+                    ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :previous_until"
+                )
+                values |= {":previous": fingerprint(leased.value), ":digest": digest(leased.value)}
+                values[":previous_until"] = previous_until
+        item = self._update_leased(leased, f"{update} REMOVE at_risk_since, refused_at, last_error", values)
         return _credential(item) if item else None
 
     def record_failure(
-        self, leased: Credential, failure: Failure, spent: Spent, *, due_at: int, at_risk: bool, dead: bool = False
+        self, leased: Credential, failure: Failure, usage: Usage, *, due_at: int, at_risk: bool, refused: bool
     ) -> bool:
         """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
 
-        `at_risk`: whether a renewal without an answer, this or an earlier one, may have minted a successor.
-        `dead`: nobody is to get the value any more: WeChat has refused it, or a forced refresh without an answer may have
-        ended it.
+        `at_risk`: whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor.
+        `refused`: whether the value must not be served any more.
         """
         values: dict[str, Any] = {
             ":failures": leased.failures + 1,
             ":last_error": asdict(failure),
             ":due_at": due_at,
             ":zero": 0,
-            ":spent": asdict(spent),
+            ":usage": asdict(usage),
             ":ttl": max(due_at, leased.expires_at) + HOUSEKEEPING,
         }
         update = (
-            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, check_until = :zero, "
-            "spent = :spent, #ttl = :ttl"
+            "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, "
+            "check_until = :zero, spent = :usage, #ttl = :ttl"
         )
-        if dead:
-            update += ", expires_at = :dead_at"
-            values[":dead_at"] = min(failure.at, leased.expires_at)
+        if refused:
+            update += ", refused_at = if_not_exists(refused_at, :refused_at)"
+            values[":refused_at"] = failure.at
         return self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values) is not None
 
-    def release(self, checked: Credential, spent: Spent, *, checked_at: int | None) -> None:
-        """Give the lease back after a check. `checked_at`: when the value was found alive."""
-        values: dict[str, Any] = {":zero": 0, ":spent": asdict(spent)}
-        update = "SET check_until = :zero, spent = :spent"
-        if checked_at is not None:
-            update += ", checked_at = :checked_at"
-            values[":checked_at"] = checked_at
-        self._update_leased(checked, update, values)
+    # --- a check of a token
 
-    def distrust(self, overtaken: Credential, *, since: int, now: int, ended: tuple[str, int] | None = None) -> None:
-        """Have what was published instead, or is about to be, renewed at once: its successor may have been minted `since`.
+    def begin_check(self, token: Credential, *, until: int, booked_until: int) -> bool:
+        """Take the right to ask WeChat about a reported token; False if another instance asks, or the token has changed.
 
-        `ended`: a fingerprint and a moment. Nobody is to get another value than this one that was fetched by then: a forced
-        refresh has left it no overlap.
+        It hinders no renewal. `booked_until`: what the reports' allowance is booked to by this check.
         """
-        key = _key(overtaken.account, overtaken.name)
-        update = "SET at_risk_since = if_not_exists(at_risk_since, :since), due_at = :now, lease_until = :zero"
-        # With its other endpoint, the account has tokens that this one does not touch.
-        condition = "app_id = :app_id AND kind = :kind"
-        values: dict[str, Any] = {":since": since, ":now": now, ":zero": 0, ":one": 1}
-        values |= {":app_id": overtaken.app_id, ":kind": overtaken.kind}
-        if ended is not None:
-            older = f"{condition} AND fingerprint <> :fingerprint AND fetched_at <= :until"
-            bound = {":fingerprint": ended[0], ":until": ended[1]}
-            if self._update(key, f"{update}, expires_at = :now ADD epoch :one", older, values | bound):
-                return
-        self._update(key, f"{update} ADD epoch :one", condition, values)
+        values = {":until": until, ":booked_until": booked_until, ":epoch": token.epoch}
+        values[":seen"] = token.checks_booked_until
+        update = "SET check_until = :until, checks_booked_until = :booked_until"
+        # Each check books more, so of all that saw the same only one begins.
+        condition = "epoch = :epoch AND (attribute_not_exists(checks_booked_until) OR checks_booked_until = :seen)"
+        return self._update(_key(token.account, token.name), update, condition, values) is not None
+
+    def end_check(self, token: Credential, *, accepted_at: int | None) -> None:
+        """Give the right to check back. `accepted_at`: when the check began in which WeChat accepted the token."""
+        update, values = "SET check_until = :zero", {":zero": 0, ":fingerprint": token.fingerprint}
+        if accepted_at is not None:
+            update += ", checked_at = :accepted_at"
+            values[":accepted_at"] = accepted_at
+        self._update(_key(token.account, token.name), update, "fingerprint = :fingerprint", values)
+
+    def mark_refused(self, token: Credential, *, now: int, foreign: bool) -> bool:
+        """Stop serving a token that WeChat refuses, and have it replaced now; False if it has changed since it was seen.
+
+        `foreign`: another client has invalidated it.
+        """
+        values: dict[str, Any] = {":now": now, ":epoch": token.epoch}
+        update = "SET refused_at = :now, due_at = :now"
+        if foreign:
+            update += ", foreign_rotation_at = :now ADD foreign_rotations :one"
+            values[":one"] = 1
+        condition = "epoch = :epoch AND attribute_not_exists(refused_at)"
+        return self._update(_key(token.account, token.name), update, condition, values) is not None
+
+    def progress(self) -> Progress:
+        """How far the probe has come."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_wire(_PROGRESS), ConsistentRead=True)
+        item = _plain(answer.get("Item", {}))
+        return Progress(item.get("after"), item.get("unclear", {}))
+
+    def put_progress(self, progress: Progress) -> None:
+        """Write how far the probe has come."""
+        item = {**_PROGRESS, "after": progress.after, "unclear": dict(progress.unclear_since)}
+        with _translated_errors():
+            self._dynamodb.put_item(TableName=self._name, Item=_wire(item))
 
     # --- enrolling and dropping accounts
 
     def claim(self, account: Account) -> str:
-        """Claim the account's appid and endpoint; returns the account that holds the claim, which may be another."""
-        item = _wire({"pk": f"claim#{account.app_id}", "sk": account.claim, "account": account.name})
+        """Claim the account's appid (or WeCom app); returns its owner, which may be another account."""
+        item = _claim_key(account) | _wire({"account": account.name})
         try:
             with _translated_errors():
                 self._dynamodb.put_item(
@@ -311,35 +327,19 @@ class Table:
             return str(refused.item["account"])
         return account.name
 
-    def holder(self, account: Account) -> str | None:
-        """The account that has claimed this account's appid and endpoint."""
-        key = _wire({"pk": f"claim#{account.app_id}", "sk": account.claim})
-        with _translated_errors():
-            answer = self._dynamodb.get_item(TableName=self._name, Key=key, ConsistentRead=True)
-        return _plain(answer["Item"])["account"] if "Item" in answer else None
-
     def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
-        """Release what the account has claimed of this appid, but for one endpoint."""
+        """Release what the account has claimed of this appid, except the claim `but`."""
         for claim, holder in self.claims(app_id).items():
             if holder == account and claim != but:
                 self._delete({"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account})
 
-    def tickets_seen(self, account: str, app_id: str, tickets: Iterable[str], now: int) -> set[str]:
-        """Tickets of the appid that may have been seen before: all, where another account keeps it; those just dropped."""
-        if set(self.claims(app_id).values()) - {account}:
-            return set(tickets)
-        return {item["sk"] for item in self._partition(f"dropped#{app_id}") if now < item["gone_at"]}
-
-    def enrol(
-        self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int, age_unknown: bool = False
-    ) -> None:
+    def enrol(self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int) -> None:
         """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid."""
         item = {
             **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
-            **{"due_at": due_at, "lease_until": 0, "check_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
+            **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
-            **({"age_unknown": 1} if age_unknown else {}),
         }
         with _unless_refused(), _translated_errors():
             self._dynamodb.put_item(
@@ -349,14 +349,20 @@ class Table:
                 ExpressionAttributeValues=_wire({":app_id": app_id}),
             )
 
-    def make_due(self, seen: Credential, kind: Kind, *, now: int) -> None:
-        """Have the credential renewed now, by the rules of `kind`, unless it has changed since it was seen."""
-        values = {":now": now, ":kind": kind, ":seen_due_at": seen.due_at}
-        update, condition = "SET due_at = :now, kind = :kind", "due_at = :seen_due_at"
-        self._update(_key(seen.account, seen.name), update, condition, values)
+    def reschedule(self, seen: Credential, *, due_at: int, kind: Kind | None = None, expires_at: int = 0) -> None:
+        """Set when the credential is due, unless it has changed since it was seen.
 
-    def note(self, account: str, name: str, failure: Failure | None) -> None:
-        """Note in a credential's health what is wrong with its record; None: nothing any more, unless a renewal failed."""
+        `kind`, `expires_at`: by the rules of which kind it is kept from now on, and when its present value expires.
+        """
+        values: dict[str, Any] = {":due_at": due_at, ":seen": seen.due_at, ":epoch": seen.epoch}
+        update = "SET due_at = :due_at"
+        if kind is not None:
+            update += ", kind = :kind, expires_at = :expires_at"
+            values |= {":kind": kind, ":expires_at": expires_at}
+        self._update(_key(seen.account, seen.name), update, "due_at = :seen AND epoch = :epoch", values)
+
+    def set_record_error(self, account: str, name: str, failure: Failure | None) -> None:
+        """Show in a credential's health what is wrong with its record; None: nothing any more, unless a renewal failed."""
         key = _key(account, name)
         if failure is None:
             self._update(key, "REMOVE last_error", "failures = :zero", {":zero": 0})
@@ -366,22 +372,18 @@ class Table:
 
     def put_entry(self, entry: Entry) -> None:
         """Write the account's directory entry."""
-        item = {"pk": "accounts", "sk": entry.account, "app_id": entry.app_id, "kind": entry.kind}
-        item |= {"credentials": " ".join(entry.credentials)} | ({"version": entry.version} if entry.version else {})
+        item = {"app_id": entry.app_id, "kind": entry.kind, "credentials": " ".join(entry.credentials)}
+        item |= {"version": entry.version} if entry.version else {}
         with _translated_errors():
-            self._dynamodb.put_item(TableName=self._name, Item=_wire(item))
+            self._dynamodb.put_item(TableName=self._name, Item=_directory_key(entry.account) | _wire(item))
 
-    def drop_credential(self, account: str, name: str, app_id: str, *, gone_at: int) -> None:
-        """Forget a credential and its value; not yet, that WeChat may repeat it until `gone_at` if it is a ticket."""
-        if name != ACCESS_TOKEN:
-            item = {"pk": f"dropped#{app_id}", "sk": name, "gone_at": gone_at}
-            with _translated_errors():
-                self._dynamodb.put_item(TableName=self._name, Item=_wire(item | {"ttl": gone_at + HOUSEKEEPING}))
+    def drop_credential(self, account: str, name: str) -> None:
+        """Delete a credential and its value."""
         self._delete({"pk": f"credential#{account}", "sk": name})
 
     def drop_entry(self, account: str) -> None:
-        """Forget the account's directory entry."""
-        self._delete({"pk": "accounts", "sk": account})
+        """Delete the account's directory entry."""
+        self._delete({"pk": _ACCOUNTS, "sk": account})
 
     # --- the wire
 
@@ -395,7 +397,7 @@ class Table:
             )
         return [_plain(item) for item in answer["Items"]]
 
-    def _items(self, keys: list[Any]) -> list[dict[str, Any]]:
+    def _items(self, keys: list[Any], *, consistent: bool = True) -> list[dict[str, Any]]:
         items, rounds = [], len(keys) // _BATCH_GET_LIMIT + _BATCH_GET_ROUNDS
         while keys:
             if not rounds:
@@ -403,7 +405,7 @@ class Table:
             rounds -= 1
             with _translated_errors():
                 answer: Any = self._dynamodb.batch_get_item(
-                    RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": True}}
+                    RequestItems={self._name: {"Keys": keys[:_BATCH_GET_LIMIT], "ConsistentRead": consistent}}
                 )
             keys = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + keys[_BATCH_GET_LIMIT:]
             items += [_plain(item) for item in answer["Responses"].get(self._name, [])]
@@ -470,7 +472,11 @@ def _key(account: str, name: str) -> Any:
 
 
 def _directory_key(account: str) -> Any:
-    return _wire({"pk": "accounts", "sk": account})
+    return _wire({"pk": _ACCOUNTS, "sk": account})
+
+
+def _claim_key(account: Account) -> Any:
+    return _wire({"pk": f"claim#{account.app_id}", "sk": account.claim})
 
 
 def _consumer_key(key_digest: str) -> Any:
@@ -500,40 +506,36 @@ def _plain_value(value: Mapping[str, Any]) -> Any:
     return _plain(value["M"]) if "M" in value else value["S"]
 
 
+# What an item does not hold (it may be of an older release) has its default; what is not known here is left alone.
+
+
 def _credential(item: dict[str, Any]) -> Credential:
-    error = item.get("last_error")
+    stored = {name: item[name] for name in _CREDENTIAL_FIELDS if name in item}
     return Credential(
+        **stored,
         account=_account_of(item),
         name=item["sk"],
         kind=Kind(item["kind"]),
         app_id=item["app_id"],
         epoch=item["epoch"],
         due_at=item["due_at"],
-        age_unknown="age_unknown" in item,
-        lease_until=item["lease_until"],
-        value=item.get("value"),
-        fingerprint=item.get("fingerprint"),
-        previous_fingerprint=item.get("previous_fingerprint"),
-        previous_until=item.get("previous_until", 0),
-        fetched_at=item.get("fetched_at", 0),
-        expires_at=item.get("expires_at", 0),
-        at_risk_since=item.get("at_risk_since"),
-        failures=item["failures"],
-        checked_at=item.get("checked_at", 0),
-        check_until=item["check_until"],
-        foreign_rotations=item.get("foreign_rotations", 0),
-        foreign_rotation_at=item.get("foreign_rotation_at", 0),
-        spent=Spent(**item.get("spent", {})),
-        last_error=None
-        if error is None
-        else Failure(
-            failure_class=FailureClass(error["failure_class"]),
-            errcode=error.get("errcode"),
-            errmsg=error["errmsg"],
-            remedy=error["remedy"],
-            at=error["at"],
-        ),
+        usage=_known(Usage, item.get("spent", {})),
+        last_error=_failure(item["last_error"]) if "last_error" in item else None,
     )
+
+
+_CREDENTIAL_FIELDS = {field.name for field in fields(Credential)} - {
+    *("account", "name", "kind", "app_id", "epoch", "due_at", "usage", "last_error")
+}
+
+
+def _failure(stored: dict[str, Any]) -> Failure:
+    failure_class = FailureClass(stored["failure_class"])
+    return Failure(failure_class, stored.get("errcode"), stored["errmsg"], stored["remedy"], stored["at"])
+
+
+def _known[T](kind: type[T], stored: Mapping[str, Any]) -> T:
+    return kind(**{field.name: stored[field.name] for field in fields(kind) if field.name in stored})  # type: ignore[arg-type]
 
 
 def _account_of(item: dict[str, Any]) -> str:
@@ -542,11 +544,12 @@ def _account_of(item: dict[str, Any]) -> str:
 
 
 def _consumer(item: dict[str, Any]) -> Consumer:
-    return Consumer(item["name"], item["sk"], tuple(item["accounts"].split()), bool(item["may_report"]))
+    accounts = tuple(item["accounts"].split())
+    return Consumer(item["name"], item["sk"], accounts, bool(item["may_report"]), item.get("cache_for"))
 
 
 def _due(item: dict[str, Any]) -> Due:
-    return Due(_account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item["failures"])
+    return Due(_account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item.get("failures", 0))
 
 
 def _entry(item: dict[str, Any]) -> Entry:

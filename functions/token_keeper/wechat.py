@@ -1,25 +1,39 @@
 """Adapter: WeChat and WeCom over HTTPS. Every exception that leaves here is ours and carries neither URL nor value."""
 
+import io
 import json
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from html import escape
+from http.client import HTTPResponse
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-import requests
-from urllib3.exceptions import HTTPError, NewConnectionError
+import certifi
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
+from urllib3.util.connection import create_connection
 
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
 
 CONNECT_TIMEOUT = 3
+"""Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
+
 READ_TIMEOUT = 8
-ANSWER_TIMEOUT = 10
-"""Seconds for an answer, counted from before the connecting and looked at after each piece of its body; a peer that drips
-never meets `READ_TIMEOUT`. So an attempt takes the connecting and two reads at most, 19 seconds, unless its head drips."""
+"""Seconds from then on until the whole answer is there, however slowly it drips. So an attempt takes both at most, 11
+seconds, and what the system needs to look up the host's name."""
+
+KEPT_CONNECTIONS = 50
+"""Idle connections to one host that a `Session` keeps: more threads than that do not probe."""
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
@@ -97,13 +111,15 @@ class WeChatError(KeeperError):
         outcome_known: bool = True,
     ) -> None:
         super().__init__(f"{errmsg} (errcode {errcode})" if errcode is not None else errmsg)
-        self.code = f"wechat_{failure_class}"
-        self.retryable = failure_class in (FailureClass.TRANSIENT, FailureClass.CREDENTIAL, FailureClass.UNKNOWN)
         self.failure_class = failure_class
         self.errcode = errcode
         self.errmsg = errmsg
         self.remedy = remedy or _CLASS_REMEDIES[failure_class]
         self.outcome_known = outcome_known
+
+
+class _BrokenConnectionError(WeChatError):
+    """The connection broke, as one does that was kept for too long. A timeout is none: it would only come again."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +139,15 @@ class WeChat:
         self._wecom_url = wecom_url.rstrip("/")
         self._clock = clock
 
-    def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
-        """Ask for the account's access token; `force` makes `stable_token` mint a new one and kill the old at once.
+    def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
+        """Ask for the account's access token.
 
+        `isolated`: ask `stable_token` in normal mode, whatever the account's endpoint. It repeats its own token while that
+        is young and touches none of `/cgi-bin/token`. Only for accounts with an appid.
+        `force` makes `stable_token` mint a new token and end the old one at once.
         Raises `WeChatError`.
         """
-        return self._fetch(self._token_call(account, account.kind, force))
-
-    def check_secret(self, account: Account) -> None:
-        """Have WeChat check the account's secret without rotating any value that lives.
-
-        A normal-mode `stable_token` call is isolated from `/cgi-bin/token` and repeats its own value while that is young.
-        Only for accounts with an appid. Raises `WeChatError`.
-        """
-        self._fetch(self._token_call(account, Kind.STABLE_TOKEN, force=False))
+        return self._fetch(self._token_call(account, Kind.STABLE_TOKEN if isolated else account.kind, force))
 
     def fetch_ticket(self, account: Account, ticket: str, access_token: str) -> Grant:
         """Ask for a ticket of the given type with a live access token. Raises `WeChatError`."""
@@ -149,15 +160,25 @@ class WeChat:
             url, query["type"] = f"{self._wecom_url}/cgi-bin/ticket/get", ticket
         return self._fetch(_Call("GET", url, query, value="ticket"))
 
-    def accepts(self, kind: Kind, access_token: str) -> bool:
+    def probe_session(self) -> "Session":
+        """Connections that are kept for the many calls of one run of `accepts`; a context manager, safe for threads."""
+        return Session()
+
+    def accepts(self, kind: Kind, access_token: str, session: "Session | None" = None) -> bool:
         """Ask WeChat whether a token still works, by a call without side effects. Raises `WeChatError`.
 
+        With a `session` of `probe_session` a call that breaks on a kept connection is repeated once.
         WeCom's refusal carries an empty `ip_list` too: the errcode decides.
         """
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
-        answer = _parse(_send(call))
-        errcode = answer.get("errcode", 0)
+        try:
+            answer = _parse(_send(call, session))
+        except _BrokenConnectionError:
+            if session is None:
+                raise
+            answer = _parse(_send(call, session))
+        errcode = _errcode(answer)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
         if errcode != 0:
@@ -178,13 +199,13 @@ class WeChat:
     def _fetch(self, call: _Call) -> Grant:
         asked_at = int(self._clock())
         answer = _parse(_send(call))
-        errcode = answer.get("errcode", 0)
+        errcode = _errcode(answer)
         if errcode != 0:
             raise _refusal(errcode, answer.get("errmsg"), call)
-        value, expires_in = answer.get(call.value), answer.get("expires_in")
+        value, expires_in = answer.get(call.value), _whole_number(answer.get("expires_in"))
         if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
             raise _no_answer(f"WeChat's answer holds no usable {call.value}")
-        if type(expires_in) is not int or not 0 < expires_in <= LONGEST_LIFE:
+        if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
             raise _no_answer("WeChat's answer holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
 
@@ -193,38 +214,117 @@ def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
-class _Session(requests.Session):
-    """Knows no redirects: even where none is followed, requests parses the next address and reads the whole body."""
+class _InTime(io.RawIOBase):
+    """What arrives on a connection until the moment `ends`. A socket's own timeout begins again with every byte."""
 
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """None."""
+    def __init__(self, connected: socket.socket, ends: float) -> None:
+        self._socket = connected
+        self._arriving = connected.makefile("rb", buffering=0)
+        self._ends = ends
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._ends))
+        return self._arriving.readinto(buffer)
+
+    def close(self) -> None:
+        self._arriving.close()
+        super().close()
 
 
-def _send(call: _Call) -> bytes:
-    # A requests exception holds the URL with the secret in it, also as the context of an exception that is raised while
-    # it is handled. So it is only noted here, and ours is raised after it is gone.
-    ends, body = time.monotonic() + ANSWER_TIMEOUT, b""
+class _Response(HTTPResponse):
+    """Its head, its chunks and their extensions arrive in time, too, or not at all."""
+
+    def __init__(self, connected: socket.socket, ends: float, **options: Any) -> None:
+        super().__init__(connected, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_InTime(connected, ends))
+
+
+class _NotConnectedError(NewConnectionError):
+    def __init__(self, connection: HTTPConnection, reason: str) -> None:
+        super().__init__(connection, reason)
+        self.reason = reason
+
+
+class _Connection(HTTPConnection):
+    """A connection that holds its caller no longer than `CONNECT_TIMEOUT` and `READ_TIMEOUT`."""
+
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except OSError as error:  # TLS errors are among them: whatever it was, the request has not gone out
+            raise _NotConnectedError(self, type(error).__name__) from None
+
+    def _new_conn(self) -> socket.socket:
+        ends, failure = time.monotonic() + CONNECT_TIMEOUT, OSError("no address")
+        for *_, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            try:
+                connected = create_connection(
+                    (str(address[0]), self.port), _left(ends), socket_options=self.socket_options
+                )
+            except OSError as error:
+                failure = error
+            else:
+                connected.settimeout(_left(ends))  # for the TLS handshake
+                return connected
+        raise failure
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        self.response_class = partial(_Response, ends=time.monotonic() + READ_TIMEOUT)  # type: ignore[assignment]
+        return super().getresponse()
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class Session(urllib3.PoolManager):
+    """Connections to WeChat and WeCom, kept until it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(maxsize=KEPT_CONNECTIONS, retries=False, ssl_context=_tls())
+        self.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())  # not every Python finds the system's
+    return context
+
+
+def _left(ends: float) -> float:
+    return max(ends - time.monotonic(), 0.001)  # 0 would mean "do not wait", and a socket takes nothing below
+
+
+def _send(call: _Call, kept: Session | None = None) -> bytes:
+    # urllib3's exceptions hold the URL with the secret in it, also as the context of an exception that is raised while
+    # they are handled. So it is only noted here, and ours is raised after it is gone.
+    sent = None if call.body is None else json.dumps(call.body).encode()
+    headers = {"Content-Type": "application/json"} if sent else {}
+    url = f"{call.url}?{urlencode(call.query)}" if call.query else call.url
     try:
         with (
-            _Session() as session,
             # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
-            session.request(
-                call.method,
-                call.url,
-                params=call.query,
-                json=call.body,
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                allow_redirects=False,
-                stream=True,
+            nullcontext(kept) if kept else Session() as session,
+            session.urlopen(
+                call.method, url, redirect=False, body=sent, headers=headers, preload_content=False
             ) as response,
         ):
-            # Whatever is there: `iter_content` waits until its chunk is full, however slowly that drips.
-            while chunk := response.raw.read1(ANSWER_LIMIT + 1, decode_content=True):
-                body += chunk
-                if len(body) > ANSWER_LIMIT or time.monotonic() > ends:
-                    break
-            status = response.status_code
-    except (requests.RequestException, HTTPError) as error:
+            body = response.read(ANSWER_LIMIT + 1, decode_content=True)
+            status = response.status
+    except HTTPError as error:
         failure = _transport_failure(error)
     else:
         if status == 200 and len(body) <= ANSWER_LIMIT:
@@ -233,13 +333,13 @@ def _send(call: _Call) -> bytes:
     raise failure
 
 
-def _transport_failure(error: requests.RequestException | HTTPError) -> WeChatError:
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError) or (
-        isinstance(reason, NewConnectionError)
-    ):
-        return _no_answer(f"WeChat could not be reached ({type(error).__name__})", outcome_known=True)
-    return _no_answer(f"the connection broke before WeChat's answer was complete ({type(error).__name__})")
+def _transport_failure(error: HTTPError) -> WeChatError:
+    if isinstance(error, NewConnectionError):
+        reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
+        return _no_answer(f"WeChat could not be reached ({reason})", outcome_known=True)
+    kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
+    errmsg = f"the connection broke before WeChat's answer was complete ({type(error).__name__})"
+    return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -252,11 +352,27 @@ def _parse(body: bytes) -> dict[str, Any]:
     return answer
 
 
-def _refusal(errcode: object, errmsg: object, call: _Call) -> WeChatError:
-    if type(errcode) is not int:
-        return _no_answer("WeChat's answer holds an errcode that is no number")
-    # JSON can hold half a surrogate pair, which neither a log line nor an answer can.
-    message = str(errmsg).encode(errors="replace").decode()
+def _errcode(answer: Mapping[str, Any]) -> int:
+    """0 where there is none."""
+    errcode = 0 if answer.get("errcode") is None else _whole_number(answer["errcode"])
+    if errcode is None:
+        raise _no_answer("WeChat's answer holds an errcode that is no number")
+    return errcode
+
+
+def _whole_number(value: object) -> int | None:
+    """7200 as it is, and as `7200.0` or `"7200"`: a token that came with these was minted all the same."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 10**9:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
+    # What is not printable could steer the terminal of someone who reads it; and half a surrogate pair, which JSON can
+    # hold, fits in no log line. It goes first, so that no secret stands there in one piece because of it.
+    message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):
         if field in _SENSITIVE:
             for form in sorted(_forms(str(sent)), key=len, reverse=True):
@@ -283,5 +399,6 @@ def _ip_remedy(errmsg: str) -> str:
     address = found.group() if found else "the address in WeChat's message"
     return (
         f"Add {address} to the IP whitelist (公众平台 > 设置与开发 > 基本配置 > IP白名单; 企业微信 > 应用 > 企业可信IP). "
-        "A Lambda's address changes: for a fixed one deploy with EgressMode=managed and add the output EgressIp."
+        "A Lambda's address changes: for a fixed one deploy with EgressMode=managed (a NAT gateway, about 36.50 USD a month) "
+        "or EgressMode=instance (a small server, about 7 USD a month), and add the output EgressIp."
     )

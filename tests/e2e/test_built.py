@@ -19,6 +19,7 @@ import requests
 from werkzeug.wrappers import Request, Response
 
 from infra.embedded_aws import EmbeddedAws
+from infra.local_keys import OPERATOR
 from infra.loopback import Server
 from infra.simulated_wechat import SimulatedWeChat
 from tests import dynamodb_local
@@ -45,10 +46,10 @@ class Aws(EmbeddedAws):
         self.updates = 0
         self.on: Callable[[str], object] = lambda moment: None
 
-    def _pass_on(self, request: Request) -> Response:
-        target = request.headers.get("X-Amz-Target", "")
-        if not target.startswith("DynamoDB_"):
-            return super()._pass_on(request)
+    def _pass_on(self, request: Request, service: str) -> Response:
+        if service != "dynamodb":
+            return super()._pass_on(request, service)
+        target = request.headers["X-Amz-Target"]
         if not target.endswith("UpdateItem"):
             return self._forward(request)
         self.updates += 1
@@ -93,9 +94,7 @@ class Deployed:
         self.built, self._directory = built, directory
         self.refresh = started.enter_context(self._instance("RefreshFunction", "refresh.handler"))
         self.printed_by_reader = ""
-        self._ssm = boto3.Session("operator", "secret", region_name="us-east-1").client(
-            "ssm", endpoint_url=self.aws.endpoint_url
-        )
+        self._ssm = self.aws.session(OPERATOR).client("ssm", endpoint_url=self.aws.endpoint_url)
 
     def _instance(self, function: str, handler: str) -> LambdaRuntime:
         log = self._directory / f"{function}.log"
@@ -187,7 +186,7 @@ def test_nothing_is_deployed_that_lambda_has_or_nobody_needs(stack: Deployed, fu
     deployed = {path.name.partition("-")[0].partition(".")[0] for path in (stack.built / function).iterdir()}
     assert {"token_keeper", "api", "refresh"} <= deployed
     assert not deployed & {"boto3", "botocore", "s3transfer", "awslambdaric", "tests", "infra", "pytest", "moto"}
-    assert ({"requests", "aws_lambda_powertools"} <= deployed) == (function == "RefreshFunction")
+    assert ({"urllib3", "aws_lambda_powertools"} <= deployed) == (function == "RefreshFunction")
 
 
 def test_a_reader_that_finds_nothing_has_it_fetched(deployed: Deployed) -> None:

@@ -1,10 +1,12 @@
 """`token-keeper local` as a newcomer starts it: a process of its own, driven over HTTP and by the command line."""
 
 import fcntl
+import json
 import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -14,35 +16,46 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
-from tests.ports import three_free_ports
+from infra import local_keys
+from infra.cli import app
+from infra.local import DEMO_RECORD
+from infra.loopback import three_free_ports
 
 SPEED = 120
 PROGRAM = Path(sys.executable).with_name("token-keeper")
 APPID, SECRET = "wx617a123bb8bc99cd", "00112233445566778899aabbccddeeff"
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""As a user's: what is started a dozen times may keep its bytecode."""
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+    "AWS_PROFILE": "no-such-profile"
+}
+"""As a user's: what is started a dozen times may keep its bytecode, and the profile is of an AWS that is not asked."""
 
 pytestmark = pytest.mark.xdist_group("local")
 
 
 class Local:
-    """A running `token-keeper local`."""
+    """A running `token-keeper local`, with more options where they are given."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *options: str) -> None:
         self._log = log
-        self._port = three_free_ports()
         self.process = subprocess.Popen(
-            [PROGRAM, "local", "--port", str(self._port), "--speed", str(SPEED)],
+            [PROGRAM, "local", "--port", "0", "--speed", str(SPEED), *options],
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
         )
         self.api, self.aws, self.wechat = (self._url(name) for name in ("ready", "AWS", "WeChat"))
+        self._port = int(self.api.rpartition(":")[2])
+        keys = local_keys.read(self._port)
+        assert keys
+        self.api_key = keys.api_key
+        self._steering = {local_keys.API_KEY_HEADER: keys.api_key}
 
     def _url(self, name: str) -> str:
         return self.wait_for(rf"{name}: +(http://127\.0\.0\.1:\d+)")
@@ -66,16 +79,19 @@ class Local:
 
     def accepts(self, value: str) -> bool:
         """Whether the simulated WeChat accepts the token or ticket right now."""
-        answer = requests.get(f"{self.wechat}/_simulator/accepts", params={"value": value}, timeout=30)
+        url = f"{self.wechat}/_simulator/accepts"
+        answer = requests.get(url, params={"value": value}, headers=self._steering, timeout=30)
         return bool(answer.json()["accepts"])
 
     def fail(self, **fault: Any) -> None:
-        requests.post(f"{self.wechat}/_simulator/faults", json=fault, timeout=30).raise_for_status()
+        url = f"{self.wechat}/_simulator/faults"
+        requests.post(url, json=fault, headers=self._steering, timeout=30).raise_for_status()
 
     def open_corp_app(self, corpid: str, secret: str) -> None:
         """Let the simulated WeCom know an app."""
         app = {"corpid": corpid, "secret": secret}
-        requests.post(f"{self.wechat}/_simulator/corp-apps", json=app, timeout=30).raise_for_status()
+        url = f"{self.wechat}/_simulator/corp-apps"
+        requests.post(url, json=app, headers=self._steering, timeout=30).raise_for_status()
 
     def operate(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `token-keeper --local …`."""
@@ -115,15 +131,122 @@ def _read(screen: int) -> bytes:
         return b""
 
 
-def test_the_printed_curl_line_gives_a_token_that_wechat_accepts(local: Local) -> None:
-    # Given the line that it printed
-    curl = local.wait_for(r"(curl http://\S+)").split()
-    # When it is run
-    answer = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True).stdout
-    # Then it shows a token that WeChat accepts
+def run_the_printed(local: Local, command: str) -> str:
+    """Run a line that it printed in a shell, as it was printed; returns what that printed."""
+    line = local.wait_for(rf"(?m)^(?:try:)? +({command} .*|\S+=\S+ {command} .*)$")
+    return subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+
+
+def assert_shows_a_token(local: Local, answer: str) -> None:
     token = re.search(r'"access_token":"([^"]+)"', answer)
     assert token, answer
     assert local.accepts(token[1])
+
+
+def test_the_printed_commands_work_as_printed(local: Local) -> None:
+    # When the lines that it printed are run / Then a token that WeChat accepts is shown, and its health
+    assert_shows_a_token(local, run_the_printed(local, "curl"))
+    assert "fresh" in run_the_printed(local, "uv run token-keeper --local")
+    # And that all is forgotten at the end was said
+    assert "all of it is forgotten" in local.printed
+
+
+def test_with_an_address_the_printed_curl_line_takes_the_key_from_its_file(tmp_path: Path) -> None:
+    # Given accounts of all kinds, and an API that is open to containers
+    file, stable_secret, corp_secret = tmp_path / "accounts.json", SECRET[::-1], "a-secret-of-the-corp"
+    stable = {"appid": APPID, "secret": stable_secret, "endpoint": "stable_token", "tickets": ["wx_card"]}
+    crm = {"corpid": "ww0123456789abcdef", "secret": corp_secret, "tickets": ["jsapi", "agent_config"]}
+    file.write_text(json.dumps({"shop": stable, "main": DEMO_RECORD, "crm": crm}), encoding="utf-8-sig")
+    local = Local(tmp_path / "printed.txt", "--host", "127.0.0.1", "--accounts", str(file))
+    try:
+        # When the line that it printed is run / Then a token of the first account is shown
+        assert_shows_a_token(local, run_the_printed(local, "curl"))
+        # And neither key nor secret was
+        for secret in (local.api_key, stable_secret, DEMO_RECORD["secret"], corp_secret):
+            assert secret not in local.printed
+        assert local.get("/v1/accounts/shop/access-token").status_code == 403
+        # And all accounts are kept
+        for account in ("shop", "main", "crm"):
+            local.wait_for(rf"(renewed {account} access_token)")
+    finally:
+        assert local.stop() == 0
+
+
+def test_a_fault_is_shown_from_the_start(tmp_path: Path) -> None:
+    # Given a WeChat that fails
+    local = Local(tmp_path / "printed.txt", "--fault", "40164")
+    try:
+        # Then it says so while it starts, and so does the command line, with what to do
+        local.wait_for(r"(failed demo access_token)")
+        status = local.operate("status")
+        assert status.returncode == 1
+        assert "IP whitelist" in status.stdout
+    finally:
+        assert local.stop() == 0
+
+
+MISUSE = [
+    (["--port", "65534"], "65533"),
+    (["--port", "70000"], "65533"),
+    (["--port", "-1"], "'--port'"),
+    (["--port", "http"], "--port"),
+    (["--speed", "0"], "--speed takes a number from 1 to 120"),
+    (["--host", "203.0.113.1"], "203.0.113.1 is no IPv4 address of this machine; leave --host out"),
+    (["--host", "no-such-host.invalid"], "no-such-host.invalid is no IPv4 address of this machine"),
+    (["--fault", "nonsense"], "--fault takes an errcode of WeChat, or one of http, redirect"),
+    (["--accounts", "no-such-file"], "no-such-file cannot be read (No such file or directory)"),
+    (["--accounts", "{not-json}"], "is not JSON"),
+    (["--accounts", "[]"], "must hold a JSON object"),
+    (["--accounts", '{"Main": {}}'], "'Main' is no account's name"),
+    (["--accounts", f'{{"main": {{"secret": "{SECRET}"}}}}'], "main: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISUSE, ids=str)
+def test_a_misuse_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    # Given wrong options; of a file its content
+    option, value = arguments
+    if option == "--accounts" and value[0] in "{[":
+        file = tmp_path / "accounts.json"
+        file.write_text(value)
+        value = str(file)
+    # When it is started / Then it says what is wrong, and ends
+    assert_refuses([option, value], message)
+
+
+def assert_refuses(options: list[str], message: str, **environment: str) -> None:
+    """It does not start with these options: exit code 2, the message in one sentence, no secret."""
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    with patch.dict(os.environ, ENVIRONMENT | environment):
+        ended = CliRunner().invoke(app, ["local", *options])
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+    assert ended.exit_code == 2, ended.output
+    assert isinstance(ended.exception, SystemExit)
+    assert message in re.sub(r"[\s│]+", " ", ended.stderr)
+    assert SECRET not in ended.output
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_a_port_that_another_program_has_is_named(offset: int) -> None:
+    port = three_free_ports()
+    with socket.create_server(("127.0.0.1", port + offset)):
+        assert_refuses(["--port", str(port)], f"port {port + offset} is in use by another program; choose three others")
+
+
+def test_a_home_that_cannot_be_written_is_told() -> None:
+    assert_refuses(["--port", "0"], "its keys cannot be written to /dev/null/", HOME="/dev/null")
+
+
+def test_a_real_account_is_neither_simulated_nor_shown_to_the_network() -> None:
+    real = {"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET}
+    for options, message in (
+        (["--host", "0.0.0.0"], "to this machine only"),
+        (["--fault", "http"], "for the simulated WeChat"),
+        (["--accounts", "any"], "for the simulated WeChat"),
+        (["--speed", "2"], "real time"),
+    ):
+        assert_refuses(options, message, **real)
 
 
 def test_the_demo_account_has_a_ticket(local: Local) -> None:
@@ -231,15 +354,8 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(local: Local) -> No
 def test_without_proper_credentials_of_a_real_account_it_does_not_start(
     environment: dict[str, str], message: str
 ) -> None:
-    # When it is started with credentials that cannot be right
-    ended = subprocess.run(
-        [PROGRAM, "local"], env=ENVIRONMENT | environment, capture_output=True, text=True, check=False
-    )
-    # Then it says which and why, without their values, and ends
-    assert ended.returncode == 2
-    assert message in ended.stderr
-    assert SECRET not in ended.stderr + ended.stdout
-    assert "Traceback" not in ended.stderr
+    # When it is started with credentials that cannot be right / Then it says which and why, without their values
+    assert_refuses([], message, **environment)
 
 
 def test_ctrl_c_ends_it_cleanly(local: Local) -> None:

@@ -32,7 +32,7 @@ class Granting:
         self._clock, self._calls, self._numbers = clock, calls, count()
         self.during_call: Callable[[], object] = lambda: None
 
-    def fetch_token(self, account: Account, *, force: bool = False) -> Grant:
+    def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
         self._calls.append("wechat")
         self.during_call()
         return Grant(f"{account.name}-{next(self._numbers)}".ljust(512, "t"), LIFE, int(self._clock()))

@@ -26,7 +26,9 @@ def deploy(name: str, region: str, parameters: dict[str, str]) -> dict[str, str]
 
 
 @pytest.mark.parametrize("region", REGIONS)
-@pytest.mark.parametrize("parameters", [{}, EVERYTHING], ids=["defaults", "everything"])
+@pytest.mark.parametrize(
+    "parameters", [{}, EVERYTHING, {"EgressMode": "instance"}], ids=["defaults", "everything", "instance"]
+)
 @mock_aws
 def test_two_stacks_live_side_by_side(region: str, parameters: dict[str, str]) -> None:
     # When
@@ -41,6 +43,30 @@ def test_two_stacks_live_side_by_side(region: str, parameters: dict[str, str]) -
     assert set(tables) == {blue["TokenTableName"], green["TokenTableName"]}
     partition = "aws-cn" if region.startswith("cn") else "aws"
     assert blue["AlarmTopicArn"].startswith(f"arn:{partition}:sns:{region}:")
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@mock_aws
+def test_an_instance_is_one_in_its_interfaces_zone(region: str) -> None:
+    # When
+    outputs = deploy("blue", region, {"EgressMode": "instance", "EgressZone": f"{region}b"})
+
+    # Then the address is told
+    ec2 = boto3.client("ec2", region_name=region)
+    (address,) = ec2.describe_addresses()["Addresses"]
+    assert address["PublicIp"] == outputs["EgressIp"]
+    # And the group has one instance where the interface of the route is
+    (group,) = boto3.client("autoscaling", region_name=region).describe_auto_scaling_groups()["AutoScalingGroups"]
+    assert len(group["Instances"]) == group["MinSize"] == group["MaxSize"] == 1
+    (interface,) = [
+        route["NetworkInterfaceId"]
+        for table in ec2.describe_route_tables()["RouteTables"]
+        for route in table["Routes"]
+        if "NetworkInterfaceId" in route
+    ]
+    (described,) = ec2.describe_network_interfaces(NetworkInterfaceIds=[interface])["NetworkInterfaces"]
+    assert group["AvailabilityZones"] == [described["AvailabilityZone"]] == [f"{region}b"]
+    assert not ec2.describe_nat_gateways()["NatGateways"]
 
 
 @pytest.mark.parametrize("region", REGIONS)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -10,9 +11,10 @@ from moto.backends import get_backend
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
+from infra.doctor import Verdict, _address
 from infra.local import LocalStack
+from infra.loopback import three_free_ports
 from infra.simulated_wechat import Fault
-from tests.ports import three_free_ports
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 TOKEN = "/cgi-bin/token"
@@ -23,16 +25,16 @@ pytestmark = pytest.mark.xdist_group("local")
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalStack]:
-    with LocalStack(port=three_free_ports(), speed=1) as local:
+    with LocalStack() as local:
         assert local.tried.wait(30)
         yield local
 
 
 @pytest.fixture
 def aws(local: LocalStack, monkeypatch: pytest.MonkeyPatch) -> boto3.Session:
-    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", local.api_url.rpartition(":")[2])
+    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
     monkeypatch.setenv("AWS_ENDPOINT_URL", local.aws_url)
-    return boto3.Session("operator", "operator", region_name=REGION)
+    return local.aws_session()
 
 
 def doctor(*arguments: str) -> Result:
@@ -112,10 +114,33 @@ def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: 
         "alarm local-api-5xx": "it rings",
     }
     assert all(findings[name]["remedy"] for name in [*wrong, "shop access_token", "schedule local-tick"])
-    assert "EgressMode=managed" in findings["address"]["remedy"]
+    for mode, price in (("managed", "36.50 USD"), ("instance", "7 USD")):
+        assert f"EgressMode={mode}" in findings["address"]["remedy"]
+        assert price in findings["address"]["remedy"]
     assert SECRET not in result.output
     # And what is well is still told
     assert findings["demo access_token"]["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "outputs", "address"),
+    [
+        ({"EgressMode": "managed"}, {"EgressIp": "8.149.1.2"}, "8.149.1.2 (EgressMode=managed"),
+        ({"EgressMode": "instance"}, {"EgressIp": "8.149.1.2"}, "8.149.1.2 (EgressMode=instance"),
+        ({"EgressMode": "instance", "EgressAllocationId": "eipalloc-01"}, {}, "the Elastic IP address eipalloc-01 ("),
+    ],
+)
+def test_a_fixed_address_is_shown_with_mode_and_price(
+    parameters: dict[str, str], outputs: dict[str, str], address: str
+) -> None:
+    # Given a stack with an address of its own, which no simulated AWS deploys as a whole
+    stack: Any = SimpleNamespace(parameters=parameters, outputs=outputs)
+    # When it is looked at
+    (finding,) = _address(stack)
+    # Then
+    assert finding.verdict is Verdict.OK
+    assert f"calls to WeChat come from {address}" in finding.says
+    assert "USD a month" in finding.says
 
 
 def until_it_failed(local: LocalStack, account: str) -> None:

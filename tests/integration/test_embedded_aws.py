@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from typing import Any
 
-import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from infra.embedded_aws import EmbeddedAws
+from infra.local_keys import OPERATOR
 from token_keeper.aws import RefusedError
 from token_keeper.aws import client as reader_client
 
@@ -53,7 +53,7 @@ def aws(refresher: Refresher) -> Iterator[EmbeddedAws]:
 
 def client(aws: EmbeddedAws, service: str, function: str | None = None) -> Any:
     """A client with the function's role; without one, an operator's."""
-    session = aws.session(function) if function else boto3.Session("operator", "secret", region_name="us-east-1")
+    session = aws.session(function or OPERATOR)
     return session.client(service, endpoint_url=aws.endpoint_url, config=Config(retries={"total_max_attempts": 1}))  # type: ignore[call-overload]
 
 
@@ -80,12 +80,12 @@ def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: Embed
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
         "STACK_NAME": "local",
-        "REFRESH_FUNCTION_NAME": aws.outputs["RefreshFunctionName"],
+        "REFRESH_FUNCTION_NAME": f"{aws.outputs['RefreshFunctionName']}:readers",
         "AWS_ENDPOINT_URL": aws.endpoint_url,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "ApiFunction",
-        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_ACCESS_KEY_ID": aws.keys["ApiFunction"].access_key,
+        "AWS_SECRET_ACCESS_KEY": aws.keys["ApiFunction"].secret_key,
     }
 
 
@@ -183,6 +183,31 @@ def test_an_exception_is_a_function_error_that_repeats_nothing_of_it(aws: Embedd
     assert "5f4dcc3b" not in payload
 
 
+def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> None:
+    # Given a function that is another for what comes through the alias
+    functions = {"RefreshFunction": refresher, "RefreshFunction:readers": lambda event: "a reader asks"}
+    with EmbeddedAws().start(functions) as aws:
+        name = aws.outputs["RefreshFunctionName"]
+        reader, operator = client(aws, "lambda", "ApiFunction"), client(aws, "lambda")
+
+        # When both use the alias, then both are readers
+        for caller in (reader, operator):
+            assert json.load(caller.invoke(FunctionName=f"{name}:readers")["Payload"]) == "a reader asks"
+
+        # And only the operator may pass it by
+        operator.invoke(FunctionName=name)
+        for other in (
+            name,
+            f"{name}:$LATEST",
+            f"{name}:writers",
+            f"arn:aws:lambda:us-east-1:123456789012:function:{name}",
+        ):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                reader.invoke(FunctionName=other)
+        with pytest.raises(ClientError, match="ResourceNotFoundException"):
+            operator.invoke(FunctionName=f"{name}:writers")
+
+
 def test_a_function_that_is_not_there_is_not_found(aws: EmbeddedAws) -> None:
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
         client(aws, "lambda").invoke(FunctionName="nobody")
@@ -250,7 +275,7 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
 
     # When
     page = ssm.get_parameters_by_path(Path=aws.outputs["AccountsPath"], WithDecryption=True)
-    dynamodb.put_item(TableName=aws.outputs["TokenTableName"], Item=key("main"))
+    dynamodb.put_item(TableName=aws.outputs["TokenTableName"], Item=key("credential#main"))
 
     # Then
     assert [one["Value"] for one in page["Parameters"]] == ["{}"]
@@ -258,6 +283,46 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
         ssm.get_parameters(Names=["/somebody/elses"], WithDecryption=True)
     with pytest.raises(ClientError, match="AccessDenied"):
         dynamodb.scan(TableName=aws.outputs["TokenTableName"])
+
+
+def test_the_refresher_reaches_no_consumer(aws: EmbeddedAws) -> None:
+    # Given
+    dynamodb, table = client(aws, "dynamodb", "RefreshFunction"), aws.outputs["TokenTableName"]
+
+    def calls(pk: str) -> Iterator[tuple[Any, Json]]:
+        yield dynamodb.put_item, {"TableName": table, "Item": key(pk)}
+        yield dynamodb.get_item, {"TableName": table, "Key": key(pk)}
+        values = {":pk": {"S": pk}}
+        update = {"UpdateExpression": "SET a = :pk", "ExpressionAttributeValues": values}
+        yield dynamodb.update_item, {"TableName": table, "Key": key(pk), **update}
+        yield dynamodb.delete_item, {"TableName": table, "Key": key(pk)}
+        yield dynamodb.batch_get_item, {"RequestItems": {table: {"Keys": [key("claim#0"), key(pk)]}}}
+        yield (
+            dynamodb.query,
+            {"TableName": table, "KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": values},
+        )
+
+    # Then
+    for mine in ("credential#main", "claim#wx0", "accounts", "probe"):
+        for allowed, request in calls(mine):
+            allowed(**request)
+    for other in ("consumers", "consumers#x", "account", ""):
+        for refused, request in calls(other):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                refused(**request)
+
+
+def test_the_refresher_reads_no_parameter_of_a_deeper_path(aws: EmbeddedAws) -> None:
+    # Given the account of another stack, whose path is within this one's
+    ssm, path = client(aws, "ssm", "RefreshFunction"), aws.outputs["AccountsPath"]
+
+    # Then
+    ssm.get_parameters(Names=[f"{path}/main"], WithDecryption=True)
+    ssm.get_parameters_by_path(Path=path, Recursive=False)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ssm.get_parameters(Names=[f"{path}/other/main"], WithDecryption=True)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ssm.get_parameters_by_path(Path=path, Recursive=True)
 
 
 def test_the_reader_may_read_the_table_and_no_account(aws: EmbeddedAws) -> None:
@@ -317,12 +382,12 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
     with pytest.raises(RefusedError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")
     invoked = reader_client("lambda", aws.environment("ApiFunction")).invoke(
-        FunctionName="local-RefreshFunction", Payload='{"wake": "guard"}'
+        FunctionName="local-RefreshFunction:readers", Payload='{"wake": "guard"}'
     )
     assert json.load(invoked["Payload"]) == {"renewed": [{"wake": "guard"}]}
     refresher.failure = ValueError("no")
     failed = reader_client("lambda", aws.environment("ApiFunction")).invoke(
-        FunctionName="local-RefreshFunction", Payload="{}"
+        FunctionName="local-RefreshFunction:readers", Payload="{}"
     )
     assert failed["FunctionError"] == "Unhandled"
 

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from infra.simulated_wechat import Fault
 from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
-from token_keeper.errors import KeeperError
+from token_keeper.errors import KeeperError, RecordChangedError
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
@@ -89,10 +89,51 @@ def test_a_deleted_account_is_unknown_to_readers_at_once(world: World, event_arr
 def test_a_late_event_does_not_bring_a_deleted_account_back(world: World) -> None:
     world.add_account("main")
     world.delete_parameter("main")
-    # When an event of its creation arrives after all
+    # When an event of its creation arrives after all, and then the guard fires
     world.parameter_event("main", "Create")
-    # Then it is still unknown
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then it is unknown
     assert read(world)[0] == 404
+
+
+def unreadable(world: World, reads: int) -> None:
+    """Parameter Store shows no parameter to that many of the next reads."""
+    get_parameters, left = world.ssm.get_parameters, itertools.count(1)
+
+    def empty(**asked: Any) -> Any:
+        found = get_parameters(**asked)
+        return found if next(left) > reads else {**found, "Parameters": []}
+
+    world.ssm.get_parameters = empty
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_an_event_before_its_parameter_is_readable(world: World, reads: int) -> None:
+    # Given a new parameter that Parameter Store shows only some seconds after its event
+    world.wechat.add_app(APPID, SECRET)
+    unreadable(world, reads)
+    # When the event arrives, and then the guard fires every minute
+    world.put_parameter("main", record())
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then the account is kept
+    assert world.wechat.accepts(token(world))
+
+
+def test_an_event_before_its_change_is_readable(world: World) -> None:
+    # Given a changed parameter of which Parameter Store shows the old version for some seconds
+    world.add_account("main")
+    get_parameters, old = world.ssm.get_parameters, iter([world.ssm.get_parameters(**_asked("main"))])
+    world.ssm.get_parameters = lambda **asked: next(old, None) or get_parameters(**asked)
+    # When its event arrives
+    world.put_parameter("main", record(tickets=["jsapi"]))
+    # Then the change is applied
+    assert read(world, "/v1/accounts/main/tickets/jsapi")[0] == 200
+
+
+def _asked(name: str) -> dict[str, Any]:
+    return {"Names": [f"{ACCOUNTS_PATH}/{name}"], "WithDecryption": True}
 
 
 def test_an_account_that_is_deleted_and_added_again_is_kept_again(world: World) -> None:
@@ -211,7 +252,7 @@ def test_a_wrong_new_secret_shows_in_health_while_the_live_token_is_served(world
     assert world.calls() == 1
 
 
-def test_a_changed_corp_secret_is_used_from_the_next_renewal_on(world: World) -> None:
+def test_a_changed_corp_secret_is_tried_at_once(world: World) -> None:
     corp = {"corpid": "ww0123456789abcdef", "secret": SECRET}
     world.add_account("main", **corp)
     live = token(world)
@@ -219,12 +260,36 @@ def test_a_changed_corp_secret_is_used_from_the_next_renewal_on(world: World) ->
     world.secrets.add(NEW_SECRET)
     world.wechat.change_secret(corp["corpid"], SECRET, NEW_SECRET)
     world.put_parameter("main", json.dumps(corp | {"secret": NEW_SECRET}))
-    # Then the live token goes on
+    # Then WeCom has been asked with the new one, and has repeated the live token
+    assert world.calls("/cgi-bin/gettoken") == 2
     assert token(world) == live
-    # And its successor is fetched with the new secret
-    world.clock.now = START + 7200
-    assert world.wake("guard")["renewed"]
+    assert world.health()["state"] == "fresh"
+
+
+def test_a_wrong_corp_secret_shows_at_once(world: World) -> None:
+    corp = {"corpid": "ww0123456789abcdef", "secret": SECRET}
+    world.add_account("main", **corp)
+    live = token(world)
+    world.secrets.add(WRONG_SECRET)
+    # When a WeCom app's record gets a secret that WeCom does not know
+    world.put_parameter("main", json.dumps(corp | {"secret": WRONG_SECRET}))
+    # Then its health says so, and the live token is served
+    assert world.health()["last_error"]["class"] == "configuration"
+    assert token(world) == live
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_a_reset_secret_that_ends_the_token_is_noticed(world: World, endpoint: str) -> None:
+    world.add_account("main", endpoint=endpoint)
+    world.clock.sleep(1000)
+    # Given an AppSecret that was reset, which has ended the live token
+    change_secret(world)
+    world.wechat.kill(token(world))
+    # When the record gets the new one
+    world.put_parameter("main", record(secret=NEW_SECRET, endpoint=endpoint))
+    # Then readers get a token that works, and no other client is blamed
     assert world.wechat.accepts(token(world))
+    assert world.health()["foreign_rotations"] is None
 
 
 def test_a_wrong_new_secret_is_still_reported_when_the_renewal_fails_for_it(world: World) -> None:
@@ -358,7 +423,7 @@ def test_tickets_are_kept_as_tokens_are(world: World) -> None:
         assert world.wechat.accepts(world.get(f"/v1/accounts/main/tickets/{ticket}")[1]["ticket"])
 
 
-def test_a_change_is_acted_on_when_the_lease_of_a_dead_renewal_ends(world: World) -> None:
+def test_a_change_is_applied_after_an_abandoned_lease(world: World) -> None:
     world.add_account("main")
     change_secret(world)
     world.clock.sleep(6660)
@@ -372,11 +437,13 @@ def test_a_change_is_acted_on_when_the_lease_of_a_dead_renewal_ends(world: World
     with pytest.raises(SystemExit):
         world.wake("guard")
     died_at = world.clock()
-    # When the record changes, and then the guard fires
-    world.put_parameter("main", record(secret=NEW_SECRET))
+    # When the record changes, which waits a quarter of a minute for it and not longer
+    with pytest.raises(RecordChangedError):
+        world.put_parameter("main", record(secret=NEW_SECRET))
+    assert world.clock() <= died_at + 25
+    # Then the guard after the lease renews with the new one, while the old token works
+    world.clock.now = died_at + 60
     world.wake("guard")
-    # Then the token is renewed with the new one, while the old token works
-    assert world.clock() <= died_at + 120
     assert world.wechat.accepts(token(world))
     assert world.health()["state"] == "fresh"
 
@@ -511,46 +578,96 @@ def test_the_second_name_of_an_appid_is_kept_when_the_first_is_gone(world: World
     assert (world.health("second")["state"], world.health("second")["last_error"]) == ("fresh", None)
 
 
-def test_both_endpoints_of_one_appid_are_kept(world: World) -> None:
-    # When one appid is kept with both endpoints, which WeChat keeps apart
+def test_one_appid_has_one_name_whatever_the_endpoint(world: World) -> None:
+    # When an appid is added under a second name, with the other endpoint
     world.add_account("plain")
     world.add_account("stable", endpoint="stable_token")
-    # Then both have tokens that work
-    tokens = {token(world, "plain"), token(world, "stable")}
-    assert len(tokens) == 2
-    assert all(map(world.wechat.accepts, tokens))
+    # Then the second is not kept, and nothing is fetched for it
+    assert "plain" in world.health("stable")["last_error"]["errmsg"]
+    for _ in range(6):
+        world.clock.sleep(60)
+        world.wake("guard")
+    assert read(world, "/v1/accounts/stable/access-token")[0] == 503
+    assert world.calls(STABLE_TOKEN) == 0
 
 
-def test_two_accounts_of_one_appid_may_exchange_their_endpoints(world: World) -> None:
-    # Given one appid that is kept with both endpoints
-    world.add_account("plain")
-    world.put_parameter("stable", record(appid=APPID, endpoint="stable_token"))
-    # When one record is changed after the other, so that for a while both ask for the same
-    world.put_parameter("plain", record(appid=APPID, endpoint="stable_token"))
-    assert "stable" in world.health("plain")["last_error"]["errmsg"]
-    assert world.wechat.accepts(token(world, "plain"))  # nothing is lost by it
-    world.put_parameter("stable", record(appid=APPID))
-    # Then neither stands in the other's way, and neither is given what the other has ended
-    for _ in range(2):
-        assert all(world.wechat.accepts(token(world, name)) for name in ("plain", "stable"))
-        assert token(world, "plain") != token(world, "stable")
-        assert [world.health(name)["last_error"] for name in ("plain", "stable")] == [None, None]
-        world.clock.sleep(301)
+def test_two_parameters_with_one_appid_in_one_tick(world: World) -> None:
+    # Given two parameters with one appid, whose events were lost
+    world.wechat.add_app(APPID, SECRET)
+    for name in ("a", "b"):
+        put_without_event(world, name, record())
+    # When the main tick fires, and the guard for ten minutes
+    world.wake("tick")
+    for _ in range(10):
+        world.clock.sleep(60)
+        world.wake("guard")
+    # Then one of them is kept, and has fetched once
+    statuses = [read(world, f"/v1/accounts/{name}/access-token")[0] for name in ("a", "b")]
+    assert sorted(statuses) == [200, 503]
+    assert world.calls() == 1
 
 
-def test_who_asks_for_what_another_keeps_loses_nothing_to_a_third(world: World) -> None:
-    # Given an account that asks for what another keeps, by mistake
+def test_two_accounts_may_exchange_their_appids(world: World) -> None:
+    # Given two accounts
     world.add_account("first")
-    world.put_parameter("second", record(appid=APPID, endpoint="stable_token"))
-    world.put_parameter("first", record(appid=APPID, endpoint="stable_token"))
-    # When a third asks for what it had
-    world.put_parameter("third", record(appid=APPID))
-    # Then that may have it, and nobody is given a token that it has ended
-    world.clock.sleep(301)
-    assert world.wechat.accepts(token(world, "third"))
-    status, _ = read(world, "/v1/accounts/first/access-token")
-    assert status == 503
+    world.add_account("second", appid=OTHER_APPID)
+    # When their records exchange the appids, one after the other
+    world.put_parameter("first", record(appid=OTHER_APPID))
     assert "second" in world.health("first")["last_error"]["errmsg"]
+    world.put_parameter("second", record(appid=APPID))
+    # Then both are kept within a minute
+    world.clock.sleep(60)
+    world.wake("guard")
+    assert all(world.wechat.accepts(token(world, name)) for name in ("first", "second"))
+    assert [world.health(name)["last_error"] for name in ("first", "second")] == [None, None]
+
+
+def test_the_second_name_is_applied_a_minute_after_the_first_goes(world: World) -> None:
+    world.add_account("old")
+    world.add_account("new")
+    assert world.health("new")["last_error"]["class"] == "configuration"
+    # When the first name is removed
+    world.delete_parameter("old")
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then the second has a token
+    assert world.wechat.accepts(token(world, "new"))
+    assert world.health("new")["last_error"] is None
+
+
+def test_an_app_with_another_apps_secret_does_not_fetch(world: World) -> None:
+    # Given two WeCom apps of one corp
+    corpid = "ww0123456789abcdef"
+    world.add_account("contacts", corpid=corpid, secret="secret-of-contacts-0123456789")
+    world.add_account("orders", corpid=corpid, secret="secret-of-orders-0123456789")
+    live, calls = token(world, "orders"), world.calls("/cgi-bin/gettoken")
+    # When the secret of one is overwritten with the other's
+    world.put_parameter("orders", json.dumps({"corpid": corpid, "secret": "secret-of-contacts-0123456789"}))
+    assert "contacts" in world.health("orders")["last_error"]["errmsg"]
+    # Then its own token is served to its end, and nothing is fetched with the other's secret
+    assert token(world, "orders") == live
+    world.clock.sleep(7201)
+    for _ in range(6):
+        world.wake("guard")
+        world.clock.sleep(60)
+    assert world.calls("/cgi-bin/gettoken") == calls + 1  # of contacts itself
+    assert read(world, "/v1/accounts/orders/access-token")[0] == 503
+    assert "contacts" in world.health("orders")["last_error"]["errmsg"]
+
+
+def test_a_changed_endpoint_remembers_what_is_at_risk(world: World) -> None:
+    # Given a lost response of /cgi-bin/token, so that the old token has 300 s left
+    world.add_account("main")
+    world.clock.sleep(6600)
+    attempt = world.clock()
+    world.wechat.fail(TOKEN, Fault.drop_after())
+    world.wechat.fail(STABLE_TOKEN, *[Fault.drop_before()] * 99)
+    world.wake("tick")
+    # When the record changes to stable_token, which gives nothing
+    world.put_parameter("main", record(endpoint="stable_token"))
+    # Then the old token is not served beyond that
+    world.clock.now = attempt + 301
+    assert read(world)[0] == 503
 
 
 def test_every_app_of_a_corp_is_kept(world: World) -> None:

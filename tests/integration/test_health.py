@@ -8,7 +8,7 @@ import pytest
 from infra.simulated_wechat import Fault
 from tests.world import APPID, SECRET, START, World
 
-TOKEN = "/cgi-bin/token"
+TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 
 
 def test_a_fresh_token_shows_its_times_and_its_fingerprint(world: World) -> None:
@@ -55,7 +55,11 @@ def test_a_failure_shows_what_happened_and_what_to_do(world: World) -> None:
     assert (error["class"], error["errcode"], error["at"]) == ("configuration", 40164, "2026-09-21T16:03:20Z")
     assert "rid: 617682e0-09059ac5" in error["errmsg"]
     assert "8.149.1.2" in error["remedy"]
-    assert "EgressMode=managed" in error["remedy"]
+    for mode_and_price in (
+        "EgressMode=managed (a NAT gateway, about 36.50",
+        "EgressMode=instance (a small server, about 7",
+    ):
+        assert mode_and_price in error["remedy"]
     assert "EgressIp" in error["remedy"]
 
 
@@ -77,7 +81,8 @@ def test_a_state_says_in_a_word_how_it_is(world: World, seconds: int, faults: li
     world.add_account("main")
     world.clock.now = START + seconds
     # When a renewal has failed, or none was made
-    world.wechat.fail(TOKEN, *faults)
+    for path in (TOKEN, STABLE_TOKEN):
+        world.wechat.fail(path, *faults)
     if faults:
         world.wake("guard")
     # Then its state says so
@@ -88,7 +93,8 @@ def test_a_token_that_may_have_been_killed_is_expired_when_its_overlap_is_over(w
     world.add_account("main")
     world.clock.sleep(1000)
     # Given a rotation whose answers were all lost
-    world.wechat.fail(TOKEN, *[Fault.drop_after()] * 3)
+    for path in (TOKEN, STABLE_TOKEN):
+        world.wechat.fail(path, *[Fault.drop_after()] * 3)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     # When the old token's overlap is over
     world.clock.now = START + 1000 + 300
@@ -141,7 +147,7 @@ def test_every_kind_of_account_shows_what_it_is(world: World) -> None:
     # Given an account of every kind
     world.add_account("corp", corpid="ww0123456789abcdef", tickets=["jsapi", "agent_config"])
     world.add_account("plain", tickets=["jsapi", "wx_card"])
-    world.add_account("stable", endpoint="stable_token")
+    world.add_account("stable", appid="wx-stable", endpoint="stable_token")
     # When all are listed
     listed = world.get("/v1/accounts")[1]["accounts"]
     # Then each shows its identity and all its credentials, as it does alone
@@ -149,7 +155,7 @@ def test_every_kind_of_account_shows_what_it_is(world: World) -> None:
     assert identities == [
         {"account": "corp", "appid": None, "corpid": "ww0123456789abcdef", "endpoint": None},
         {"account": "plain", "appid": APPID, "corpid": None, "endpoint": "token"},
-        {"account": "stable", "appid": APPID, "corpid": None, "endpoint": "stable_token"},
+        {"account": "stable", "appid": "wx-stable", "corpid": None, "endpoint": "stable_token"},
     ]
     assert [[one["credential"] for one in account["credentials"]] for account in listed] == [
         ["access_token", "jsapi", "agent_config"],

@@ -2,12 +2,12 @@
 
 import json
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from infra.simulated_wechat import Fault
+from refresh import UnknownEventError
 from tests.world import START, World
 from token_keeper import keeper
 from token_keeper.errors import KeeperError
@@ -44,7 +44,7 @@ MALFORMED = {
     "no expires_in": b'{"access_token": "T"}',
     "an empty token": b'{"access_token": "", "expires_in": 7200}',
     "a negative life": b'{"access_token": "T", "expires_in": -1}',
-    "a life in text": b'{"access_token": "T", "expires_in": "7200"}',
+    "a life in words": b'{"access_token": "T", "expires_in": "two hours"}',
     "a huge life": b'{"access_token": "T", "expires_in": 1000000000000}',
     "a token beside an error": b'{"errcode": -1, "errmsg": "busy", "access_token": "T", "expires_in": 7200}',
 }
@@ -278,43 +278,79 @@ def test_a_used_up_quota_is_not_hammered(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
-def test_a_lost_answer_is_asked_for_again_at_once_then_after_10_s_then_after_60_s(world: World, fault: Fault) -> None:
+def test_a_lost_response_is_repaired_in_isolation_at_once(world: World, fault: Fault) -> None:
     old = at_main_tick(world)
-    # Given a WeChat whose next three answers are lost
-    world.wechat.fail(TOKEN, *[fault] * 3)
+    # Given a call of /cgi-bin/token whose response is lost
+    world.wechat.fail(TOKEN, fault)
+    # When the token is to be renewed
+    summary = world.wake("tick")
+    # Then stable_token gives the new one at once, which ends no token that readers are promised
+    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert (world.calls(TOKEN), world.calls(STABLE_TOKEN)) == (2, 1)
+    assert world.wechat.accepts(read(world)[1]["access_token"])
+    assert world.wechat.accepts(old)
+
+
+@pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
+def test_a_lost_repair_is_retried_a_minute_later_in_isolation(world: World, fault: Fault) -> None:
+    old = at_main_tick(world)
+    # Given a WeChat whose responses are lost, those of stable_token too
+    world.wechat.fail(TOKEN, fault)
+    world.wechat.fail(STABLE_TOKEN, fault, fault)
     # When the token is to be renewed, and the guard fires in the following minutes
     summary = world.wake("tick")
     assert [one["class"] for one in summary["failed"]] == ["transient"]
-    assert read(world)[1].get("access_token") == old  # nothing else took its place
-    for seconds in (59, 1):
-        world.clock.sleep(seconds)
+    assert read(world)[1].get("access_token") == old
+    for _ in range(3):
+        world.clock.sleep(60)
         world.wake("guard")
-    # Then it is asked for again at once, after 10 s, and after 60 s, each counted from the end of the wait for an answer
-    waited = min(fault.delay, 8)
-    began = [call.at for call in world.wechat.calls[1:]]
-    pauses = [later - earlier - waited for earlier, later in pairwise(began)]
-    assert pauses == [0, 10, 60]
+    # Then /cgi-bin/token is called no second time, so the old token keeps its overlap
+    assert world.calls(TOKEN) == 2
     assert world.wechat.accepts(read(world)[1]["access_token"])
+    assert world.wechat.accepts(old)
 
 
-def test_one_lost_answer_is_made_good_within_the_same_wake_up(world: World) -> None:
-    old = at_main_tick(world)
-    # Given a WeChat that mints a token and whose answer is lost
+def test_the_next_planned_renewal_mints_again(world: World) -> None:
+    at_main_tick(world)
+    # Given a token that came from stable_token, because a response was lost
     world.wechat.fail(TOKEN, Fault.drop_after())
-    # When the main tick fires
-    summary = world.wake("tick")
-    # Then it has a new token when it ends: the old one died with the second call
-    assert len(summary["renewed"]) == 1
-    assert not world.wechat.accepts(old)
+    world.wake("tick")
+    isolated = read(world)[1]["access_token"]
+    # When it is due
+    world.clock.sleep(6930)
+    world.wake("guard")
+    # Then /cgi-bin/token gives its successor, and both work
+    assert world.calls(TOKEN) == 3
+    assert read(world)[1]["access_token"] != isolated
+    assert world.wechat.accepts(isolated)
+
+
+def test_a_repair_that_stable_token_refuses_waits_for_the_overlap(world: World) -> None:
+    old = at_main_tick(world)
+    attempt = world.clock()
+    # Given a lost response, and an account that may not use stable_token
+    world.wechat.fail(TOKEN, Fault.drop_after())
+    world.wechat.fail(STABLE_TOKEN, *[Fault.error(48001)] * 99)
+    world.wake("tick")
+    # When the guard fires every minute
+    while world.clock() < attempt + OVERLAP:
+        assert world.calls(TOKEN) == 2
+        assert world.wechat.accepts(old)
+        world.clock.sleep(60)
+        world.wake("guard")
+    # Then a new token is minted when the old one's promises have ended, and not before
+    assert world.calls(TOKEN) == 3
     assert world.wechat.accepts(read(world)[1]["access_token"])
 
 
-@pytest.mark.parametrize(("lost", "answered"), [(1, 0), (1, 1), (2, 1), (3, 0), (3, 2)])
-def test_from_a_lost_answer_on_nobody_is_promised_more_than_the_overlap(world: World, lost: int, answered: int) -> None:
+@pytest.mark.parametrize(("lost", "answered"), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)])
+def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int, answered: int) -> None:
     at_main_tick(world)
     attempt = world.clock()
     # Given an attempt whose answers are lost, WeChat having minted a token, and later ones that are refused or lost, too
-    world.wechat.fail(TOKEN, *[Fault.drop_after()] * lost, *[Fault.error(-1)] * answered, *[Fault.drop_before()] * 99)
+    world.wechat.fail(TOKEN, Fault.drop_after(), *[Fault.drop_before()] * 99)
+    later = [Fault.drop_after()] * lost + [Fault.error(-1)] * answered + [Fault.drop_before()] * 99
+    world.wechat.fail(STABLE_TOKEN, *later)
     world.wake("tick")
     # When readers ask in the minutes after it
     while world.clock() < attempt + 420:
@@ -352,7 +388,8 @@ def test_a_connection_that_never_came_about_puts_nothing_at_risk(world: World) -
 def test_a_malformed_answer_never_replaces_a_live_token(world: World, body: bytes) -> None:
     old = at_main_tick(world)
     # Given a WeChat that answers nonsense
-    world.wechat.fail(TOKEN, *[Fault.malformed(body)] * 3)
+    for path in (TOKEN, STABLE_TOKEN):
+        world.wechat.fail(path, *[Fault.malformed(body)] * 3)
     # When the token is to be renewed
     summary = world.wake("tick")
     # Then that is a failure, and the old token is still the one that is handed out
@@ -421,7 +458,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
     # Then the newest token stays; a value that came too late may be its successor, so that it is renewed at once
     assert [one["account"] for one in summary["skipped"]] == ["main"]
     assert read(world)[1]["access_token"].startswith("simulated_token_3_" if late == "value" else "simulated_token_2_")
-    assert world.health()["state"] == ("due" if late == "value" else "fresh")
+    assert world.health()["state"] == "fresh"
 
 
 # --- AWS fails
@@ -508,7 +545,8 @@ def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
     for name in ("a", "broken", "z"):
         world.add_account(name, appid=f"wx-{name}")
     world.clock.now = START + MAIN_TICK
-    world.wechat.fail(TOKEN, *[fault] * 99, account="wx-broken")
+    for path in (TOKEN, STABLE_TOKEN):
+        world.wechat.fail(path, *[fault] * 99, account="wx-broken")
     # When the main tick fires
     summary = world.wake("tick")
     # Then the good ones are renewed, and only the broken one fails
@@ -645,15 +683,16 @@ def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World, monke
     assert {world.health(name)["state"] for name in names} == {"failing"}
 
 
-def test_a_lost_answer_is_not_asked_for_again_where_time_runs_out(world: World) -> None:
+def test_a_renewal_without_any_response_ends_in_time(world: World) -> None:
     at_main_tick(world)
-    # Given little time, and a WeChat that does not answer
-    world.wechat.fail(TOKEN, *[Fault.slow(30)] * 3)
+    # Given half a minute, and a WeChat that does not answer
+    for path in (TOKEN, STABLE_TOKEN):
+        world.wechat.fail(path, *[Fault.slow(30)] * 3)
     # When the main tick fires
     began = world.clock()
-    summary = world.invoke({"wake": "tick"}, seconds=20)
+    summary = world.invoke({"wake": "tick"}, seconds=30)
     # Then it ends in time, with the failure noted
-    assert world.clock() - began < 20
+    assert world.clock() - began < 30
     assert len(summary["failed"]) == 1
     assert world.health()["failures"] == 1
 
@@ -677,6 +716,39 @@ def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) 
 
 
 # --- what a wake-up tells
+
+
+ANY_EVENT = [
+    {"wake": "tick"},
+    {"wake": "guard"},
+    {"wake": "probe"},
+    {"detail-type": "Scheduled Event"},
+    {"source": "aws.ssm", "detail": {"name": "/wechat-token-keeper/accounts/main", "operation": "Update"}},
+    {"renew": {"account": "main", "credential": "access_token", "rotate": True}},
+    {"renew": {"account": "main", "credential": "access_token"}, "wake": "tick"},
+    {"verify": {"account": "main", "fingerprint": "0" * 16, "rotate": True}},
+]
+
+
+@pytest.mark.parametrize("event", ANY_EVENT)
+def test_the_readers_alias_takes_nothing_else(world: World, event: dict[str, Any]) -> None:
+    # Given an event that ApiFunction has no business to send
+    world.add_account()
+    world.clock.sleep(300)
+    calls, health = len(world.wechat.calls), world.health()
+    # When it arrives by the alias that ApiFunction invokes
+    with pytest.raises(UnknownEventError):
+        world.invoke(event, alias="readers")
+    # Then nothing happens
+    assert (len(world.wechat.calls), world.health()) == (calls, health)
+
+
+def test_the_readers_alias_renews_and_verifies(world: World) -> None:
+    world.add_account()
+    renew = {"renew": {"account": "main", "credential": "access_token"}}
+    verify = {"verify": {"account": "main", "fingerprint": world.health()["fingerprint"]}}
+    assert world.invoke(renew, alias="readers")["skipped"]
+    assert world.invoke(verify, alias="readers")["verified"]
 
 
 def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> None:
@@ -753,9 +825,7 @@ def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: 
     assert world.calls() - before <= 30 + 2
 
 
-def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_reader(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
@@ -775,15 +845,15 @@ def test_a_forced_refresh_that_is_overtaken_is_found_out_by_the_next_reader(
         return answer(*call)
 
     monkeypatch.setattr(Table, "take_lease", held_up)
-    # When it is carried out after the guard's renewal, whose value it kills
+    # When it is carried out after the guard's renewal, whose value it ends
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    # Then readers get what it has minted
-    assert world.wechat.accepts(world.token())
+    # Then the next probe finds it, and readers get what it has minted
+    world.clock.sleep(60)
+    assert world.wake("probe")["probed"]["dead"] == 1
+    assert world.wechat.accepts(read(world)[1]["access_token"])
 
 
-def test_a_late_renewal_without_an_answer_is_found_out_by_the_next_guard(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_renewal_ends_no_token_that_another_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a renewal that reaches WeChat only when its lease is over, and after the guard's
     world.add_account()
     world.clock.sleep(6600)
@@ -797,13 +867,13 @@ def test_a_late_renewal_without_an_answer_is_found_out_by_the_next_guard(
         return answer(*call)
 
     monkeypatch.setattr(world.wechat, "answer", held_up)
-    # When it mints a token of which nobody hears, so that the guard's has 300 s left
+    # When it mints a token whose response is lost
     world.wake("tick")
-    # Then nobody is promised more of that, and the next guard renews it
-    assert read(world)[1]["expires_in"] <= 300
-    world.wake("guard")
-    world.clock.sleep(301)
-    assert world.wechat.accepts(world.token())
+    # Then what the guard has published came from stable_token, and keeps its promise
+    _, body = read(world)
+    assert body["expires_in"] > 6000
+    world.clock.sleep(body["expires_in"] - 1)
+    assert world.wechat.accepts(body["access_token"])
 
 
 @pytest.mark.parametrize("credential", ["access_token", "jsapi"])
@@ -828,7 +898,7 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
     assert [failed["class"] for failed in summary["failed"]] == ["transient"]
     # And the next guard renews
     world.clock.sleep(60)
-    assert [one["credential"] for one in world.wake("guard")["renewed"]] == [credential]
+    assert credential in [one["credential"] for one in world.wake("guard")["renewed"]]
 
 
 def test_two_that_wake_up_at_once_do_not_keep_a_ticket_from_its_new_token(world: World) -> None:

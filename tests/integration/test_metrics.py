@@ -1,6 +1,7 @@
 """What the functions tell CloudWatch in a real run, held against what infra/monitoring.yaml watches."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from infra.simulated_wechat import Fault
 from infra.stack import nested, schedules, translate
+from tests.integration.wechats_calls import token_query
 from tests.world import START, World
 
 STACK = "production"
@@ -254,6 +256,30 @@ def test_the_query_in_a_description_finds_the_failures_by_the_words_of_the_log(w
     assert f'"{failed["class"]}"' in query
     shown = query.partition("fields ")[2].partition(" |")[0].split(", ")
     assert set(shown) - {"@timestamp"} <= set(failed)
+
+
+def test_a_refused_key_is_counted_and_other_refusals_are_not(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    # Given the filter that counts, and the alarm that watches its metric
+    monitoring = nested(translate(), "Monitoring")["Resources"]
+    counted, alarm = (monitoring[name]["Properties"] for name in ("RefusedKeys", "KeysAreTried"))
+    (metric,) = counted["MetricTransformations"]
+    assert (alarm["Namespace"], alarm["MetricName"]) == (metric["MetricNamespace"], metric["MetricName"])
+    assert "DefaultValue" not in metric
+    terms = dict(re.findall(r"\(\$\.(\w+) = ([^)]+)\)", counted["FilterPattern"]))
+    wanted = {name: json.loads(value) for name, value in terms.items()}
+    assert wanted.keys() == {"message", "errcode"}
+
+    # When a consumer's requests are refused: the first for its key, the others for something else
+    key = world.add_consumer("shop", ["*"])
+    caplog.clear()
+    for asked in (token_query("wtk_" + "A" * 43), token_query(key, "wx0"), {"grant_type": "password"}):
+        world.ask("GET /cgi-bin/token", **asked)
+
+    # Then one line is counted: Lambda's JSON log has the fields of a record beside its message
+    lines = [{"message": record.getMessage(), **vars(record)} for record in caplog.records]
+    refused = [line for line in lines if line["message"] == "refused"]
+    assert len(refused) == 3
+    assert [wanted.items() <= line.items() for line in refused] == [True, False, False]
 
 
 def test_the_heartbeat_is_expected_less_often_than_the_schedules_beat() -> None:

@@ -221,7 +221,7 @@ def test_the_search_hears_every_channel() -> None:
 
 
 def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an adapter that turns a broken connection into an exception with requests' own text
+    # Given an adapter that turns a broken connection into an exception with urllib3's own text
     monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_answer(str(error)))
     with listening() as said:
         rig = Rig(said)
@@ -235,12 +235,12 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
 
 
 def test_an_exception_that_nobody_handles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an adapter that lets requests' exceptions out, and a report of a token, which is checked
+    # Given an adapter that lets urllib3's exceptions out, and a report of a token, which is checked
     with listening() as said:
         rig = Rig(said)
         rig.enrol()
         token = rig.tokens()["main"]
-        monkeypatch.setattr(wechat.requests, "RequestException", ZeroDivisionError)
+        monkeypatch.setattr(wechat, "HTTPError", ZeroDivisionError)
         rig.world.wechat.fail("/cgi-bin/get_api_domain_ip", Fault.drop_after())
         rig.wake({"verify": {"account": "main", "fingerprint": fingerprint(token)}})
     assert any(each.startswith("exceptions: simulated_toke") for each in rig.leaks())
@@ -438,7 +438,7 @@ def test_items_that_hold_what_they_should_not(rig: Rig) -> None:
     assert rig.said.by_channel["exceptions"]
 
 
-# --- over a real connection, as it is sent and not as `responses` has it
+# --- over a real connection, as it is sent and not as the `world` has it
 
 
 class _Raw(socketserver.StreamRequestHandler):

@@ -102,6 +102,18 @@ def test_a_token_gets_the_ticket_of_its_own_account(populated: tuple[World, dict
         assert answer["errcode"] == 48001
 
 
+CONTENT_TYPES = ["application/json", "application/x-www-form-urlencoded", "text/plain", ""]
+
+
+def multipart(fields: dict[str, str]) -> bytes:
+    boundary = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    return f"{''.join(parts)}--{boundary}--\r\n".encode()
+
+
 @pytest.mark.parametrize(
     ("call", "where", "content_type"),
     [
@@ -118,6 +130,10 @@ def test_a_token_gets_the_ticket_of_its_own_account(populated: tuple[World, dict
         ("POST /cgi-bin/stable_token", "json", ""),
         ("POST /cgi-bin/stable_token", "form", "application/x-www-form-urlencoded"),
         ("POST /cgi-bin/stable_token", "query", ""),
+        ("POST /cgi-bin/token", "multipart", "multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW"),
+        ("POST /cgi-bin/stable_token", "multipart", "text/plain"),
+        # with a byte order mark
+        *(("POST /cgi-bin/token", f"\ufeff {where}", kind) for where in ("json", "form") for kind in CONTENT_TYPES),
     ],
 )
 def test_parameters_are_taken_from_wherever_sdks_send_them(
@@ -125,13 +141,16 @@ def test_parameters_are_taken_from_wherever_sdks_send_them(
 ) -> None:
     world, keys = populated
     query = token_query(keys["shop"])
+    mark, _, where = where.rpartition(" ")
     match where:
         case "query":
             answer = world.ask(call, **query)
         case "form":
-            answer = world.ask(call, body=urlencode(query), content_type=content_type)
+            answer = world.ask(call, body=mark + urlencode(query), content_type=content_type)
+        case "multipart":
+            answer = world.ask(call, body=multipart(query), content_type=content_type)
         case _:
-            answer = world.ask(call, body=json.dumps(query), content_type=content_type)
+            answer = world.ask(call, body=mark + json.dumps(query), content_type=content_type)
     assert answer == {"access_token": world.token(), "expires_in": 6835}
 
 

@@ -60,7 +60,7 @@ def test_a_ticket_is_handed_out_like_a_token(world: World) -> None:
     # Then the answer has the same fields, and the ticket
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert world.wechat.accepts(body.pop("ticket"))
-    assert (body["credential"], body["expires_in"], body["cache_for"]) == ("jsapi", 6895, 60)
+    assert (body["credential"], body["expires_in"], body["cache_for"]) == ("jsapi", 145, 60)
     assert set(body) == {"account", "credential", "expires_in", "expires_at", "cache_for", "fingerprint", "stale"}
 
 

@@ -1,12 +1,13 @@
-"""Reports: somebody's token was refused. Compare, check with WeChat, and replace it once if it is dead."""
+"""Reports: a client saw its token refused. Compare, check with WeChat, and replace it once if it is dead."""
 
+import itertools
 import json
 from typing import Any
 
 import pytest
 
 from infra.simulated_wechat import Fault
-from tests.world import APPID, SECRET, World
+from tests.world import APPID, SECRET, World, gateway_event
 from token_keeper import budget
 from token_keeper.model import Kind, fingerprint
 
@@ -30,13 +31,14 @@ def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: Wor
 def test_a_token_that_works_is_not_replaced(world: World) -> None:
     # Given a token that works
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     before = world.health()
     # When it is reported nevertheless
     status, body = world.report(access_token=token, errcode=40001)
     # Then it has been checked, and stays as it was
     assert (status, body["outcome"], body["access_token"]) == (200, "still_valid", token)
-    assert body["expires_in"] == 6835
+    assert body["expires_in"] == 6775
     assert world.calls(PROBE) == 1
     assert world.calls() == 1
     assert {**before, "last_error": None} == world.health()
@@ -46,6 +48,7 @@ def test_a_token_that_works_is_not_replaced(world: World) -> None:
 def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(world: World, endpoint: str) -> None:
     # Given a token that somebody else has killed
     world.add_account(endpoint=endpoint)
+    world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
     # When 20 clients report it
@@ -55,7 +58,7 @@ def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(wo
     assert {status for status, _ in answers} == {200}
     (new,) = {body["access_token"] for _, body in answers}
     assert world.wechat.accepts(new)
-    assert world.calls(f"/cgi-bin/{endpoint}") == 2
+    assert world.calls() + world.calls("/cgi-bin/stable_token") == 2
     assert world.calls(PROBE) == 1
     # And the account's health tells of it, and what to do
     rotations = world.health()["foreign_rotations"]
@@ -65,6 +68,7 @@ def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(wo
 
 def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
     world.add_account()
+    world.clock.sleep(60)
     token = fingerprint(world.token())
     # When a living token is reported again and again for a minute
     for _ in range(60):
@@ -78,6 +82,7 @@ def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
 def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World) -> None:
     # Given a dead token that normal mode repeats
     world.add_account(endpoint="stable_token")
+    world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
     answer = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
@@ -93,9 +98,10 @@ def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World
 def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replaced(world: World) -> None:
     # Given a dead token, and a WeChat that mints none
     world.add_account()
+    world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
-    world.wechat.fail("/cgi-bin/token", Fault.error(-1))
+    world.wechat.fail("/cgi-bin/stable_token", Fault.error(-1))
     # When it is reported
     status, body = world.report(access_token=dead)
     # Then nobody gets it any more, and everybody is told why
@@ -113,35 +119,37 @@ def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replace
 def test_a_check_that_fails_changes_nothing(world: World) -> None:
     # Given a WeChat that does not answer the check
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     world.wechat.fail(PROBE, Fault.http(502))
     # When the token is reported
     status, body = world.report(access_token=token)
-    # Then the reporter is told to come back, and the token is still handed out, with its promise
-    assert (status, body["code"]) == (503, "no_valid_value")
-    status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
-    assert (status, body["access_token"], body["expires_in"]) == (200, token, 6835)
+    # Then the reporter gets the current token, unverified, with its promise
+    assert (status, body["outcome"], body["access_token"]) == (200, "unverified", token)
+    assert body["expires_in"] == 6775
 
 
-def test_reports_cannot_use_up_the_calls_that_renewals_need(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given room for ten calls above the reserve; somebody who kills every new token, and a client that reports it
+def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given room for ten calls above the reserve, an account that may not use stable_token, a client that invalidates every
+    # new token, and one that reports it
     monkeypatch.setattr(budget, "RESERVE", budget.CALLS_A_DAY[Kind.TOKEN] - 10)
     world.add_account()
+    world.wechat.fail("/cgi-bin/stable_token", *[Fault.error(48001)] * 99)
     answers = []
     for _ in range(11):
+        world.clock.sleep(75)
         token = world.token()
         world.wechat.kill(token)
-        world.clock.sleep(11)
         status, body = world.report(access_token=token)
         answers.append(status)
         if status != 200:
             break
-    # Then the reports are limited
-    assert answers == [200] * 9 + [429]
-    assert body["code"] == "too_many_reports"
+    # Then the calls that reports may use are limited
+    assert answers == [200] * 9 + [503]
+    assert body["cause"]["class"] == "quota"
     assert world.calls() == 10
-    # And the token is renewed all the same, as one that is due
-    world.clock.sleep(300)
+    # And the token is renewed on WeChat's next day
+    world.clock.sleep(budget.seconds_to_midnight(int(world.clock())) + 300)
     world.wake("guard")
     assert world.wechat.accepts(world.token())
 
@@ -174,6 +182,17 @@ def test_a_malformed_report_is_refused(world: World, body: str) -> None:
     assert (status, answer["code"]) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str) -> None:
+    # Given a report as an editor or PowerShell writes it, with whatever Content-Type, and with more than is asked for
+    world.add_account()
+    body = f"\ufeff{json.dumps({'access_token': 'another', 'errcode': 40001})}"
+    event = gateway_event("/v1/accounts/main/access-token/reports", body, content_type=content_type)
+    with world.internet():
+        answer = world.api_instance()(event, None)
+    assert json.loads(answer["body"])["outcome"] == "superseded"
+
+
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
     assert world.report("nobody", access_token="x")[0] == 404
 
@@ -198,14 +217,14 @@ def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: 
     assert world.wechat.accepts(live)
 
 
-@pytest.mark.parametrize("refused_by", ["WeChat", "the budget"])
-def test_a_token_that_is_called_dead_is_not_handed_out_though_it_cannot_be_replaced(
-    world: World, refused_by: str
-) -> None:
+@pytest.mark.parametrize("refused_by", ["WeChat", "the quota"])
+def test_a_dead_token_that_cannot_be_replaced_is_not_served(world: World, refused_by: str) -> None:
     # Given a reader that remembers a token, which dies
     world.add_account()
+    world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
+    world.wechat.fail("/cgi-bin/stable_token", *[Fault.error(48001)] * 5)
     # And a day's quota that is used up
     if refused_by == "WeChat":
         world.wechat.fail("/cgi-bin/token", *[Fault.error(45009)] * 5)
@@ -217,25 +236,144 @@ def test_a_token_that_is_called_dead_is_not_handed_out_though_it_cannot_be_repla
             ExpressionAttributeValues={":calls": {"N": "500"}},
         )
     # When it is reported
-    status, _ = world.report(access_token=dead)
+    status, body = world.report(access_token=dead)
     # Then the same reader does not hand it out any more
-    assert status == 429
+    assert (status, body["cause"]["class"]) == (503, "quota")
     assert world.get("/v1/accounts/main/access-token")[0] == 503
 
 
-def test_a_dead_token_that_wechat_gives_again_is_no_replacement(world: World) -> None:
-    # Given a WeCom app whose token is dead, and repeated
+def test_a_corp_token_that_wecom_refuses_is_not_served_again(world: World) -> None:
+    # Given a WeCom app whose token WeCom refuses, and repeats
     corp = {"corpid": "ww0123456789abcdef", "secret": "secret-of-the-corp-app"}
     world.add_account("corp", **corp)
+    world.clock.sleep(60)
     dead = world.token("corp")
     world.wechat.kill(dead)
     repeated = json.dumps({"errcode": 0, "errmsg": "ok", "access_token": dead, "expires_in": 7200}).encode()
-    world.wechat.fail("/cgi-bin/gettoken", Fault.malformed(repeated))
+    world.wechat.fail("/cgi-bin/gettoken", *[Fault.malformed(repeated)] * 4)
+    # When it is reported, and the guard fires every minute
+    assert world.report("corp", access_token=dead)[0] == 503
+    for _ in range(3):
+        world.clock.sleep(60)
+        world.wake("guard")
+        # Then it is not served, however often WeCom repeats it
+        assert world.get("/v1/accounts/corp/access-token")[0] == 503
+    # And its successor is, as soon as there is one
+    world.clock.sleep(60)
+    world.wake("guard")
+    assert world.wechat.accepts(world.token("corp"))
+
+
+def test_a_corp_token_that_wecom_accepts_again_is_served(world: World) -> None:
+    # Given a WeCom app whose token was refused once, though it lives
+    world.add_account("corp", corpid="ww0123456789abcdef", secret="secret-of-the-corp-app")
+    world.clock.sleep(60)
+    token = world.token("corp")
+    world.wechat.fail(PROBE, Fault.error(40014))
     # When it is reported
-    status, _ = world.report("corp", access_token=dead)
-    # Then it is not handed out, and nobody else is blamed
-    assert status == 503
-    assert world.health("corp")["foreign_rotations"] is None
+    status, body = world.report("corp", access_token=token)
+    # Then WeCom, which repeats it, is asked again, and it is served on
+    assert (status, body["access_token"]) == (200, token)
+
+
+def test_a_refused_stable_token_is_not_served_again(world: World) -> None:
+    # Given a stable token that WeChat refuses and repeats, and a day whose forced refreshes are used up
+    world.add_account(endpoint="stable_token")
+    world.clock.sleep(60)
+    dead = world.token()
+    world.wechat.kill(dead)
+    world.dynamodb.update_item(
+        TableName="tokens",
+        Key={"pk": {"S": "credential#main"}, "sk": {"S": "access_token"}},
+        UpdateExpression="SET spent.forced = :forced",
+        ExpressionAttributeValues={":forced": {"N": str(budget.FORCED_A_DAY)}},
+    )
+    repeated = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
+    world.wechat.fail("/cgi-bin/stable_token", *[Fault.malformed(repeated)] * 3)
+    # When it is reported, and WeChat goes on to repeat it
+    assert world.report(access_token=dead)[0] == 503
+    for _ in range(2):
+        world.clock.sleep(300)
+        world.wake("guard")
+        # Then it is not served
+        assert world.get("/v1/accounts/main/access-token")[0] == 503
+    world.clock.sleep(300)
+    world.wake("guard")
+    assert world.wechat.accepts(world.token())
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token"])
+def test_a_young_token_is_not_checked(world: World, endpoint: str) -> None:
+    # Given a WeChat that accepts a new token only some seconds after it was handed out
+    world.add_account(endpoint=endpoint)
+    token = world.token()
+    world.wechat.fail(PROBE, *[Fault.error(40001)] * 1000)
+    calls = len(world.wechat.calls)
+    # When 20 clients report it once a second
+    for _ in range(59):
+        for _ in range(20):
+            status, body = world.report(access_token=token)
+            assert (status, body["outcome"], body["access_token"]) == (200, "still_valid", token)
+        world.clock.sleep(1)
+    # Then nothing is fetched, and nothing is asked
+    assert len(world.wechat.calls) == calls
+
+
+def test_reports_that_are_not_checked_get_the_current_token(world: World) -> None:
+    # Given a check that hangs
+    world.add_account()
+    world.clock.sleep(60)
+    token = world.token()
+    answers: list[dict[str, Any]] = []
+    world.during_call = lambda: answers.append(world.report(access_token=token, instance=world.api_instance())[1])
+    # When another client reports the token meanwhile
+    world.report(access_token=token)
+    # Then it waits five seconds, and gets the current token
+    assert [(body["outcome"], body["access_token"]) for body in answers] == [("unverified", token)]
+    assert world.calls(PROBE) == 1
+
+
+@pytest.mark.in_memory
+def test_one_consumer_cannot_use_up_the_checks_of_a_day(world: World) -> None:
+    # Given a client that reports a live token every half minute, for a whole day at WeChat
+    world.add_account()
+    world.clock.sleep(budget.seconds_to_midnight(int(world.clock())))
+    midnight, statuses = int(world.clock()) + 86400, []
+    for second in itertools.count(0, 30):
+        if world.clock() >= midnight:
+            break
+        if second % 6600 == 0:
+            world.wake("tick")
+            world.clock.sleep(60)
+        statuses.append(world.report(fingerprint=fingerprint(world.token()))[0])
+        world.clock.sleep(30)
+    # Then its reports are limited, and leave the probe its share
+    assert world.calls(PROBE) <= budget.CHECKS_A_DAY - 288
+    assert statuses[:20] == [200] * 20
+    assert statuses.count(429) > 2000
+    # And a token that dies then is found by the next probe
+    world.wechat.kill(world.token())
+    world.wake("probe")
+    world.restart()
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_limited_report_says_when_to_come_back(world: World) -> None:
+    # Given reports that have used up the allowance
+    world.add_account()
+    world.clock.sleep(60)
+    path, report = "/v1/accounts/main/access-token/reports", json.dumps({"access_token": world.token()})
+    for _ in range(budget.REPORT_BURST + 3):
+        invoked = len(world.events)
+        status, body, headers = world.request(path, body=report)
+        if status != 200:
+            break
+        world.clock.sleep(10)
+    # Then one more is told when to come back, without an invocation of RefreshFunction
+    assert (status, body["code"]) == (429, "too_many_reports")
+    assert len(world.events) == invoked
+    world.clock.sleep(int(headers["Retry-After"]))
+    assert world.request(path, body=report)[0] == 200
 
 
 def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:

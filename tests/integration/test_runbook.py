@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, cast
 
-import boto3
 import pytest
 import requests
 from typer.testing import CliRunner
 
-from infra import operations
+from infra import local_keys
 from infra.cli import app
-from infra.local import Clock, LocalStack
+from infra.local import DEMO_RECORD, Clock, LocalStack
 from infra.simulated_wechat import Fault
 from infra.stack import TEMPLATE
-from tests.ports import three_free_ports
 
 RUNBOOK = TEMPLATE.parent / "infra" / "RUNBOOK.md"
 APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
@@ -66,14 +64,12 @@ def test_no_command_of_the_command_line_is_left_out() -> None:
 
 
 def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What services' descriptions cost to load, each command would pay again.
-    session = boto3.Session("local", "local", region_name="us-east-1")
-    monkeypatch.setattr(operations.boto3, "Session", lambda *_, **__: session)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
     monkeypatch.setattr("infra.local.Clock", JumpingClock)
-    port = three_free_ports()
-    monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))
-    with LocalStack(port=port, name="main") as local:
+    with LocalStack(accounts={"main": DEMO_RECORD}) as local:
+        # What services' descriptions cost to load, each command would pay again.
+        session = local.aws_session()
+        monkeypatch.setattr(local_keys, "session", lambda _: session)
+        monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
         assert local.tried.wait(30)
         leaked: list[str] = []  # consumers' keys
         trouble: dict[str, Callable[[], object]] = {
@@ -140,13 +136,13 @@ def ask(local: LocalStack, key: str) -> dict[str, Any]:
 
 
 def lose_the_table(local: LocalStack) -> None:
-    dynamodb = boto3.client("dynamodb", endpoint_url=local.aws_url)
+    dynamodb = local.aws_session().client("dynamodb", endpoint_url=local.aws_url)
     table = local.environment("RefreshFunction")["TABLE_NAME"]
     for item in dynamodb.scan(TableName=table)["Items"]:
         dynamodb.delete_item(TableName=table, Key={"pk": item["pk"], "sk": item["sk"]})
 
 
 def wake(local: LocalStack, schedule: str) -> None:
-    function = local.environment("ApiFunction")["REFRESH_FUNCTION_NAME"]
-    client = boto3.client("lambda", endpoint_url=local.aws_url)
+    function = local.environment("ApiFunction")["REFRESH_FUNCTION_NAME"].removesuffix(":readers")
+    client = local.aws_session().client("lambda", endpoint_url=local.aws_url)
     client.invoke(FunctionName=function, Payload=json.dumps({"wake": schedule}))

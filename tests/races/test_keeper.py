@@ -159,6 +159,7 @@ def test_readers_of_a_lost_credential_have_it_fetched_once(world: RaceWorld) -> 
 def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
     # Given a live token
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     # When many report at one moment that it was refused
     answers = report_at_once(world, token)
@@ -173,6 +174,7 @@ def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
 def test_a_report_that_is_held_up_needs_no_second_check(world: RaceWorld) -> None:
     # Given a report of a live token, held up before anything is asked of WeChat
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     held = world.hold_aws("dynamodb.UpdateItem")
     with world.meanwhile({"verify": {"account": "main", "fingerprint": fingerprint(token)}}) as summary_of_first:
@@ -189,12 +191,13 @@ def test_a_report_that_is_held_up_needs_no_second_check(world: RaceWorld) -> Non
 def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
     # Given a token that died before its time
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     world.wechat.kill(token)
     # When many report it at one moment
     answers = report_at_once(world, token)
     # Then WeChat is asked once about it, and once for a new one
-    assert (world.calls(CHECK_API), world.calls()) == (1, 2)
+    assert (world.calls(CHECK_API), world.calls(), world.calls(STABLE_TOKEN_API)) == (1, 1, 1)
     # And all get that one
     assert {status for status, _ in answers} == {200}
     (new,) = {body["access_token"] for _, body in answers}
@@ -206,6 +209,7 @@ def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
 def test_two_hundred_readers_and_two_hundred_reporters_cost_one_token(world: RaceWorld, how: str) -> None:
     # Given a token that died before its time, or one that expired because nobody renewed it
     world.add_account()
+    world.clock.sleep(60)
     token = world.token()
     if how == "killed":
         world.wechat.kill(token)
@@ -218,7 +222,7 @@ def test_two_hundred_readers_and_two_hundred_reporters_cost_one_token(world: Rac
     crowd = [call for pair in zip(reads, reports, strict=True) for call in pair]
     answers = world.race(*crowd)
     # Then WeChat mints one token, whatever is asked of it besides
-    assert world.calls() == 2
+    assert world.calls() + world.calls(STABLE_TOKEN_API) == 2
     assert world.calls(CHECK_API) == (1 if how == "killed" else 0)
     # And all who reported have it; so do readers, where it could be known that the old one is dead
     assert {status for status, _ in answers} == {200}
@@ -226,6 +230,33 @@ def test_two_hundred_readers_and_two_hundred_reporters_cost_one_token(world: Rac
     assert new != token
     assert world.wechat.accepts(new)
     assert {body["access_token"] for _, body in answers[::2]} <= ({token, new} if how == "killed" else {new})
+
+
+def test_reports_during_a_check_hold_no_invocation(world: RaceWorld) -> None:
+    # Given a check of a live token that hangs
+    world.add_account()
+    world.clock.sleep(60)
+    token = world.token()
+    held = world.slow_wechat.hold_answer()
+    with world.meanwhile({"verify": {"account": "main", "fingerprint": fingerprint(token)}}) as summary_of_first:
+        held.wait_until_reached()
+        invoked = len(world.events)
+        # When 200 clients report the token at one moment
+        instances = [world.api_instance() for _ in range(8)]
+        answers = world.race(
+            *(partial(world.report, instance=instances[n % 8], access_token=token) for n in range(200))
+        )
+        # Then RefreshFunction is not invoked once for them, and each gets the current token
+        assert len(world.events) == invoked
+        assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
+            (200, "unverified", token)
+        }
+        held.release()
+        summary_of_first()
+    # And when the check has ended, its result answers the next ones without an invocation
+    assert world.report(access_token=token)[1]["outcome"] == "still_valid"
+    assert len(world.events) == invoked
+    assert world.calls(CHECK_API) == 1
 
 
 def test_a_promise_made_while_the_token_is_renewed_is_kept(world: RaceWorld) -> None:

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Spent
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -67,7 +67,12 @@ def publish(table: Table, held: Credential, value: str = "new") -> Credential | 
     """Publish a value that was asked for when the lease began."""
     asked_at = held.lease_until - LEASE
     return table.publish(
-        held, Grant(value, 7200, asked_at), Spent(), expires_at=asked_at + 7200, due_at=asked_at + 6660
+        held,
+        Grant(value, 7200, asked_at),
+        Usage(),
+        expires_at=asked_at + 7200,
+        due_at=asked_at + 6660,
+        minted_at=asked_at,
     )
 
 
@@ -88,23 +93,27 @@ def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
         seen = held
 
 
-def test_of_many_that_saw_a_live_token_one_gets_a_lease_however_soon_it_is_given_back(table: Table) -> None:
-    def lease_and_release(seen: Credential) -> bool:
-        as_seen = replace(listed(seen), epoch=seen.epoch)
-        held = table.take_lease(as_seen, now=START + 1, until=START + 1 + LEASE, to_check=True)
-        if held is not None:
-            table.release(held, Spent(), checked_at=None)
-        return held is not None
-
+def test_of_many_checks_of_a_live_token_exactly_one_begins(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a live token
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
-        # When many that saw it want to do something to it at one moment, and each gives the lease back at once
-        taken = at_once(*[partial(lease_and_release, seen)] * RUNNERS)
-        # Then only one of them does it
-        assert taken.count(True) == 1
-        assert read(table, f"a{number}") == replace(seen, epoch=seen.epoch + 1)
+        # When many want to check it at one moment
+        begin = partial(table.begin_check, seen, until=START + 120, booked_until=START + 225)
+        # Then one of them does
+        assert at_once(*[begin] * RUNNERS).count(True) == 1
+
+
+def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) -> None:
+    for number in range(ROUNDS):
+        # Given a live token
+        seen = publish(table, lease(table, enrolled(table, f"a{number}")))
+        assert seen is not None
+        # When many find at one moment that WeChat refuses it
+        mark = partial(table.mark_refused, seen, now=START + 100, foreign=True)
+        # Then one of them has it replaced, and it is counted once
+        assert at_once(*[mark] * RUNNERS).count(True) == 1
+        assert read(table, f"a{number}").foreign_rotations == 1
 
 
 class ReadsThenWrites:
@@ -157,7 +166,7 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         *overtaken, last = overtaken_leases(table, f"a{number}", RUNNERS)
         # When the last publishes, and all others fail at that moment
         record_failures = [
-            partial(table.record_failure, held, FAILURE, Spent(), due_at=START + 5000, at_risk=True)
+            partial(table.record_failure, held, FAILURE, Usage(), due_at=START + 5000, at_risk=True, refused=False)
             for held in overtaken
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
@@ -186,7 +195,8 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         # When its holder records a failure at the moment in which many others try for the next one
         tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
-            partial(table.record_failure, held, FAILURE, Spent(), due_at=START + 200, at_risk=True), *tries
+            partial(table.record_failure, held, FAILURE, Usage(), due_at=START + 200, at_risk=True, refused=False),
+            *tries,
         )
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
         winners = [result for result in taken if result]
@@ -201,7 +211,7 @@ def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(tabl
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When the account is dropped at the moment in which the renewal ends
-        drops = [partial(table.drop_credential, held.account, held.name, APP_ID, gone_at=START)] * (RUNNERS - 1)
+        drops = [partial(table.drop_credential, held.account, held.name)] * (RUNNERS - 1)
         at_once(partial(publish, table, held), *drops)
         # Then nothing of it is left
         assert table.credential(f"a{number}", ACCESS_TOKEN) is None
@@ -223,7 +233,7 @@ def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Tabl
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When many that have seen it make the credential due, at the moment in which it publishes
-        made_due = [partial(table.make_due, held, Kind.TOKEN, now=START + 1)] * (RUNNERS - 1)
+        made_due = [partial(table.reschedule, held, due_at=START + 1)] * (RUNNERS - 1)
         published, *_ = at_once(partial(publish, table, held), *made_due)
         # Then what it published is not made due by them
         assert published == read(table, f"a{number}")

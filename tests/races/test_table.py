@@ -19,7 +19,8 @@ from token_keeper.model import (
     FailureClass,
     Grant,
     Kind,
-    Spent,
+    Progress,
+    Usage,
     digest,
     fingerprint,
 )
@@ -31,7 +32,7 @@ APP_ID = "wx0"
 FAILURE = Failure(FailureClass.CONFIGURATION, 40013, "invalid appid", "Correct it.", START)
 PASSING = Failure(FailureClass.TRANSIENT, None, "the connection broke", "Nothing to do.", START)
 ENTRY = Entry("main", APP_ID, Kind.TOKEN, (ACCESS_TOKEN, "jsapi"), "1@0.000")
-SPENT = Spent(day=20717, epoch=1, calls=2, forced=3, forced_at=START, checks=4)
+USAGE = Usage(day=20717, calls=2, forced=3, forced_at=START)
 LEASE_END = START + 60
 EXPIRES = START + 7200
 DUE = EXPIRES - 540
@@ -51,33 +52,32 @@ def enrolled(table: Table, account: str = "main") -> Credential:
 
 
 def try_lease(
-    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None, to_check: bool = False
+    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
 ) -> Credential | None:
     """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
     due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
-    return table.take_lease(due, now=now, until=now + 60, to_check=to_check)
+    return table.take_lease(due, now=now, until=now + 60)
 
 
-def leased(table: Table, now: int = START, *, to_check: bool = False) -> Credential:
+def leased(table: Table, now: int = START) -> Credential:
     """The token under a lease taken at `now`."""
-    taken = try_lease(table, now, read(table).due_at, to_check=to_check)
+    taken = try_lease(table, now, read(table).due_at)
     assert taken is not None
     return taken
 
 
-def give(
-    table: Table, held: Credential, value: str, *, asked_at: int = START, foreign: bool = False
-) -> Credential | None:
+def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -> Credential | None:
     """Publish a value under the lease."""
     grant = Grant(value, 7200, asked_at)
-    return table.publish(held, grant, SPENT, expires_at=asked_at + 7200, due_at=asked_at + 6660, foreign=foreign)
+    times = {"expires_at": asked_at + 7200, "due_at": asked_at + 6660, "minted_at": asked_at}
+    return table.publish(held, grant, USAGE, **times)
 
 
 def fail(
-    table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, dead: bool = False
+    table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, refused: bool = False
 ) -> bool:
     """Record a failure under the lease."""
-    return table.record_failure(held, failure, SPENT, due_at=due_at, at_risk=at_risk, dead=dead)
+    return table.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
 
 
 def published(table: Table, value: str = "first") -> Credential:
@@ -209,16 +209,18 @@ def publish(table: Table) -> None:
         value="second",
         fingerprint=fingerprint("second"),
         previous_fingerprint=fingerprint(long),
+        previous_digest=digest(long),
         fetched_at=DUE + 60,
         expires_at=DUE + 7260,
-        spent=SPENT,
+        minted_at=DUE + 60,
+        usage=USAGE,
     )
     # And the same value again leaves that fingerprint as it is
-    again = give(table, leased(table, DUE + 6720), "second", asked_at=DUE + 6720, foreign=True)
+    again = give(table, leased(table, DUE + 6720), "second", asked_at=DUE + 6720)
     assert again is not None
     assert again.previous_fingerprint == fingerprint(long)
-    # And it is counted that somebody else has rotated it
-    assert (now.foreign_rotations, again.foreign_rotations, again.foreign_rotation_at) == (0, 1, DUE + 6720)
+    # And its age, too
+    assert (again.fetched_at, again.expires_at) == (DUE + 60, DUE + 13920)
     # And nothing is published under an epoch that is over
     assert give(table, held, "old") is None
 
@@ -239,128 +241,125 @@ def record_failure(table: Table) -> None:
         refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
     )
     assert read(table) == unanswered
-    # And a value that WeChat calls dead has expired, when WeChat says so
-    held = leased(table, DUE + 120)
-    assert fail(table, held, PASSING, DUE + 180, dead=True)
-    assert read(table) == replace(
-        unanswered, epoch=held.epoch, due_at=DUE + 180, at_risk_since=None, failures=3, expires_at=PASSING.at
-    )
+    # And a value that must not be served any more is marked, once
+    for attempt, later in enumerate((replace(PASSING, at=DUE + 120), replace(PASSING, at=DUE + 180)), 3):
+        held = leased(table, later.at)
+        assert fail(table, held, later, later.at + 60, refused=True)
+        marked = {"at_risk_since": None, "failures": attempt, "last_error": later, "refused_at": DUE + 120}
+        assert read(table) == replace(unanswered, epoch=held.epoch, due_at=later.at + 60, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
 
 
-def release(table: Table) -> None:
-    # Given a live token under a lease, to check it: nothing else has changed
+def begin_check(table: Table) -> None:
+    # Given a live token
     before = published(table)
-    held = leased(table, START + 10, to_check=True)
-    assert held == replace(before, epoch=before.epoch + 1, check_until=START + 70)
-    later = replace(SPENT, checks=5)
-    # When it works, and the lease is given back
-    table.release(held, later, checked_at=START + 10)
-    # Then it is as before, but for what that cost and when it was checked
-    checked = replace(before, epoch=held.epoch, checked_at=START + 10, spent=later)
-    assert read(table) == checked
-    # And where nobody knows whether it works, not even that
-    held = leased(table, START + 20, to_check=True)
-    table.release(held, later, checked_at=None)
-    assert read(table) == replace(checked, epoch=held.epoch)
-    # And nothing is given back under an epoch that is over
-    table.release(replace(held, epoch=held.epoch - 1), SPENT, checked_at=START)
-    assert read(table) == replace(checked, epoch=held.epoch)
-
-
-def begin_renewal(table: Table) -> None:
-    # Given a live token under a lease, to check it
-    before = published(table)
-    held = leased(table, START + 10, to_check=True)
-    # When it is dead, and its renewal begins
-    begun = table.begin_renewal(held, now=START + 20, until=START + 80)
-    # Then it is under a lease like any other
-    until = START + 80
-    assert begun == replace(held, lease_until=until, due_at=until, at_risk_since=START + 20)
-    assert held.epoch == before.epoch + 1
-    assert give(table, begun, "next") is not None
-    # And nothing begins under an epoch that is over
+    # When it is checked
+    begin = {"until": START + 120, "booked_until": START + 225}
+    assert table.begin_check(before, **begin)
+    # Then nothing else has changed, and no renewal is hindered
+    assert read(table) == replace(before, check_until=START + 120, checks_booked_until=START + 225)
+    # And no other instance that saw the same begins one, nor one that saw a token which has been renewed since
+    assert not table.begin_check(before, **begin)
+    assert table.begin_check(read(table), until=START + 140, booked_until=START + 350)
+    seen = read(table)
     leased(table, DUE)
-    assert table.begin_renewal(held, now=DUE, until=DUE + 60) is None
+    assert not table.begin_check(seen, until=DUE + 20, booked_until=DUE)
 
 
-def tickets_seen(table: Table) -> None:
-    tickets = ("jsapi", "wx_card")
-    # Given an appid that one account keeps
-    table.claim(account())
-    assert table.tickets_seen("main", APP_ID, tickets, START) == set()
-    # When it drops a ticket, then that may come again, for a while
-    table.drop_credential("main", "jsapi", APP_ID, gone_at=START + 100)
-    assert table.tickets_seen("main", APP_ID, tickets, START + 99) == {"jsapi"}
-    assert table.tickets_seen("main", APP_ID, tickets, START + 100) == set()
-    # And another account may find all of them seen
-    assert table.tickets_seen("other", APP_ID, tickets, START) == set(tickets)
+def end_check(table: Table) -> None:
+    # Given a check under way
+    before = published(table)
+    table.begin_check(before, until=START + 120, booked_until=START + 225)
+    # When WeChat gives no clear answer, then only the check has ended
+    table.end_check(before, accepted_at=None)
+    assert read(table) == replace(before, checks_booked_until=START + 225)
+    # And when it accepts the token, that is known
+    table.end_check(before, accepted_at=START + 100)
+    assert read(table) == replace(before, checks_booked_until=START + 225, checked_at=START + 100)
+    # And nothing is said of another token
+    renewed = give(table, leased(table, DUE), "second", asked_at=DUE)
+    table.end_check(before, accepted_at=START + 200)
+    assert read(table) == renewed
 
 
-def distrust(table: Table) -> None:
-    # Given a published token, and a renewal that was overtaken by it
-    enrolled(table)
-    overtaken, overtaking = leased(table), leased(table, LEASE_END)
-    live = give(table, overtaking, "second")
-    assert live is not None
-    # When that tells that it has minted something, too
-    table.distrust(overtaken, since=LEASE_END + 10, now=LEASE_END + 20)
-    # Then the published one is at risk since, and due
-    at_risk = replace(live, epoch=live.epoch + 1, at_risk_since=LEASE_END + 10, due_at=LEASE_END + 20)
-    assert read(table) == at_risk
-    # And what is about to be published instead is not: it would take the risk away
-    assert give(table, overtaking, "third") is None
-    # When a forced refresh tells so that has brought the same, or after which that was fetched, then that lives on
-    for value, ended_until in (("second", live.fetched_at), ("own", live.fetched_at - 1)):
-        ended = (fingerprint(value), ended_until)
-        table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 30, ended=ended)
-        held = read(table)
-        assert held is not None
-        assert (held.expires_at, held.due_at) == (live.expires_at, LEASE_END + 30)
-    # But else it has ended
-    ended = (fingerprint("own"), live.fetched_at)
-    table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 31, ended=ended)
-    held = read(table)
-    assert held is not None
-    assert (held.expires_at, held.due_at) == (LEASE_END + 31, LEASE_END + 31)
-    # And nothing of this touches the tokens of the account's other endpoint
-    table.make_due(held, Kind.STABLE_TOKEN, now=LEASE_END + 40)
-    table.distrust(overtaken, since=LEASE_END, now=LEASE_END + 50)
-    held = read(table)
-    assert held is not None
-    assert held.due_at == LEASE_END + 40
-    # And nothing is known of what nobody keeps
-    table.distrust(replace(overtaken, account="other"), since=START, now=START, ended=ended)
-    assert table.credential("other", ACCESS_TOKEN) is None
+def mark_refused(table: Table) -> None:
+    # Given a live token
+    before = published(table)
+    # When WeChat refuses it, because another client has invalidated it
+    assert table.mark_refused(before, now=START + 100, foreign=True)
+    # Then it is due, and that is counted, once
+    refused = replace(before, refused_at=START + 100, due_at=START + 100)
+    refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
+    assert read(table) == refused
+    assert not table.mark_refused(refused, now=START + 101, foreign=True)
+    # And its successor is served
+    renewed = give(table, leased(table, START + 100), "second", asked_at=START + 100)
+    assert renewed is not None
+    assert (renewed.refused_at, renewed.foreign_rotations) == (None, 1)
+    # And nothing is said of a token that has been renewed since
+    assert not table.mark_refused(before, now=START + 200, foreign=False)
+    assert read(table) == renewed
+
+
+def record_usage(table: Table) -> None:
+    # Given a renewal under way
+    before = published(table)
+    held = leased(table, DUE)
+    # When it records a call ahead, then that is stored, under its own epoch only
+    later = replace(USAGE, calls=9)
+    assert table.record_usage(held, later)
+    assert read(table) == replace(held, usage=later)
+    assert not table.record_usage(before, USAGE)
+
+
+def progress(table: Table) -> None:
+    assert table.progress() == Progress()
+    put_progress(table)
+
+
+def put_progress(table: Table) -> None:
+    for reached in (Progress("main", {"a": START, "b": START + 1}), Progress()):
+        table.put_progress(reached)
+        assert table.progress() == reached
+
+
+def tokens(table: Table) -> None:
+    # Given two accounts with tokens, one with a ticket
+    token = published(table)
+    other = enrolled(table, "other")
+    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    # Then their tokens come, and nothing of an account that is not kept
+    assert sorted(table.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
+
+
+def entry_and_owner(table: Table) -> None:
+    assert table.entry_and_owner(account()) == (None, None)
+    table.put_entry(ENTRY)
+    table.claim(account("other"))
+    assert table.entry_and_owner(account()) == (ENTRY, "other")
 
 
 def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
     assert table.claim(account()) == table.claim(account()) == "main"
-    # When another account claims the same
-    # Then it is told who holds it; with another endpoint it gets its own
+    # When another account claims the same, whatever the endpoint
+    # Then it is told who owns it
     assert table.claim(account("other")) == "main"
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
-
-
-def holder(table: Table) -> None:
-    assert table.holder(account()) is None
-    table.claim(account())
-    assert table.holder(account("other")) == "main"
-    assert table.holder(account("other", Kind.STABLE_TOKEN)) is None
+    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "main"
 
 
 def release_claims(table: Table) -> None:
-    # Given an account with claims on both endpoints of an appid
-    table.claim(account())
-    table.claim(account(kind=Kind.STABLE_TOKEN))
-    # When it releases all but one, and another account releases what it never had
-    table.release_claims("main", APP_ID, but=Kind.STABLE_TOKEN)
-    table.release_claims("other", APP_ID)
-    # Then that one is still held
-    assert table.claim(account("other")) == "other"
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "main"
+    # Given an account with claims on two apps of a corp
+    first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
+    table.claim(first)
+    table.claim(second)
+    # When it releases all except one, and another account releases what it never had
+    table.release_claims("main", "ww0", but=second.claim)
+    table.release_claims("other", "ww0")
+    # Then it owns that one
+    assert table.claim(replace(first, name="other")) == "other"
+    assert table.claim(replace(second, name="other")) == "main"
     # And in the end none is
     table.release_claims("main", APP_ID)
     assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
@@ -381,37 +380,37 @@ def enrol(table: Table) -> None:
         assert now.epoch != before.epoch
 
 
-def make_due(table: Table) -> None:
+def reschedule(table: Table) -> None:
     # Given a live token
     before = published(table)
-    # When it is made due, by whoever saw it and by somebody who saw it earlier
-    table.make_due(before, Kind.STABLE_TOKEN, now=START + 1)
-    table.make_due(before, Kind.TOKEN, now=START + 2)
+    # When it is made due by the rules of another endpoint, and once more by an instance that saw it earlier
+    table.reschedule(before, due_at=START + 1, kind=Kind.STABLE_TOKEN, expires_at=START + 300)
+    table.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
-    assert read(table) == replace(before, due_at=START + 1, kind=Kind.STABLE_TOKEN)
+    assert read(table) == replace(before, due_at=START + 1, kind=Kind.STABLE_TOKEN, expires_at=START + 300)
     assert table.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, START + 1, 0)]
-    # And what nobody keeps does not begin to exist
-    table.make_due(replace(before, account="other"), Kind.TOKEN, now=START + 1)
+    # And what is not kept does not begin to exist
+    table.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credential("other", ACCESS_TOKEN) is None
 
 
-def note(table: Table) -> None:
+def set_record_error(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When something is noted, and then nothing any more
-    table.note("main", ACCESS_TOKEN, FAILURE)
+    table.set_record_error("main", ACCESS_TOKEN, FAILURE)
     noted = read(table)
-    table.note("main", ACCESS_TOKEN, None)
+    table.set_record_error("main", ACCESS_TOKEN, None)
     # Then it is in its health for as long
     assert noted == replace(before, last_error=FAILURE)
     assert read(table) == before
     # And what a failed renewal says is not taken back
     fail(table, leased(table, DUE), PASSING, DUE + 60)
-    table.note("main", ACCESS_TOKEN, None)
+    table.set_record_error("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
     # And what nobody keeps does not begin to exist
     for failure in (FAILURE, None):
-        table.note("other", ACCESS_TOKEN, failure)
+        table.set_record_error("other", ACCESS_TOKEN, failure)
     assert table.credential("other", ACCESS_TOKEN) is None
 
 
@@ -431,8 +430,8 @@ def drop_credential(table: Table) -> None:
     enrolled(table)
     held = leased(table)
     # When it is dropped, twice
-    table.drop_credential("main", ACCESS_TOKEN, APP_ID, gone_at=DUE)
-    table.drop_credential("main", ACCESS_TOKEN, APP_ID, gone_at=DUE)
+    table.drop_credential("main", ACCESS_TOKEN)
+    table.drop_credential("main", ACCESS_TOKEN)
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
@@ -465,24 +464,10 @@ def claims(table: Table) -> None:
     assert table.claims("ww1") == {}
 
 
-def consumer_and_claims(table: Table) -> None:
-    # Given a consumer, and accounts that keep an appid with both endpoints
-    consumer = add_consumer(table)
-    table.claim(account())
-    table.claim(account("other", Kind.STABLE_TOKEN))
-    # Then they are found together, and each also without the other
-    assert table.consumer_and_claims(consumer.key_digest, APP_ID) == (
-        consumer,
-        {"token": "main", "stable_token": "other"},
-    )
-    assert table.consumer_and_claims("0" * 64, APP_ID)[0] is None
-    assert table.consumer_and_claims(consumer.key_digest, "wx1") == (consumer, {})
-
-
-def consumer_and_tokens(table: Table) -> None:
-    consumer, token = add_consumer(table), published(table)
-    assert table.consumer_and_tokens(consumer.key_digest, ["main", "other"]) == (consumer, {"main": token})
-    assert table.consumer_and_tokens("0" * 64, ()) == (None, {})
+def consumer(table: Table) -> None:
+    shop = add_consumer(table)
+    assert table.consumer(shop.key_digest) == shop
+    assert table.consumer("0" * 64) is None
 
 
 def token_and_ticket(table: Table) -> None:
@@ -518,9 +503,10 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, begin_renewal, publish, record_failure, release, distrust),
-        *(consumer_and_claims, consumer_and_tokens, token_and_ticket, holder_of_token, claims),
-        *(claim, holder, release_claims, tickets_seen, enrol, make_due, note, put_entry, drop_credential, drop_entry),
+        *(take_lease, record_usage, publish, record_failure, begin_check, end_check, mark_refused),
+        *(progress, put_progress, tokens, entry_and_owner),
+        *(consumer, token_and_ticket, holder_of_token, claims),
+        *(claim, release_claims, enrol, reschedule, set_record_error, put_entry, drop_credential, drop_entry),
     )
 }
 
@@ -537,3 +523,27 @@ def test_every_method_is_exercised() -> None:
 def test_a_table_that_is_not_there_is_an_unavailable_store(dynamodb: Any) -> None:
     with pytest.raises(StoreUnavailableError, match="ResourceNotFoundException"):
         Table(dynamodb, "no-such-table").credential("main", ACCESS_TOKEN)
+
+
+def test_an_item_of_another_release_can_be_read(table: Table) -> None:
+    # Given an item that lacks what is new here, and holds what is not known here
+    published(table)
+    key = {"pk": {"S": "credential#main"}, "sk": {"S": ACCESS_TOKEN}}
+    table._dynamodb.update_item(
+        TableName=table._name,
+        Key=key,
+        UpdateExpression="SET spent.newer = :n, age_unknown = :n, last_error = :error REMOVE failures, minted_at, check_until",
+        ExpressionAttributeValues={
+            ":n": {"N": "1"},
+            ":error": {
+                "M": {name: {"S": "newer"} for name in ("failure_class", "errmsg", "remedy")} | {"at": {"N": "1"}}
+            },
+        },
+    )
+    # Then it can be read, checked and renewed
+    read_back = read(table)
+    assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
+    assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
+    assert table.begin_check(read_back, until=START + 120, booked_until=START)
+    assert table.due(DUE) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)]
+    assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

@@ -18,10 +18,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 from unittest.mock import patch
-from urllib.parse import urlencode
 
 import hypothesis
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -303,7 +301,7 @@ class WatchedWorld(World):
         self._turn = 0
 
     def internet(self) -> contextlib.AbstractContextManager[None]:
-        """`_Session` leads to the simulated WeChat."""
+        """`wechat.Session` leads to the simulated WeChat."""
         return contextlib.nullcontext()
 
     def _refresher(self, skew: int) -> refresh.Handler:
@@ -1218,44 +1216,32 @@ class _InTurn(contextlib.AbstractContextManager["_InTurn"]):
 
 
 class _Answer(contextlib.AbstractContextManager["_Answer"]):
-    """`requests.Response`, as far as the functions use it."""
+    """`urllib3.HTTPResponse`, as far as the functions use it."""
 
-    def __init__(self, status_code: int, body: bytes) -> None:
-        self.status_code = status_code
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
         self._body = body
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    @property
-    def raw(self) -> Self:
-        """`urllib3.HTTPResponse`, as far as the functions use it."""
-        return self
-
-    def read1(self, _size: int, **_: Any) -> bytes:
+    def read(self, _size: int, **_: Any) -> bytes:
         """The whole: a simulated answer never drips."""
-        body, self._body = self._body, b""
-        return body
+        return self._body
 
 
 class _Session(contextlib.AbstractContextManager["_Session"]):
-    """`requests.Session`, as far as the functions use it, and without HTTP, which was another third."""
+    """`wechat.Session`, as far as the functions use it, and without HTTP, which was another third."""
 
     world: World
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def request(self, method: str, url: str, *, params: Any, json: Any, timeout: Any, **_: Any) -> _Answer:
-        """What the simulated WeChat of the running simulation answers, or what `requests` raises."""
-        body = None if json is None else _to_json(json)
-        url = f"{url}?{urlencode(params)}"
-        request = SimpleNamespace(method=method, url=url, body=body, req_kwargs={"timeout": timeout})
-        status, _headers, answer = self.world._answer(request)
+    def urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> _Answer:
+        """What the simulated WeChat of the running simulation answers, or what urllib3 raises."""
+        status, _headers, answer = self.world.wechats_answer(method, url, body or b"")
         return _Answer(status, answer)
-
-
-_to_json = json.dumps
 
 
 @contextlib.contextmanager
@@ -1269,7 +1255,7 @@ def simulated() -> Iterator[None]:
     try:
         with (
             patch.object(keeper, "ThreadPoolExecutor", _InTurn),
-            patch.object(wechat, "_Session", _Session),
+            patch.object(wechat, "Session", _Session),
         ):
             yield
     finally:

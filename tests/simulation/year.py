@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import requests
 from botocore.exceptions import EndpointConnectionError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from urllib3.exceptions import NewConnectionError
 
 from infra import stack
 from infra.simulated_wechat import BEIJING, DAY, HOUR, Answer, Fault, SimulatedWeChat
@@ -151,10 +151,10 @@ class FaultyWeChat(SimulatedWeChat):
     def answer(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
     ) -> Answer:
-        """As WeChat does. Raises `requests.ConnectTimeout` where it cannot be reached."""
+        """As WeChat does. Raises `NewConnectionError` where it cannot be reached."""
         now, is_fetch = self._now(), path in TOKEN_PATHS
         if now in self._during.unreachable:
-            raise requests.ConnectTimeout
+            raise NewConnectionError(None, "unreachable")  # type: ignore[arg-type]
         self.made += 1
         if is_fetch and now < self._spent_until:
             return self._refusal_when_spent  # as the day's quota does not come back before Beijing's midnight
@@ -293,7 +293,7 @@ class _Script:
         """A token, and when it would expire by WeChat's `expires_in`. Raises `CrashError`."""
         try:
             answer = ask(self.wechat, self._endpoint)
-        except requests.ConnectionError:
+        except NewConnectionError:
             return None
         if self.wechat.asker_dies:
             self.wechat.asker_dies = False

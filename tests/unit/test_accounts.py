@@ -2,12 +2,15 @@
 
 import json
 import traceback
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from token_keeper.accounts import Accounts, parse_record
-from token_keeper.errors import InvalidRecordError
-from token_keeper.model import Kind
+from token_keeper.errors import InvalidRecordError, ParametersUnavailableError
+from token_keeper.model import Account, Kind
 
 SECRET = "s3cr3t-0123456789abcdef"
 
@@ -37,6 +40,13 @@ def test_every_printable_secret_is_taken_as_it_is() -> None:
     assert parse_record("main", json.dumps({"appid": "wx1", "secret": secret})).secret == secret
 
 
+@pytest.mark.parametrize("before", ["", "\ufeff", "\r\n", "\ufeff\r\n", "\n\ufeff"])
+@pytest.mark.parametrize("after", ["", "\n", "\r\n\r\n", " \t"])
+def test_what_an_editor_leaves_around_a_record_is_harmless(before: str, after: str) -> None:
+    record = json.dumps({"appid": "wx1", "secret": SECRET})
+    assert parse_record("main", f"{before}{record}{after}") == parse_record("main", record)
+
+
 INVALID = {
     "nothing": "",
     "the secret alone": SECRET,
@@ -45,7 +55,8 @@ INVALID = {
     "a list": f'["{SECRET}"]',
     "cut": f'{{"appid": "wx1", "secret": "{SECRET}',
     "a trailing comma": f'{{"appid": "wx1", "secret": "{SECRET}",}}',
-    "a byte order mark": f'\ufeff{{"appid": "wx1", "secret": "{SECRET}"}}',
+    "two byte order marks": f'\ufeff\ufeff{{"appid": "wx1", "secret": "{SECRET}"}}',
+    "a byte order mark at the end": f'{{"appid": "wx1", "secret": "{SECRET}"}}\ufeff',
     "nested beyond all measure": "[" * 100_000,
     "no secret": '{"appid": "wx1"}',
     "no appid": f'{{"secret": "{SECRET}"}}',
@@ -88,7 +99,6 @@ def test_what_is_no_record_is_refused_and_never_repeated(value: str) -> None:
     # Then the error says what is wrong, and neither it nor anything it carries repeats the value
     error = refused.value
     assert str(error)
-    assert not error.retryable
     said = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
     assert not any(secret in said for secret in (SECRET, SECRET[:8], "31337313373133"))
     assert (error.__cause__, error.__context__) == (None, None)
@@ -124,3 +134,83 @@ def test_an_account_does_not_show_its_secret() -> None:
 def test_only_a_parameter_right_below_the_path_is_an_accounts(path: str, parameter: str, account: str | None) -> None:
     no_aws: object = None
     assert Accounts(no_aws, path).name_of(parameter) == account  # type: ignore[arg-type]
+
+
+# --- reading many
+
+
+class ParameterStore:
+    """Parameter Store with a usable record under every name; a call for a name in `failing` fails as it says."""
+
+    def __init__(self, failing: dict[str, Exception]) -> None:
+        self.failing = failing
+        self.calls: list[list[str]] = []
+
+    def get_parameters(self, Names: list[str], **_: Any) -> Any:  # noqa: N803 - boto3's name
+        self.calls.append([name.rpartition("/")[2] for name in Names])
+        for name in self.calls[-1]:
+            if name in self.failing:
+                raise self.failing[name]
+        value = json.dumps({"appid": "wx1", "secret": SECRET})
+        modified = {"Version": 1, "LastModifiedDate": datetime.now(UTC)}
+        return {"Parameters": [{"Name": name, "Value": value, **modified} for name in Names]}
+
+
+def aws_error(code: str, status: int = 400) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": SECRET}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetParameters",
+    )
+
+
+NAMES = [f"a{number}" for number in range(10)]
+
+
+def read_all(store: ParameterStore) -> tuple[list[str], list[str]]:
+    """The accounts that could be read, and those that could not."""
+    records = dict(Accounts(store, "/keeper/accounts").read(NAMES))  # type: ignore[arg-type]
+    assert list(records) == NAMES
+    failed = [name for name, record in records.items() if isinstance(record.content, ParametersUnavailableError)]
+    return [name for name, record in records.items() if isinstance(record.content, Account)], failed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "InvalidKeyId",
+        "AccessDeniedException",
+        "KMSInvalidStateException",
+        "DisabledException",
+        "InvalidCiphertextException",
+        "NotFoundException",
+        "ValidationException",
+    ],
+)
+def test_one_bad_parameter_never_stops_the_others(code: str) -> None:
+    # Given a parameter whose key cannot be used, which has every request with it refused
+    store = ParameterStore({"a3": aws_error(code)})
+    assert read_all(store) == ([name for name in NAMES if name != "a3"], ["a3"])
+    assert store.calls == [NAMES, *([name] for name in NAMES)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aws_error("ThrottlingException"),
+        aws_error("RequestLimitExceeded", 503),
+        aws_error("InternalServerError", 500),
+        EndpointConnectionError(endpoint_url="https://ssm.invalid/"),
+    ],
+    ids=lambda error: type(error).__name__ + str(error)[:60],
+)
+def test_throttling_or_an_outage_is_no_ten_calls(error: ClientError | BotoCoreError) -> None:
+    store = ParameterStore(dict.fromkeys(NAMES, error))
+    assert read_all(store) == ([], NAMES)
+    assert len(store.calls) == 1
+
+
+def test_an_outage_while_each_is_read_ends_the_calls() -> None:
+    # Given a bad parameter, and a Parameter Store that throttles from the fifth on
+    store = ParameterStore({"a0": aws_error("InvalidKeyId"), "a4": aws_error("ThrottlingException")})
+    assert read_all(store) == (["a1", "a2", "a3"], ["a0", *NAMES[4:]])
+    assert len(store.calls) == 1 + 5

@@ -4,7 +4,7 @@ import json
 import ssl
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
+import boto3
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -134,8 +135,6 @@ def service() -> Iterator[Service]:
             self.wfile.write(answer[1])
             self.close_connection = told.hangs_up  # without a word of it before
 
-        do_GET = do_POST  # noqa: N815
-
         def log_message(self, *_: Any) -> None:
             pass
 
@@ -176,7 +175,7 @@ def test_requests_share_a_connection(service: Service) -> None:
 
 
 def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
-    # Given a server that hangs up after each answer, as one does while a Lambda is frozen or restored from a snapshot
+    # Given a server that hangs up after each answer, as one does while a Lambda is frozen
     service.hangs_up = True
     client = aws.client("dynamodb", environment(service), lambda: NOW)
     client.get_item(TableName="t", Key={})
@@ -235,6 +234,17 @@ def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> N
         "/2015-03-31/functions/f/invocations",
     ]
     assert service.requests[1][2] == b'{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    "name", ["refresh", "refresh:readers", "arn:aws:lambda:us-east-1:123456789012:function:f:readers"]
+)
+def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, name: str) -> None:
+    aws.client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
+    session = boto3.Session("key-id", "secret-key", region_name="us-east-1")
+    session.client("lambda", endpoint_url=service.url).invoke(FunctionName=name, Payload="{}")
+    (ours, _, _), (boto3s, _, _) = service.requests
+    assert ours == boto3s
 
 
 def test_many_threads_share_a_client(service: Service) -> None:
@@ -313,70 +323,6 @@ def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
     assert aws._url("dynamodb", region, more) == url
 
 
-@pytest.fixture
-def given_credentials(service: Service, tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """An environment as with SnapStart; the service answers for both, credentials first."""
-    (tmp_path / "token").write_text("pass\n")
-
-    def make(*, in_file: bool = False) -> dict[str, str]:
-        where = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{service.url}/credentials?a=b"}
-        token = (
-            {"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(tmp_path / "token")}
-            if in_file
-            else {"AWS_CONTAINER_AUTHORIZATION_TOKEN": "pass"}
-        )
-        return {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": service.url, **where, **token}
-
-    return make
-
-
-def handed_out(key: str, ends: str) -> tuple[int, bytes]:
-    return 200, json.dumps(
-        {"AccessKeyId": key, "SecretAccessKey": "secret-key", "Token": "session-token", "Expiration": ends}
-    ).encode()
-
-
-@pytest.mark.parametrize("in_file", [False, True])
-def test_credentials_are_fetched_where_the_environment_says_and_anew_before_they_end(
-    service: Service, given_credentials: Callable[..., dict[str, str]], in_file: bool
-) -> None:
-    now = [NOW]
-    client = aws.client("dynamodb", given_credentials(in_file=in_file), lambda: now[0])
-    # Given nothing is fetched before it is needed: a snapshot is taken with none
-    assert service.requests == []
-    # When the function reads, and again, and again shortly before the credentials end
-    service.answers = [handed_out("first", "2026-09-21T15:13:20Z"), (200, b"{}"), (200, b"{}")]
-    client.get_item()
-    client.get_item()
-    now[0] += 3600 - aws.REFRESH_BEFORE
-    service.answers = [handed_out("second", "2026-09-21T20:13:20Z")]
-    client.get_item()
-    # Then they were fetched twice
-    fetches = [headers["authorization"] for path, headers, _ in service.requests if path == "/credentials?a=b"]
-    signed_by = [
-        headers["authorization"].split("Credential=")[1].split("/")[0]
-        for path, headers, _ in service.requests
-        if path == "/"
-    ]
-    assert (fetches, signed_by) == (["pass", "pass"], ["first", "first", "second"])
-
-
-def test_old_credentials_serve_until_they_end_where_there_are_no_new_ones(
-    service: Service, given_credentials: Callable[..., dict[str, str]]
-) -> None:
-    now = [NOW]
-    client = aws.client("dynamodb", given_credentials(), lambda: now[0])
-    service.answers = [handed_out("first", "2026-09-21T15:13:20Z")]
-    client.get_item()
-    now[0] += 3599
-    service.answers = [(500, b"")]
-    assert client.get_item() == ITEM
-    now[0] += 1
-    service.answers = [(500, b"")] * 2
-    with pytest.raises(aws.UnreachableError):
-        client.get_item()
-
-
 @pytest.mark.parametrize(
     ("answers", "more"),
     [
@@ -386,20 +332,18 @@ def test_old_credentials_serve_until_they_end_where_there_are_no_new_ones(
         ([], {"AWS_SESSION_TOKEN": "session-token\nX-Injected: 1"}),
         ([], {"AWS_SECRET_ACCESS_KEY": "secret-key é"}),
         ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),
-        ([handed_out("key-id", "secret-key")], {"AWS_ACCESS_KEY_ID": ""}),
-        ([(200, b'["session-token"]')], {"AWS_ACCESS_KEY_ID": ""}),
-        ([], {"AWS_ACCESS_KEY_ID": "", "AWS_CONTAINER_CREDENTIALS_FULL_URI": ""}),
+        ([], {"AWS_ACCESS_KEY_ID": ""}),
+        ([], {"AWS_SECRET_ACCESS_KEY": ""}),
     ],
 )
 def test_no_error_tells_a_credential(
     service: Service, answers: list[tuple[int, bytes] | None], more: dict[str, str]
 ) -> None:
     service.answers = list(answers) * 2
-    container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": service.url, "AWS_CONTAINER_AUTHORIZATION_TOKEN": "pass-token"}
     with pytest.raises((aws.RefusedError, aws.UnreachableError)) as caught:
-        ask(service, **(container | more))
+        ask(service, **more)
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
-    for value in ("session-token", "secret-key", "key-id", "pass-token"):
+    for value in ("session-token", "secret-key", "key-id"):
         assert value not in told
 
 

@@ -1,31 +1,23 @@
-"""What may be spent of WeChat's limits, and on whose day."""
+"""What may be used of WeChat's limits, and on whose day."""
 
 from dataclasses import replace
 
 import pytest
 
 from token_keeper import budget
-from token_keeper.model import Kind, Spent
+from token_keeper.model import Kind, Usage
 
 MIDNIGHT = 20_718 * 86400 - 8 * 3600
 """A midnight in Beijing, 16:00 UTC."""
 
 
 def test_wechats_day_begins_at_midnight_in_beijing() -> None:
-    # Given what was spent a second before midnight
-    spent = budget.spend(Spent(), MIDNIGHT - 1, epoch=1, calls=7, forced=1, checks=3)
+    # Given what was used a second before midnight
+    usage = budget.record(Usage(), MIDNIGHT - 1, calls=7, forced=True)
     # Then it counts until then, and not after
-    assert budget.today(spent, MIDNIGHT - 1).calls == 7
-    assert budget.today(spent, MIDNIGHT) == Spent(day=spent.day + 1, epoch=1, forced_at=MIDNIGHT - 1)
-
-
-def test_a_lease_that_never_told_counts_as_a_call() -> None:
-    # Given a renewal under lease 5, and two that died after it
-    spent = budget.spend(Spent(), MIDNIGHT, epoch=5, calls=1)
-    # When the next one tells what it spent
-    spent = budget.spend(spent, MIDNIGHT + 180, epoch=8, calls=1)
-    # Then theirs are counted too
-    assert spent.calls == 4
+    assert budget.today(usage, MIDNIGHT - 1).calls == 7
+    assert budget.today(usage, MIDNIGHT) == Usage(day=usage.day + 1, forced_at=MIDNIGHT - 1)
+    assert [budget.seconds_to_midnight(MIDNIGHT + second) for second in (-1, 0, 1)] == [1, 86400, 86399]
 
 
 @pytest.mark.parametrize(
@@ -39,9 +31,9 @@ def test_a_lease_that_never_told_counts_as_a_call() -> None:
         (Kind.CORP_TOKEN, 500, False),
     ],
 )
-def test_reports_and_operators_spend_what_is_left_above_the_reserve(kind: Kind, calls: int, room: bool) -> None:
-    spent = budget.spend(Spent(), MIDNIGHT, epoch=1, calls=calls)
-    assert budget.may_wish(kind, spent, MIDNIGHT) is room
+def test_on_demand_fetches_leave_the_reserve(kind: Kind, calls: int, room: bool) -> None:
+    usage = budget.record(Usage(), MIDNIGHT, calls=calls)
+    assert budget.may_fetch_on_demand(kind, usage, MIDNIGHT) is room
 
 
 def test_the_reserve_covers_a_day_in_which_every_attempt_fails() -> None:
@@ -52,14 +44,24 @@ def test_the_reserve_covers_a_day_in_which_every_attempt_fails() -> None:
     ("forced", "since", "heeded"), [(0, 10**9, True), (19, 30, True), (19, 29, False), (20, 3600, False)]
 )
 def test_a_forced_refresh_keeps_to_wechats_limits(forced: int, since: int, heeded: bool) -> None:
-    spent = replace(budget.spend(Spent(), MIDNIGHT, epoch=1), forced=forced, forced_at=MIDNIGHT + 3600 - since)
     now = MIDNIGHT + 3600
-    assert budget.may_force(spent, now) is heeded
-    assert budget.may_rotate(Kind.STABLE_TOKEN, spent, now) is heeded
-    assert budget.may_rotate(Kind.TOKEN, spent, now)
+    usage = replace(budget.record(Usage(), MIDNIGHT), forced=forced, forced_at=now - since)
+    assert budget.may_force(usage, now) is heeded
+    assert budget.may_rotate(Kind.STABLE_TOKEN, usage, now) is heeded
+    assert budget.may_rotate(Kind.TOKEN, usage, now)
 
 
-def test_checks_have_a_limit_of_their_own() -> None:
-    spent = budget.spend(Spent(), MIDNIGHT, epoch=1, checks=budget.CHECKS_A_DAY)
-    assert not budget.may_check(spent, MIDNIGHT)
-    assert budget.may_check(spent, MIDNIGHT + 86400)
+def test_reports_have_an_allowance_that_regains() -> None:
+    # Given a burst of reports at one moment
+    booked_until = 0
+    for _ in range(budget.REPORT_BURST):
+        assert budget.report_wait(booked_until, MIDNIGHT) == 0
+        booked_until = budget.book_check(booked_until, MIDNIGHT)
+    # Then one more has to wait until the allowance has regained one
+    assert budget.report_wait(booked_until, MIDNIGHT) == budget.REPORT_INTERVAL
+    assert budget.report_wait(booked_until, MIDNIGHT + budget.REPORT_INTERVAL) == 0
+
+
+def test_reports_leave_the_probe_its_share() -> None:
+    probes = 86400 // 300
+    assert budget.REPORT_BURST + 86400 // budget.REPORT_INTERVAL + probes <= budget.CHECKS_A_DAY

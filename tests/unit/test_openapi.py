@@ -28,7 +28,8 @@ def test_it_is_an_openapi_document() -> None:
 
 def test_it_describes_the_routes_that_are_deployed() -> None:
     described = {(method.upper(), path) for method, path, _ in operations()}
-    assert described == {(route.method, route.path) for route in stack.routes(stack.translate())}
+    routes = stack.routes(stack.translate())
+    assert described == {(route.method, route.path) for route in routes if route.method != "ANY"}
 
 
 def test_only_calls_in_wechats_format_need_no_signature() -> None:

@@ -10,6 +10,7 @@ from token_keeper.model import ACCESS_TOKEN, Credential, Failure, FailureClass, 
 FETCHED = 1_000_000
 FULL_LIFE = 7200
 EXPIRES = FETCHED + FULL_LIFE
+NOW = FETCHED + 6600
 
 
 def credential(kind: Kind, **changes: object) -> Credential:
@@ -37,8 +38,8 @@ def failure(failure_class: FailureClass, errcode: int | None = None) -> Failure:
         (Kind.TOKEN, 6660),
         (Kind.STABLE_TOKEN, 6930),
         (Kind.CORP_TOKEN, 6900),
-        (Kind.TICKET, 6900),
-        (Kind.CORP_TICKET, 6900),
+        (Kind.TICKET, 150),  # the first one, whose age is unknown
+        (Kind.CORP_TICKET, 150),
     ],
 )
 def test_a_new_value_is_due_before_it_expires(kind: Kind, due_after: int) -> None:
@@ -53,36 +54,6 @@ def test_a_new_value_is_due_before_it_expires(kind: Kind, due_after: int) -> Non
 @pytest.mark.parametrize(("life", "due_after"), [(1, 1), (60, 30), (600, 300), (1080, 540), (1081, 541)])
 def test_a_short_lived_token_is_due_at_half_its_life_at_the_latest(life: int, due_after: int) -> None:
     assert renewal.next_due(credential(Kind.TOKEN), Grant("new", life, FETCHED)) == FETCHED + due_after
-
-
-@pytest.mark.parametrize(
-    ("kind", "together", "at_most_earlier"),
-    [
-        (Kind.TOKEN, 1, 0),  # the main tick's
-        (Kind.TOKEN, 299, 0),
-        (Kind.TOKEN, 300, 60),
-        (Kind.TOKEN, 10_000, 33 * 60),
-        (Kind.TICKET, 10_000, 33 * 60),
-        (Kind.TOKEN, 1_000_000, 3600 - 540),  # not before half its life
-        (Kind.STABLE_TOKEN, 10_000, 0),  # the same would come back
-    ],
-)
-def test_many_that_are_renewed_together_do_not_come_due_together(
-    kind: Kind, together: int, at_most_earlier: int
-) -> None:
-    # Given accounts that are renewed together, a thousand of them seen here
-    grant, usual = Grant("new", FULL_LIFE, FETCHED), EXPIRES - renewal.RULES[kind].due_before
-    # When it is said when each is due again
-    due = [
-        renewal.next_due(replace(credential(kind), account=f"a{number}"), grant, together=together)
-        for number in range(1000)
-    ]
-    # Then they are spread over the time before the usual moment, each always to the same place
-    assert usual - at_most_earlier <= min(due) <= max(due) <= usual
-    if at_most_earlier:
-        assert max(due) - min(due) > at_most_earlier * 0.9
-    again = renewal.next_due(replace(credential(kind), account="a0"), grant, together=together)
-    assert again == due[0]
 
 
 @pytest.mark.parametrize(
@@ -109,13 +80,12 @@ def test_when_the_same_value_comes_back_it_is_asked_for_again_in_time(kind: Kind
     [
         (EXPIRES - 300, FULL_LIFE, EXPIRES),  # does not count down: the life counts from when it was first seen
         (EXPIRES - 300, 200, EXPIRES - 100),  # does count down, and says less
-        (EXPIRES, FULL_LIFE, EXPIRES + renewal.OLD_TICKET_LIFE),  # still handed out: trusted for a while
+        (EXPIRES, FULL_LIFE, EXPIRES + renewal.UNKNOWN_AGE_LIFE),  # still handed out: trusted for a while
     ],
 )
-def test_a_tickets_life_counts_from_when_its_value_was_first_seen(
-    asked_at: int, expires_in: int, expires_at: int
-) -> None:
-    assert renewal.expiry(credential(Kind.TICKET), Grant("old", expires_in, asked_at)) == expires_at
+def test_a_tickets_life_counts_from_first_sight(asked_at: int, expires_in: int, expires_at: int) -> None:
+    known = credential(Kind.TICKET, previous_fingerprint="0" * 16)
+    assert renewal.expiry(known, Grant("old", expires_in, asked_at)) == expires_at
 
 
 @pytest.mark.parametrize(
@@ -197,6 +167,7 @@ def test_while_failing_a_corrected_record_may_rotate_at_any_moment() -> None:
         ({"failures": 1, "last_error": failure(FailureClass.TRANSIENT)}, 6700, "failing"),
         ({"failures": 9, "last_error": failure(FailureClass.TRANSIENT)}, 7200, "expired"),
         ({"at_risk_since": FETCHED}, 300, "expired"),
+        ({"refused_at": FETCHED + 70}, 70, "expired"),
     ],
 )
 def test_the_state_says_the_health_in_a_word(changes: dict[str, object], at: int, state: str) -> None:
@@ -225,27 +196,99 @@ def test_each_class_of_failure_has_its_next_attempt(
     assert renewal.retry_after(failure(failure_class, errcode), failures) == seconds
 
 
+@pytest.mark.parametrize(("before_midnight", "seconds"), [(1801, 1800), (1770, 1800), (60, 90), (1, 31)])
+def test_a_used_up_quota_is_retried_when_wechats_day_begins(before_midnight: int, seconds: int) -> None:
+    # Given a quota that was used up shortly before midnight in Beijing
+    at = 20_718 * 86400 - 8 * 3600 - before_midnight
+    used_up = replace(failure(FailureClass.QUOTA, 45009), at=at)
+    # Then it is tried again half a minute after midnight at the latest
+    assert renewal.retry_after(used_up, 1) == seconds
+
+
 def test_a_dead_renewal_is_repaired_while_the_old_token_works() -> None:
     guard_interval = 60
     assert renewal.LEASE + guard_interval < renewal.RULES[Kind.TOKEN].overlap
 
 
 @pytest.mark.parametrize(
-    ("changes", "expires_at"),
+    ("changes", "value", "asked_at", "expires_at"),
     [
-        ({}, FETCHED + 7200),
-        # An attempt an hour ago had no answer: the ticket may be the one that it made
-        ({"at_risk_since": FETCHED - 3600}, FETCHED + 3600),
-        ({"at_risk_since": FETCHED - 90_000}, FETCHED + 300),
-        # It was kept before, and it is not known since when
-        ({"age_unknown": True}, FETCHED + 300),
+        # The first ticket may have been created for another client: trusted 300 s at a time
+        ({"value": None}, "new", FETCHED, FETCHED + 300),
+        ({"expires_at": FETCHED + 300}, "old", FETCHED + 150, FETCHED + 450),
+        # but not beyond its life as seen from the first time, unless WeChat goes on to repeat it
+        ({"expires_at": FETCHED + 7100}, "old", FETCHED + 7000, FETCHED + 7200),
+        ({"expires_at": FETCHED + 7200}, "old", FETCHED + 7200, FETCHED + 7500),
+        # Its successor is known from the beginning
+        ({"expires_at": FETCHED + 300}, "new", FETCHED + 150, FETCHED + 7350),
+        # The response of an attempt a minute ago was lost: the ticket may be the one that it made
+        ({"at_risk_since": FETCHED - 60}, "new", FETCHED, FETCHED + 7140),
     ],
 )
-def test_a_tickets_life_counts_from_when_it_may_first_have_been_given(
-    changes: dict[str, object], expires_at: int
+def test_a_tickets_life_counts_from_its_first_possible_use(
+    changes: dict[str, object], value: str, asked_at: int, expires_at: int
 ) -> None:
-    without_value = replace(credential(Kind.TICKET), value=None, **changes)  # type: ignore[arg-type]
-    assert renewal.expiry(without_value, Grant("new", 7200, FETCHED)) == expires_at
+    ticket = credential(Kind.TICKET, **changes)
+    assert renewal.expiry(ticket, Grant(value, FULL_LIFE, asked_at)) == expires_at
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "expires_at"),
+    [
+        (EXPIRES - 300, EXPIRES),  # WeCom repeats the token with a full expires_in: its life counts from first sight
+        (EXPIRES + 5, EXPIRES + 305),  # still repeated after that: trusted for a while
+    ],
+)
+def test_a_repeated_corp_token_lives_no_longer(asked_at: int, expires_at: int) -> None:
+    repeated = Grant("old", FULL_LIFE, asked_at)
+    assert renewal.expiry(credential(Kind.CORP_TOKEN), repeated) == expires_at
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_isolated", "may_mint"),
+    [
+        ({}, False, True),
+        ({"value": None}, False, True),
+        # A call of /cgi-bin/token less than 300 s ago: another one might end a token that readers are promised
+        ({"at_risk_since": NOW - 299}, True, False),
+        ({"at_risk_since": NOW - 300}, False, True),
+        ({"minted_at": NOW - 299}, True, False),
+        ({"at_risk_since": NOW}, False, True),  # set by this very lease
+        # WeChat refused the live token: nobody is promised it
+        ({"refused_at": NOW - 5, "at_risk_since": NOW - 5}, True, True),
+        # Another client invalidated one within a day
+        ({"foreign_rotation_at": NOW - 86399}, True, True),
+        ({"foreign_rotation_at": NOW - 86400}, False, True),
+    ],
+)
+def test_when_a_token_comes_from_the_isolated_endpoint(
+    changes: dict[str, object], is_isolated: bool, may_mint: bool
+) -> None:
+    leased = credential(Kind.TOKEN, **{"at_risk_since": NOW, **changes})
+    assert renewal.is_isolated(leased, NOW) is is_isolated
+    assert renewal.may_mint(leased, NOW) is may_mint
+
+
+def test_an_isolated_token_is_due_by_the_rule_of_its_endpoint() -> None:
+    # Given a `token` account whose next token came from stable_token
+    grant = Grant("new", FULL_LIFE, FETCHED)
+    # Then it is due in its last 270 s, when stable_token gives another
+    assert renewal.next_due(credential(Kind.TOKEN), grant, isolated=True) == EXPIRES - 270
+
+
+@pytest.mark.parametrize(
+    ("changes", "since", "probed"),
+    [
+        ({}, 60, True),
+        ({}, 59, False),  # WeChat may not accept it yet
+        ({}, FULL_LIFE, False),
+        ({"value": None}, 60, False),
+        ({"refused_at": FETCHED + 61}, 70, False),
+        ({"lease_until": FETCHED + 71}, 70, False),
+    ],
+)
+def test_which_tokens_are_probed(changes: dict[str, object], since: int, probed: bool) -> None:
+    assert renewal.is_to_be_probed(credential(Kind.TOKEN, **changes), FETCHED + since) is probed
 
 
 @pytest.mark.parametrize("late", [-300, 0, 600, 90_000])

@@ -822,6 +822,43 @@ def test_a_wrong_order_is_refused_with_what_is_possible(web: Client, order: obje
     assert b"access_token" in web.get(TOKEN_URL).data
 
 
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("40164", Fault.error(40164)),
+        ("-1", Fault.error(-1)),
+        ("http", Fault.http()),
+        ("drop_after", Fault.drop_after()),
+    ],
+)
+def test_a_fault_has_a_name(name: str, fault: Fault) -> None:
+    assert Fault.named(name) == fault
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "4e4", "named"])
+def test_an_unknown_name_of_a_fault_lists_the_names(name: str) -> None:
+    with pytest.raises(ValueError, match=r"errcode of WeChat, or one of http, redirect, .*slow"):
+        Fault.named(name)
+
+
+def test_each_call_meets_the_fault_it_was_made_with(clock: Clock) -> None:
+    # Given a simulator that fails, and another fault that is ordered for its next call
+    wechat = SimulatedWeChat(clock, fault=Fault.error(40164))
+    wechat.add_app(APPID, SECRET)
+    wechat.fail("/cgi-bin/token", Fault.error(-1))
+    # When / Then
+    assert [token(wechat)["errcode"] for _ in range(3)] == [-1, 40164, 40164]
+    assert stable_token(wechat)["errcode"] == 40164
+    assert get(wechat, "/cgi-bin/gettoken", corpid=CORPID, corpsecret=CORP_SECRET)["errcode"] == 40164
+
+
+def test_with_a_key_only_who_shows_it_steers(clock: Clock) -> None:
+    guarded = Client(SimulatedWeChat(clock, api_key="right"))
+    for key, status in ((None, 403), ("", 403), ("wrong", 403), ("rïght", 403), ("right", 200)):
+        headers = {} if key is None else {"X-Api-Key": key}
+        assert guarded.get("/_simulator/calls", headers=headers).status_code == status
+
+
 def test_calls_can_be_counted_by_hand_without_any_value(web: Client, wechat: SimulatedWeChat) -> None:
     # Given three calls
     value = json.loads(web.get(TOKEN_URL).data)["access_token"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samcli.lib.providers.api_provider import ApiProvider
-from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+from werkzeug.test import Client
 
+from infra.local import gateway
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from tests.bill import READ_SECONDS
+from tests.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
@@ -30,13 +33,14 @@ READERS_CALLS = {
     ("dynamodb:Query", "TokenTable.Arn"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/fingerprint"),
     ("dynamodb:Query", "${TokenTable.Arn}/index/previous_fingerprint"),
-    ("lambda:InvokeFunction", "RefreshFunction.Arn"),
+    ("lambda:InvokeFunction", "${RefreshFunction.Arn}:readers"),
 }
 ACCOUNTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/accounts"
 REFRESHERS_CALLS = {
     ("logs:CreateLogStream", "RefreshFunctionLog.Arn"),
     ("logs:PutLogEvents", "RefreshFunctionLog.Arn"),
     ("dynamodb:GetItem", "TokenTable.Arn"),
+    ("dynamodb:BatchGetItem", "TokenTable.Arn"),
     ("dynamodb:PutItem", "TokenTable.Arn"),
     ("dynamodb:UpdateItem", "TokenTable.Arn"),
     ("dynamodb:DeleteItem", "TokenTable.Arn"),
@@ -46,6 +50,15 @@ REFRESHERS_CALLS = {
     ("ssm:GetParameters", f"{ACCOUNTS_ARN}/*"),
     ("sqs:SendMessage", "DeadLetterQueue.Arn"),
 }
+INTERFACE_CALLS = {
+    ("ec2:AssignPrivateIpAddresses", "*"),
+    ("ec2:CreateNetworkInterface", "*"),
+    ("ec2:DeleteNetworkInterface", "*"),
+    ("ec2:DescribeNetworkInterfaces", "*"),
+    ("ec2:DescribeSubnets", "*"),
+    ("ec2:UnassignPrivateIpAddresses", "*"),
+}
+"""What Lambda does with RefreshFunction's role: it makes and removes network interfaces."""
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +75,18 @@ def of_type(template: Template, kind: str) -> dict[str, dict[str, Any]]:
     return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
 
 
+def statements(role: dict[str, Any], effect: str) -> Iterator[dict[str, Any]]:
+    for policy in role["Policies"]:
+        yield from (one for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == effect)
+
+
 def calls(role: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each (action, resource) that a role's statements allow, resources in the template's words."""
-    for policy in role["Policies"]:
-        for statement in policy["PolicyDocument"]["Statement"]:
-            assert statement["Effect"] == "Allow"
-            for resource in listed(statement["Resource"]):
-                if isinstance(resource, dict):
-                    resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
-                yield from ((action, resource) for action in listed(statement["Action"]))
+    for statement in statements(role, "Allow"):
+        for resource in listed(statement["Resource"]):
+            if isinstance(resource, dict):
+                resource = ".".join(resource["Fn::GetAtt"]) if "Fn::GetAtt" in resource else resource["Fn::Sub"]
+            yield from ((action, resource) for action in listed(statement["Action"]))
 
 
 def listed(one_or_more: Any) -> list[Any]:
@@ -82,29 +98,23 @@ def event(name: str) -> dict[str, Any]:
     return loaded
 
 
-def test_a_snapshot_is_taken_where_it_is_wanted_and_exists_and_the_api_calls_the_version_that_has_it() -> None:
-    template = translate({"SnapStart": "enabled"})
-    # It is taken of published versions, on a condition: wanted, and not in China
-    taken = properties(template, "ApiFunction")["SnapStart"]
-    assert taken == {"Fn::If": ["HasSnapStart", {"ApplyOn": "PublishedVersions"}, {"Ref": "AWS::NoValue"}]}
-    wanted = [{"Fn::Equals": ["enabled", "enabled"]}, {"Fn::Not": [{"Fn::Equals": ["aws", "aws-cn"]}]}]
-    assert template["Conditions"]["HasSnapStart"] == {"Fn::And": wanted}
-    assert translate()["Conditions"]["HasSnapStart"]["Fn::And"][0] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway calls, and may call, the latest version
+def test_no_version_is_published_and_the_gateway_calls_latest(template: Template) -> None:
+    # A published version would keep the architecture, the network and the code that it was published with.
+    assert not of_type(template, "AWS::Lambda::Version")
     (api,) = of_type(template, "AWS::ApiGatewayV2::Api").values()
     called = {
         operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"].partition("/functions/")[2]
         for path in api["Body"]["paths"].values()
-        for operation in (path["Fn::If"][1] if "Fn::If" in path else path).values()
+        for operation in path.values()
     }
-    assert called == {"${ApiFunctionAliaslive}/invocations", "${ApiFunction.Arn}:live/invocations"}
+    assert called == {"${ApiFunction.Arn}/invocations"}
     permitted = [
         permission["FunctionName"]
         for permission in of_type(template, "AWS::Lambda::Permission").values()
         if permission["Principal"] == "apigateway.amazonaws.com"
     ]
     assert permitted
-    assert all(function == {"Ref": "ApiFunctionAliaslive"} for function in permitted)
+    assert all(function == {"Ref": "ApiFunction"} for function in permitted)
 
 
 def test_the_contracts_names_are_there(template: Template) -> None:
@@ -119,7 +129,8 @@ def test_the_contracts_names_are_there(template: Template) -> None:
     assert defaults["RefreshRate"] == "rate(110 minutes)"
     assert defaults["GuardRate"] == "rate(1 minute)"
     assert set(defaults) >= {"EgressMode", "SubnetIds", "SecurityGroupIds", "KmsKeyArn", "AlarmEmail"}
-    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed"]
+    assert defaults["EgressZone"] == defaults["EgressAllocationId"] == ""
+    assert template["Parameters"]["EgressMode"]["AllowedValues"] == ["none", "existing", "managed", "instance"]
     assert "EgressIp" in template["Outputs"]
 
 
@@ -153,7 +164,16 @@ def test_the_template_itself_names_no_partition() -> None:
 
 def test_nothing_needs_what_aws_china_lacks() -> None:
     # "Feature Availability and Implementation Differences" of Lambda in Getting Started with AWS in China.
-    lacking = ("Tracing", "FunctionUrl", "AsyncEventsReceived", "AsyncEventAge", "AsyncEventsDropped", "X-Ray", "xray")
+    lacking = (
+        "Tracing",
+        "SnapStart",
+        "FunctionUrl",
+        "AsyncEventsReceived",
+        "AsyncEventAge",
+        "AsyncEventsDropped",
+        "X-Ray",
+        "xray",
+    )
 
     template = translate(region="cn-north-1")
     deployed = json.dumps(
@@ -161,9 +181,6 @@ def test_nothing_needs_what_aws_china_lacks() -> None:
     )
 
     assert not [feature for feature in lacking if feature in deployed]
-    for function in FUNCTIONS:
-        snap_start = properties(template, function).get("SnapStart")
-        assert snap_start is None or "Fn::If" in snap_start
 
 
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
@@ -189,6 +206,10 @@ COMPATIBLE_ROUTES = {
     Route("POST", "/cgi-bin/stable_token", "ApiFunction"),
     Route("GET", "/cgi-bin/gettoken", "ApiFunction"),
     Route("GET", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("POST", "/cgi-bin/ticket/getticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/get_jsapi_ticket", "ApiFunction"),
+    Route("GET", "/cgi-bin/ticket/get", "ApiFunction"),
+    Route("ANY", "/cgi-bin/{proxy+}", "ApiFunction"),
 }
 
 
@@ -204,40 +225,91 @@ def test_every_route_has_no_prefix_and_those_of_v1_need_iam(template: Template) 
     assert stage["StageName"] == "$default"
 
 
-def test_switched_off_the_routes_in_wechats_format_do_not_exist(template: Template) -> None:
+@pytest.mark.parametrize(("switch", "authorizer"), [("enabled", "NONE"), ("disabled", "AWS_IAM")])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_routes_in_wechats_format_need_iam_if_disabled(region: str, switch: str, authorizer: str) -> None:
     # When
-    switched_off = translate({"WeChatCompatibleApi": "disabled"})
+    template = translate({"WeChatCompatibleApi": switch}, region=region)
 
     # Then
-    assert set(routes(switched_off)) == V1_ROUTES
-    assert switched_off["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": ["disabled", "enabled"]}
-    # And the gateway may then not call the function for them either
+    assert template["Conditions"]["HasCompatibleApi"] == {"Fn::Equals": [switch, "enabled"]}
+    body = properties(template, "HttpApi")["Body"]
+    operations = [
+        operation for path in {route.path for route in COMPATIBLE_ROUTES} for operation in body["paths"][path].values()
+    ]
+    assert len(operations) == len(COMPATIBLE_ROUTES)
+    for operation in operations:
+        condition, enabled, disabled = operation["security"]["Fn::If"]
+        assert condition == "HasCompatibleApi"
+        assert (enabled if switch == "enabled" else disabled) == [{authorizer: []}]
+        assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    assert set(body["components"]["securitySchemes"]) == {"AWS_IAM"}  # an authorizer that does not exist is none
+
+
+def test_the_gateway_may_call_the_function_for_wechats_format(template: Template) -> None:
     permission = template["Resources"]["CompatibleApiPermission"]
-    assert permission["Condition"] == "HasCompatibleApi"
+
+    assert permission["Properties"]["FunctionName"] == {"Ref": "ApiFunction"}
     assert permission["Properties"]["SourceArn"]["Fn::Sub"].endswith("${HttpApi}/*/*/cgi-bin/*")
 
 
-def test_the_routes_in_wechats_format_need_no_iam(template: Template) -> None:
-    paths = properties(template, "HttpApi")["Body"]["paths"]
+def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template) -> None:
+    # Given
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+    rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    for path in {route.path for route in COMPATIBLE_ROUTES}:
-        condition, operations, otherwise = paths[path]["Fn::If"]
-        assert (condition, otherwise) == ("HasCompatibleApi", {})
-        for operation in operations.values():
-            # Otherwise SAM would add the API's default authorizer.
-            assert operation["security"] == [{"NONE": []}]
-            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
+    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
+    assert sum(rates.values()) == 285
+    others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
+    assert rates["ANY /cgi-bin/{proxy+}"] < min(others)
+    for limit in stage["RouteSettings"].values():
+        assert limit["ThrottlingBurstLimit"] == 2 * limit["ThrottlingRateLimit"]
+    # And all of them together take less than half of the 10 executions of a new AWS account
+    assert sum(rates.values()) * READ_SECONDS < 5
 
 
-@pytest.mark.parametrize(("switch", "expected"), [("enabled", V1_ROUTES | COMPATIBLE_ROUTES), ("disabled", V1_ROUTES)])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
-def test_sam_local_start_api_finds_the_same_routes(switch: str, expected: set[Route]) -> None:
-    # When SAM's own command line reads the template
-    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
-    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("GET", "/cgi-bin/ticket/get", "GET /cgi-bin/ticket/get"),
+        ("POST", "/cgi-bin/ticket/getticket", "POST /cgi-bin/ticket/getticket"),
+        ("POST", "/cgi-bin/gettoken", "ANY /cgi-bin/{proxy+}"),
+        ("PUT", "/cgi-bin/user/info", "ANY /cgi-bin/{proxy+}"),
+        ("GET", "/v1/accounts", "GET /v1/accounts"),
+        ("POST", "/v1/accounts", None),
+    ],
+)
+def test_the_local_gateway_chooses_the_most_specific_route(
+    template: Template, method: str, path: str, route: str | None
+) -> None:
+    # Given the local gateway, and a function that answers with the route
+    serve = gateway(template, lambda event: {"body": event["routeKey"], "statusCode": 200, "headers": {}})
+
+    # When
+    answer = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
 
     # Then
-    assert {Route(method, route.path, route.function_name) for route in found for method in route.methods} == expected
+    assert (answer.text if answer.status_code == 200 else None) == route
+
+
+@pytest.mark.parametrize("switch", ["enabled", "disabled"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
+def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
+    # When SAM's own command line reads the template
+    providers = needed("samcli.lib.providers.sam_stack_provider"), needed("samcli.lib.providers.api_provider")
+    stacks, _ = providers[0].SamLocalStackProvider.get_stacks(
+        str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch}
+    )
+    found = providers[1].ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+
+    # Then
+    every_method = set(needed("samcli.local.apigw.route").Route.ANY_HTTP_METHODS)
+    assert {
+        Route(method, route.path, route.function_name)
+        for route in found
+        for method in (["ANY"] if set(route.methods) == every_method else route.methods)
+    } == V1_ROUTES | COMPATIBLE_ROUTES
 
 
 def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
@@ -248,9 +320,10 @@ def test_the_schedules_wake_the_refresher_at_the_chosen_rates() -> None:
     by_default, chosen = schedules(translate()), schedules(translate(rates))
 
     # Then
-    assert sorted(schedule.rate for schedule in by_default) == [60, 6600]
+    assert sorted(schedule.rate for schedule in by_default) == [60, 300, 6600]
     assert chosen == [
         Schedule("RefreshFunctionGuard", 120, {"wake": "guard"}, "RefreshFunction"),
+        Schedule("RefreshFunctionProbe", 300, {"wake": "probe"}, "RefreshFunction"),
         Schedule("RefreshFunctionTick", 7200, {"wake": "tick"}, "RefreshFunction"),
     ]
 
@@ -271,11 +344,45 @@ def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template
     assert {schedule["Name"]["Fn::Sub"] for schedule in found.values()} == {
         "${AWS::StackName}-tick",
         "${AWS::StackName}-guard",
+        "${AWS::StackName}-probe",
     }
     for schedule in found.values():
         assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
         assert schedule["Target"]["RetryPolicy"]["MaximumEventAgeInSeconds"] <= 300
         assert schedule["Target"]["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
+
+
+def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> None:
+    # Given the longest name that the nested stack lets pass
+    longest = nested(template, "StackName")["Parameters"]["Name"]["MaxLength"]
+    assert properties(template, "StackName")["Parameters"] == {"Name": {"Ref": "AWS::StackName"}}
+
+    # Then the names of the schedules are as long as Scheduler takes them at most
+    for schedule in of_type(template, "AWS::Scheduler::Schedule").values():
+        assert len(schedule["Name"]["Fn::Sub"].replace("${AWS::StackName}", "n" * longest)) <= 64
+    # And nothing is made before it has passed
+    checked = {"StackName"}
+    while more := {
+        name
+        for name, resource in template["Resources"].items()
+        if name not in checked and dependencies(resource) & checked
+    }:
+        checked |= more
+    assert checked == set(template["Resources"])
+
+
+def dependencies(resource: dict[str, Any]) -> set[str]:
+    """What a resource depends on: named in so many words, or referred to."""
+    references = re.findall(r'"Ref": "(\w+)"|"Fn::GetAtt": \["(\w+)"|\$\{(\w+)[.}]', json.dumps(resource))
+    return {*listed(resource.get("DependsOn", [])), *(name for names in references for name in names)}
+
+
+def test_a_late_guard_or_probe_is_not_delivered_again(template: Template) -> None:
+    schedules = of_type(template, "AWS::Scheduler::Schedule")
+
+    for name, longest in (("RefreshFunctionGuard", 60), ("RefreshFunctionProbe", 300)):
+        retries = schedules[name]["Target"]["RetryPolicy"]
+        assert retries == {"MaximumEventAgeInSeconds": longest, "MaximumRetryAttempts": 0}
 
 
 def test_a_changed_account_parameter_reaches_the_refresher() -> None:
@@ -360,17 +467,24 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
-        "REFRESH_FUNCTION_NAME": {"Ref": "RefreshFunction"},
+        "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
     }
 
 
 def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> None:
-    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS
+    assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS | INTERFACE_CALLS
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
+
+
+def test_readers_invoke_an_alias_that_follows_the_latest_code(template: Template) -> None:
+    (alias,) = of_type(template, "AWS::Lambda::Alias").values()
+
+    assert alias == {"FunctionName": {"Ref": "RefreshFunction"}, "FunctionVersion": "$LATEST", "Name": "readers"}
+    assert template["Resources"]["ApiFunction"]["DependsOn"] == "ReadersAlias"
 
 
 def test_only_the_refresher_can_read_an_account_parameter() -> None:
@@ -382,14 +496,48 @@ def test_only_the_refresher_can_read_an_account_parameter() -> None:
             if any(action.startswith(("ssm:", "kms:")) for action, _ in calls(role))
         }
         assert readers == {"RefreshFunctionRole"}
-        assert "ManagedPolicyArns" not in properties(template, "ApiFunctionRole")
+
+
+def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template) -> None:
+    role = properties(template, "RefreshFunctionRole")
+
+    for statement in statements(role, "Allow"):
+        if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
+            keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+
+
+@pytest.mark.parametrize(("region", "partition"), [("us-east-1", "aws"), ("cn-north-1", "aws-cn")])
+def test_a_stack_reads_no_secret_of_a_path_within_its_own(region: str, partition: str) -> None:
+    template = translate({"AccountsPath": "/a"}, region=region)
+    deeper, recursive, *_ = statements(properties(template, "RefreshFunctionRole"), "Deny")
+
+    arn = f"arn:{partition}:ssm:{region}:${{AWS::AccountId}}:parameter/a"
+    assert deeper == {"Effect": "Deny", "Action": "ssm:GetParameters", "Resource": {"Fn::Sub": f"{arn}/*/*"}}
+    assert (recursive["Action"], recursive["Resource"]) == ("ssm:GetParametersByPath", {"Fn::Sub": arn})
+    assert recursive["Condition"] == {"StringEquals": {"ssm:Recursive": "true"}}
+
+
+@pytest.mark.parametrize("mode", ["none", "existing", "managed"])
+@pytest.mark.parametrize("region", ["us-east-1", "cn-north-1"])
+def test_interfaces_are_made_and_removed_by_lambda_alone(region: str, mode: str) -> None:
+    # Given a function that is in a VPC, has left it, or never was in one
+    role = properties(translate({"EgressMode": mode}, region=region), "RefreshFunctionRole")
+
+    # Then its interfaces can be removed, without AWS's policy and its wildcard on logs
+    assert "ManagedPolicyArns" not in role
+    assert {call for call in calls(role) if call[0].startswith("ec2:")} == INTERFACE_CALLS
+    # But not by the function's code, whose ARN Lambda puts into what it asks for
+    (denied,) = (one for one in statements(role, "Deny") if one["Resource"] == "*")
+    assert {(action, "*") for action in denied["Action"]} == INTERFACE_CALLS
+    assert denied["Condition"] == {"Null": {"lambda:SourceFunctionArn": "false"}}
 
 
 def test_no_role_may_do_everything_or_anything_to_everything(template: Template) -> None:
     for role in of_type(template, "AWS::IAM::Role").values():
         for action, resource in calls(role):
             assert "*" not in action
-            assert resource != "*"
+            assert resource != "*" or (action, resource) in INTERFACE_CALLS
 
 
 def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
@@ -479,13 +627,50 @@ def test_a_runaway_client_is_throttled(template: Template) -> None:
     assert 0 < stage["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 1000
 
 
-def vpc_of(template: Template) -> dict[str, Any]:
-    """What the conditions of a template with a VPC make of RefreshFunction's network."""
-    condition, inside, outside = properties(template, "RefreshFunction")["VpcConfig"]["Fn::If"]
-    assert outside == NOTHING
-    managed = template["Conditions"]["HasManagedEgress"]["Fn::Equals"]
-    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [managed[0], "none"]}]}
-    return {name: value["Fn::If"][1 if managed[0] == managed[1] else 2] for name, value in inside.items()}
+def holds(condition: Any, template: Template) -> bool:
+    """Whether a condition of a filled-in template holds."""
+    match condition:
+        case str(name) | {"Condition": str(name)}:
+            return holds(template["Conditions"][name], template)
+        case {"Fn::Equals": [left, right]}:
+            return bool(left == right)
+        case {"Fn::Not": [one]}:
+            return not holds(one, template)
+        case {"Fn::And": several}:
+            return all(holds(one, template) for one in several)
+        case {"Fn::Or": several}:
+            return any(holds(one, template) for one in several)
+    raise AssertionError(condition)
+
+
+def resolved(node: Any, template: Template) -> Any:
+    """The node without what conditions leave out."""
+    match node:
+        case {"Fn::If": [name, then, otherwise]}:
+            return resolved(then if holds(name, template) else otherwise, template)
+        case dict():
+            kept = {key: resolved(value, template) for key, value in node.items()}
+            return {key: value for key, value in kept.items() if value != NOTHING}
+        case list():
+            return [resolved(one, template) for one in node]
+    return node
+
+
+def deployed(template: Template) -> Template:
+    """The resources and outputs that conditions leave."""
+    return {
+        part: {
+            name: resolved(one, template)
+            for name, one in template[part].items()
+            if "Condition" not in one or holds(one["Condition"], template)
+        }
+        for part in ("Resources", "Outputs")
+    }
+
+
+def vpc_of(template: Template) -> Any:
+    """What the conditions of a template leave of RefreshFunction's network."""
+    return properties(deployed(template), "RefreshFunction").get("VpcConfig")
 
 
 def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
@@ -496,50 +681,161 @@ def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> 
         "SecurityGroupIds": {"Fn::Split": [",", "sg-1"]},
     }
     assert "VpcConfig" not in properties(template, "ApiFunction")
-    # The one wildcard: AWS's own policy for network interfaces.
-    assert properties(template, "RefreshFunctionRole")["ManagedPolicyArns"]["Fn::If"] == [
-        "HasVpc",
-        ["arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"],
-        NOTHING,
-    ]
 
 
-def test_managed_egress_gives_the_refresher_one_address_and_lets_it_only_call_out() -> None:
+def test_without_an_own_address_there_is_no_network() -> None:
+    for mode, makes in (("none", False), ("existing", False), ("managed", True), ("instance", True)):
+        template = deployed(translate({"EgressMode": mode, "SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"}))
+        assert ("Egress" in template["Resources"], "EgressIp" in template["Outputs"]) == (makes, makes)
+        assert ("VpcConfig" in properties(template, "RefreshFunction")) is (mode != "none")
+
+
+def egress_of(mode: str, **parameters: str) -> Template:
+    """What is deployed for an address of its own."""
+    return deployed(nested(translate({"EgressMode": mode, **parameters}), "Egress"))
+
+
+@pytest.mark.parametrize(("mode", "way_out"), [("managed", "NatGateway"), ("instance", "InstanceInterface")])
+def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: str) -> None:
     # Given
-    template = translate({"EgressMode": "managed"})
+    template, egress = translate({"EgressMode": mode}), egress_of(mode)
 
-    # When
-    egress = nested(template, "Egress")
-
-    # Then
+    # Then the function goes there, and the address is told
     assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
         "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],
     }
-    for conditional in (template["Resources"]["Egress"], template["Outputs"]["EgressIp"]):
-        assert conditional["Condition"] == "HasManagedEgress"
     assert template["Outputs"]["EgressIp"]["Value"] == {"Fn::GetAtt": ["Egress", "Outputs.Ip"]}
-    assert len(of_type(egress, "AWS::EC2::EIP")) == len(of_type(egress, "AWS::EC2::NatGateway")) == 1
-    (group,) = of_type(egress, "AWS::EC2::SecurityGroup").values()
+    (address,) = of_type(egress, "AWS::EC2::EIP")
+    assert egress["Outputs"]["Ip"]["Value"] == {"Ref": address}
+    # And nothing calls the function
+    group = properties(egress, "SecurityGroup")
     assert "SecurityGroupIngress" not in group
     assert [(rule["FromPort"], rule["ToPort"]) for rule in group["SecurityGroupEgress"]] == [(443, 443)]
+    # And both of its subnets have that way out alone
     private = {"FirstPrivateSubnet", "SecondPrivateSubnet"}
     routed = of_type(egress, "AWS::EC2::SubnetRouteTableAssociation").values()
-    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"] for one in routed}
-    ways_out = {
-        one["RouteTableId"]["Ref"]: one.get("NatGatewayId") for one in of_type(egress, "AWS::EC2::Route").values()
+    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"]["Ref"] for one in routed}
+    assert {tables[subnet] for subnet in private} == {"PrivateRoutes"}
+    target = "NatGatewayId" if mode == "managed" else "NetworkInterfaceId"
+    assert properties(egress, "PrivateRoute") == {
+        "RouteTableId": {"Ref": "PrivateRoutes"},
+        "DestinationCidrBlock": "0.0.0.0/0",
+        target: {"Ref": way_out},
     }
-    assert {ways_out[tables[subnet]["Ref"]]["Ref"] for subnet in private} == {"NatGateway"}
     assert all(f"${{{subnet}}}" in egress["Outputs"]["SubnetIds"]["Value"]["Fn::Sub"] for subnet in private)
     (endpoint,) = of_type(egress, "AWS::EC2::VPCEndpoint").values()
     assert endpoint["VpcEndpointType"] == "Gateway"
     assert endpoint["ServiceName"] == "com.amazonaws.us-east-1.dynamodb"
+    # And what the other mode costs is not there
+    assert ("AWS::EC2::NatGateway" in {one["Type"] for one in egress["Resources"].values()}) is (mode == "managed")
+    assert ("InstanceGroup" in egress["Resources"]) is (mode == "instance")
+
+
+def test_the_interface_keeps_address_and_route_of_the_instance() -> None:
+    egress = egress_of("instance")
+
+    interface = properties(egress, "InstanceInterface")
+    assert interface["SourceDestCheck"] is False
+    assert interface["SubnetId"] == {"Ref": "PublicSubnet"}
+    assert properties(egress, "InstanceAddressAssociation") == {
+        "AllocationId": {"Fn::GetAtt": ["InstanceAddress", "AllocationId"]},
+        "NetworkInterfaceId": {"Ref": "InstanceInterface"},
+    }
+    (group,) = (properties(egress, one["Ref"]) for one in interface["GroupSet"])
+    (incoming,), (outgoing,) = group["SecurityGroupIngress"], group["SecurityGroupEgress"]
+    assert incoming["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
+    assert {rule[end] for rule in (incoming, outgoing) for end in ("FromPort", "ToPort")} == {443}
+    attached = properties(egress, "InstanceTemplate")["LaunchTemplateData"]["NetworkInterfaces"]
+    assert attached == [
+        {"DeviceIndex": 0, "NetworkInterfaceId": {"Ref": "InstanceInterface"}, "DeleteOnTermination": False}
+    ]
+
+
+def test_there_is_exactly_one_instance_for_30_days_at_most() -> None:
+    egress = egress_of("instance", EgressZone="us-east-1c")
+
+    resource, group = egress["Resources"]["InstanceGroup"], properties(egress, "InstanceGroup")
+    assert group["MinSize"] == group["MaxSize"] == group["DesiredCapacity"] == "1"
+    assert group["MaxInstanceLifetime"] == 30 * 86400
+    # The interface decides on the subnet, so that only its zone may be given.
+    assert group["AvailabilityZones"] == ["us-east-1c"] == [properties(egress, "PublicSubnet")["AvailabilityZone"]]
+    assert "VPCZoneIdentifier" not in group
+    # A second group, or a second instance beside the first, could not attach the interface.
+    assert "AutoScalingGroupName" not in group
+    assert "UpdatePolicy" not in resource
+    # It boots from the network, so that must be there.
+    assert set(resource["DependsOn"]) == {"InstanceAddressAssociation", "PublicRoute", "PublicSubnetRoutes"}
+
+
+def test_the_instance_has_no_role_no_way_in_and_an_encrypted_disk() -> None:
+    data = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]
+
+    assert not {"IamInstanceProfile", "KeyName", "SecurityGroupIds"} & set(data)
+    assert data["InstanceType"] == "t4g.nano"
+    assert re.fullmatch(
+        r"resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-minimal-.*-arm64", data["ImageId"]
+    )
+    assert data["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    (disk,) = data["BlockDeviceMappings"]
+    assert disk["Ebs"]["Encrypted"] is True
+
+
+def test_the_instances_user_data_is_valid_shell() -> None:
+    script = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]["UserData"]["Fn::Base64"]
+
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, timeout=30)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    # With 512 MB of memory dnf is killed.
+    assert script.index("swapon") < script.index("dnf -y install")
+
+
+@pytest.mark.parametrize("mode", ["managed", "instance"])
+def test_an_address_of_ones_own_is_used_and_none_is_made(mode: str) -> None:
+    own = "eipalloc-0123456789abcdef0"
+
+    egress = egress_of(mode, EgressAllocationId=own)
+
+    user = properties(egress, "NatGateway" if mode == "managed" else "InstanceAddressAssociation")
+    assert user["AllocationId"] == own
+    assert not of_type(egress, "AWS::EC2::EIP")
+    assert "Ip" not in egress["Outputs"]
+    assert "EgressIp" not in deployed(translate({"EgressMode": mode, "EgressAllocationId": own}))["Outputs"]
+
+
+@pytest.mark.parametrize("mode", ["managed", "instance"])
+def test_the_zone_of_the_way_out_can_be_chosen(mode: str) -> None:
+    first = {"Fn::Select": [0, {"Fn::GetAZs": ""}]}
+
+    assert properties(egress_of(mode), "PublicSubnet")["AvailabilityZone"] == first
+    chosen = egress_of(mode, EgressZone="us-east-1c")
+    assert properties(chosen, "PublicSubnet")["AvailabilityZone"] == "us-east-1c"
+    assert properties(chosen, "FirstPrivateSubnet")["AvailabilityZone"] == first
+
+
+@pytest.mark.parametrize(
+    ("parameter", "right", "wrong"),
+    [
+        ("EgressZone", ["", "us-east-1b", "cn-northwest-1c", "ap-southeast-2a"], ["b", "us-east-1", "use1-az2"]),
+        ("EgressAllocationId", ["", "eipalloc-0123456789abcdef0"], ["8.149.1.2", "eipassoc-01"]),
+    ],
+)
+def test_a_zone_and_an_address_are_told_by_their_names(
+    template: Template, parameter: str, right: list[str], wrong: list[str]
+) -> None:
+    pattern = template["Parameters"][parameter]["AllowedPattern"]
+
+    assert all(re.fullmatch(pattern, value) for value in right)
+    assert not any(re.fullmatch(pattern, value) for value in wrong)
 
 
 def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
     parameters = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]
 
-    assert "36 USD a month" in parameters["EgressMode"]["Description"]
+    described = parameters["EgressMode"]["Description"]
+    assert "managed - a fixed address, about 36.50 USD a month" in described
+    assert "instance - a fixed address, about 7 USD a month" in described
+    assert "not yet run on real AWS" in described
 
 
 @pytest.mark.parametrize("address", ["", "ops@example.com"])
@@ -561,6 +857,7 @@ def test_logs_are_json_and_go_after_a_month(template: Template) -> None:
 def test_the_sample_events_are_those_that_the_stack_sends(template: Template) -> None:
     assert event("tick") in [schedule.event for schedule in schedules(template)]
     assert event("guard") in [schedule.event for schedule in schedules(template)]
+    assert event("probe") in [schedule.event for schedule in schedules(template)]
     request = event("api-get-token")
     assert request["routeKey"] in [f"{route.method} {route.path}" for route in routes(template)]
     pattern = EventPattern.load(json.dumps(properties(template, "RefreshFunctionAccountChange")["EventPattern"]))

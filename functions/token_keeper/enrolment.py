@@ -1,0 +1,159 @@
+"""The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from token_keeper import renewal
+from token_keeper.accounts import Record
+from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failed, Failure, FailureClass, Kind, due_task
+from token_keeper.table import Entry, Table
+from token_keeper.wechat import WeChat, WeChatError
+
+MAX_WAIT = 15
+"""Seconds for which a change waits for a renewal that is under way; one that takes longer has probably died."""
+
+CLAIM_RETRY = 60
+"""Seconds until a record is tried again whose appid another account keeps."""
+
+
+class Enrolment:
+    """Brings the table in line with accounts' records.
+
+    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    """
+
+    def __init__(
+        self, table: Table, wechat: WeChat, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        self._table = table
+        self._wechat = wechat
+        self._clock = clock
+        self._sleep = sleep
+
+    def is_in_force(self, name: str, record: Record) -> bool:
+        """Whether the table is in line with the record, and the account owns its appid; so it may fetch.
+
+        Raises `StoreUnavailableError`.
+        """
+        if not isinstance(record.content, Account):
+            return False
+        entry, owner = self._table.entry_and_owner(record.content)
+        return entry is not None and entry.version == record.version and owner == name
+
+    def apply(self, name: str, record: Record) -> list[Due | Failed]:
+        """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
+
+        Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
+        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again.
+        """
+        try:
+            if record.content is None:
+                self._drop(name)
+                return []
+            if isinstance(record.content, KeeperError):
+                raise record.content
+            return self._enrol(record.content, record.version)
+        except InvalidRecordError as error:
+            return [self.mark_invalid(name, error)]
+
+    def mark_invalid(self, name: str, error: KeeperError) -> Failed:
+        """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
+        failure = error.failure(self._now())
+        wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
+        retry_at = failure.at + wait
+        entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.put_entry(replace(entry, version=None))
+        self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
+        self._table.set_record_error(name, ACCESS_TOKEN, failure)
+        for credential in self._table.credentials([entry]).values():
+            if credential.due_at <= failure.at:
+                self._table.reschedule(credential, due_at=retry_at)
+        return Failed(name, ACCESS_TOKEN, failure, retry_at)
+
+    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
+        old = self._table.entry(account.name)
+        stays = old is not None and old.app_id == account.app_id
+        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
+        # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
+        # because until then another account must not fetch, (3) write the entry without a version, (4) claim the appid,
+        # (5) create the new credentials, (6) write the version. An entry without a version is applied again.
+        if old is not None:
+            for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
+                self._table.drop_credential(account.name, name)
+            self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
+        self._table.put_entry(entry)
+        owner = self._table.claim(account)
+        if owner != account.name:
+            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+        for name, kind in account.credentials.items():
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now())
+        is_known = old is not None and old.version == version
+        found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
+        self._table.put_entry(replace(entry, version=version))
+        return [task for task in found if task]
+
+    def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it.
+
+        `is_known`: this very record was applied before, and its secret checked.
+        """
+        gives_up_at = self._now() + MAX_WAIT
+        while (credential := self._table.credential(account.name, name)) is not None:
+            now = self._now()
+            if now < credential.lease_until:
+                if now >= gives_up_at:
+                    raise RecordChangedError("another renewal is in progress; the change is applied after it")
+                self._sleep(1)  # it may use the old record: its outcome decides
+            elif credential.kind is not kind:
+                # The rules of the old endpoint say how long its value still works.
+                expires_at = min(credential.expires_at, renewal.usable_until(credential))
+                self._table.reschedule(credential, due_at=now, kind=kind, expires_at=expires_at)
+            elif credential.due_at <= now:
+                return due_task(credential)
+            elif not credential.failures and now < renewal.usable_until(credential):
+                return None if is_known or name != ACCESS_TOKEN else self._check_change(account, credential)
+            else:
+                self._table.reschedule(credential, due_at=now)
+        return None
+
+    def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
+        """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
+        if account.kind is Kind.CORP_TOKEN:
+            # WeCom has no call that would only check a secret; it repeats the live token for the right one.
+            self._table.reschedule(token, due_at=self._now())
+            return due_task(token)
+        if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
+            return due_task(token)
+        failure = self._secret_failure(account)
+        self._table.set_record_error(account.name, token.name, failure)
+        return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
+
+    def _is_refused(self, token: Credential) -> bool:
+        if renewal.is_too_young_to_check(token, self._now()):
+            return False
+        try:
+            return not self._wechat.accepts(token.kind, token.value or "")
+        except WeChatError:
+            return False  # the probe asks again
+
+    def _secret_failure(self, account: Account) -> Failure | None:
+        try:
+            self._wechat.fetch_token(account, isolated=True)
+        except WeChatError as error:
+            if error.failure_class is FailureClass.TRANSIENT:
+                raise  # the record is not applied yet, so it is checked again
+            return None if error.failure_class is FailureClass.QUOTA else error.failure(self._now())
+        return None
+
+    def _drop(self, name: str) -> None:
+        entry = self._table.entry(name)
+        if entry is None:
+            return
+        for credential in entry.credentials:
+            self._table.drop_credential(name, credential)
+        self._table.release_claims(name, entry.app_id)
+        self._table.drop_entry(name)
+
+    def _now(self) -> int:
+        return int(self._clock())

@@ -1,0 +1,347 @@
+"""The ports of the local stack, met by those who merely reach them: web pages, other users of the machine, the network."""
+
+import json
+import stat
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+import requests
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+from typer.testing import CliRunner
+
+from infra import local_keys
+from infra.cli import app
+from infra.embedded_aws import REGION
+from infra.local import DEMO, DEMO_RECORD, LocalStack
+from infra.local_keys import Key
+
+TOKEN_PATH = "/v1/accounts/demo/access-token"
+INVOKE_PATH = "/2015-03-31/functions/local-RefreshFunction/invocations"
+ROTATE = b'{"renew": {"account": "demo", "credential": "access_token", "rotate": true}}'
+QUERY = {"grant_type": "client_credential", "appid": DEMO_RECORD["appid"], "secret": DEMO_RECORD["secret"]}
+
+pytestmark = pytest.mark.xdist_group("local")
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[LocalStack]:
+    """One for all: what is refused changes nothing."""
+    with LocalStack() as local:
+        assert local.tried.wait(30)
+        yield local
+
+
+def url_of(local: LocalStack, port: str) -> str:
+    return {"api": local.api_url + TOKEN_PATH, "aws": local.aws_url, "wechat": local.wechat_url + "/cgi-bin/token"}[
+        port
+    ]
+
+
+def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], str]:
+    """Send exactly this request: status, headers in lower case, body."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.netloc, timeout=30)
+    connection.putrequest(method, url[len(f"http://{parts.netloc}") :] or "/", skip_host=True)
+    for name, value in ({"Host": parts.netloc, "Content-Length": str(len(body))} | headers).items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, text
+
+
+def signed(local: LocalStack, key: Key, body: bytes = ROTATE, path: str = INVOKE_PATH, **scope: str) -> AWSRequest:
+    """An invocation of RefreshFunction, or another request, signed with that key."""
+    request = AWSRequest("POST", local.aws_url + path, {"X-Amz-Invocation-Type": "RequestResponse"}, body)
+    signer = SigV4Auth(
+        Credentials(key.access_key, key.secret_key), scope.get("service", "lambda"), scope.get("region", REGION)
+    )
+    signer.add_auth(request)
+    return request
+
+
+def send(request: AWSRequest, body: bytes | None = None, **changed: str) -> tuple[int, str]:
+    headers = dict(request.headers.items()) | {name.replace("_", "-"): value for name, value in changed.items()}
+    answer = requests.post(request.url, request.data if body is None else body, headers=headers, timeout=30)
+    return answer.status_code, answer.headers.get("x-amzn-ErrorType", "")
+
+
+def operator(local: LocalStack) -> Key:
+    keys = local_keys.read(local.port)
+    assert keys
+    return keys.operator
+
+
+def fetches(local: LocalStack) -> int:
+    return sum(call.path == "/cgi-bin/token" for call in local.wechat.calls)
+
+
+# --- web pages
+
+
+@pytest.mark.parametrize("port", ["api", "aws", "wechat"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:8080"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:{port}"},
+        {"Host": "127.0.0.1:1"},
+        {"Host": "host.docker.internal:{port}"},
+        {"Host": ""},
+    ],
+    ids=str,
+)
+def test_a_foreign_page_is_refused(local: LocalStack, port: str, headers: dict[str, str]) -> None:
+    url = url_of(local, port)
+    headers = {name: value.replace("{port}", str(urlsplit(url).port)) for name, value in headers.items()}
+    preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+    # When a page of another origin asks, or asks beforehand whether it may
+    for method, more in (("GET", {}), ("POST", {"Content_Type": "text/plain"}), ("OPTIONS", preflight)):
+        status, answered, text = exchange(url, method, **headers, **more)
+        # Then it is refused, and the browser shows it nothing
+        assert (status, text) == (403, '{"message":"Forbidden"}')
+        assert not [name for name in answered if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", [TOKEN_PATH, "/moto-api/data.json"])
+def test_an_absolute_request_target_is_a_host_too(local: LocalStack, path: str) -> None:
+    for url in (local.api_url, local.aws_url):
+        parts = urlsplit(url)
+        connection = HTTPConnection(parts.netloc, timeout=30)
+        connection.request("GET", f"http://evil.example{path}", headers={"Host": parts.netloc})
+        assert connection.getresponse().status == 403
+
+
+def test_a_page_of_its_own_is_answered_without_cors(local: LocalStack) -> None:
+    # Given what curl, the address bar and this origin send
+    own = {"Origin": local.api_url, "Sec_Fetch_Site": "same-origin"}
+    by_name = {"Host": f"localhost:{local.port}", "Origin": f"http://localhost:{local.port}"}
+    for headers in ({}, own, {"Sec_Fetch_Site": "none"}, by_name):
+        # When / Then
+        status, answered, _ = exchange(local.api_url + TOKEN_PATH, **headers)
+        assert status == 200
+        assert not [name for name in answered if name.startswith("access-control-")]
+    # And moto's own headers, which allow every origin, go nowhere
+    request = signed(local, operator(local), b'{"Name": "/x"}', "/", service="ssm")
+    headers = dict(request.headers.items()) | {"X-Amz-Target": "AmazonSSM.GetParameter"}
+    answer = requests.post(request.url, request.data, headers=headers | {"Origin": local.aws_url}, timeout=30)
+    assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+def test_a_text_plain_invocation_rotates_nothing(local: LocalStack) -> None:
+    before = fetches(local)
+    status, _, _ = exchange(
+        local.aws_url + INVOKE_PATH, "POST", ROTATE, Content_Type="text/plain", Origin="https://evil.example"
+    )
+    assert status == 403
+    assert fetches(local) == before
+
+
+# --- the embedded AWS
+
+
+def test_an_unsigned_call_is_refused(local: LocalStack) -> None:
+    before = fetches(local)
+    for path in (INVOKE_PATH, "/", "/moto-api/reset", "/moto-api/data.json", "/latest/meta-data/iam"):
+        for method in ("GET", "POST"):
+            status, answered, _ = exchange(local.aws_url + path, method, ROTATE)
+            assert (status, answered["x-amzn-errortype"]) == (403, "MissingAuthenticationToken")
+    assert fetches(local) == before
+    assert requests.get(local.api_url + TOKEN_PATH, timeout=30).status_code == 200
+
+
+def test_a_wrongly_signed_call_is_refused(local: LocalStack) -> None:
+    key, before = operator(local), fetches(local)
+    right = signed(local, key)
+    for request, body, changed, code in (
+        (signed(local, Key("operator", key.secret_key)), None, {}, "UnrecognizedClientException"),
+        (signed(local, Key(key.access_key, "guessed")), None, {}, "InvalidSignatureException"),
+        (right, b"{}", {}, "InvalidSignatureException"),
+        (right, None, {"X_Amz_Invocation_Type": "Event"}, "InvalidSignatureException"),
+        (right, None, {"X_Amz_Target": "AmazonSSM.GetParameter"}, "InvalidSignatureException"),  # not signed at all
+        (right, None, {"X_Amz_Content_SHA256": "UNSIGNED-PAYLOAD"}, "InvalidSignatureException"),
+        (right, None, {"X_Amz_Date": "20260101T000000Z"}, "InvalidSignatureException"),
+        (right, None, {"Authorization": "Basic b3BlcmF0b3I6"}, "IncompleteSignature"),
+        (signed(local, key, region="eu-west-1"), None, {}, "IncompleteSignature"),
+    ):
+        assert send(request, body, **changed) == (403, code)
+    assert fetches(local) == before
+
+
+def test_a_signed_call_that_is_sent_again_later_is_refused(local: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = signed(local, operator(local), b"{}", "/2015-03-31/functions/nothing/invocations")
+    assert send(request) == (404, "ResourceNotFoundException")
+    sent_at = local.clock()
+    monkeypatch.setattr("infra.embedded_aws.time.time", lambda: sent_at + 301)
+    assert send(request) == (403, "InvalidSignatureException")
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "arguments"),
+    [
+        ("batch", "describe_jobs", {"jobs": ["x"]}),
+        ("s3", "list_buckets", {}),
+        ("iam", "list_users", {}),
+        ("sts", "get_caller_identity", {}),
+        ("lambda", "invoke_async", {"FunctionName": "local-RefreshFunction", "InvokeArgs": b"{}"}),
+        ("lambda", "invoke_with_response_stream", {"FunctionName": "local-RefreshFunction"}),
+        ("lambda", "update_function_code", {"FunctionName": "local-RefreshFunction", "ZipFile": b""}),
+        ("lambda", "delete_function", {"FunctionName": "local-RefreshFunction"}),
+    ],
+)
+def test_what_the_stack_does_not_use_is_not_reachable(
+    local: LocalStack, service: str, operation: str, arguments: dict[str, Any]
+) -> None:
+    client: Any = local.aws_session().client(service, endpoint_url=local.aws_url)  # type: ignore[call-overload]
+    with pytest.raises(ClientError, match=r"AccessDenied|403|Forbidden"):
+        getattr(client, operation)(**arguments)
+
+
+@pytest.mark.parametrize("path", ["/moto-api/reset", "/moto-api/data.json", "/latest/meta-data/iam"])
+def test_motos_own_paths_are_closed_to_the_operator_too(local: LocalStack, path: str) -> None:
+    for service in ("dynamodb", "ssm", "cloudformation", "s3", "moto_api", "lambda"):
+        request = signed(local, operator(local), b"", path, service=service)
+        status, _ = send(request, X_Amz_Invocation_Type="RequestResponse")
+        assert status in (400, 403, 404, 405)
+    ssm = local.aws_session().client("ssm", endpoint_url=local.aws_url)
+    assert ssm.get_parameters_by_path(Path="/wechat-token-keeper/accounts")["Parameters"]
+
+
+def test_a_functions_key_does_what_its_role_may(local: LocalStack) -> None:
+    # Given the keys that `sam local` gives to the functions
+    session = boto3.Session(
+        aws_access_key_id=local.environment("ApiFunction")["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=local.environment("ApiFunction")["AWS_SECRET_ACCESS_KEY"],
+        region_name=REGION,
+    )
+    config = Config(retries={"total_max_attempts": 1})
+    dynamodb, ssm = (
+        session.client(service, endpoint_url=local.aws_url, config=config)  # type: ignore[call-overload]
+        for service in ("dynamodb", "ssm")
+    )
+    # Then the reader reads the table, and no secret
+    key = {"pk": {"S": "accounts"}, "sk": {"S": "demo"}}
+    dynamodb.get_item(TableName=local.environment("ApiFunction")["TABLE_NAME"], Key=key)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ssm.get_parameter(Name="/wechat-token-keeper/accounts/demo", WithDecryption=True)
+
+
+def test_the_operator_may_look_at_a_function(local: LocalStack) -> None:
+    functions = local.aws_session().client("lambda", endpoint_url=local.aws_url)
+    assert functions.get_function_configuration(FunctionName="local-RefreshFunction")["Timeout"] == 120
+
+
+# --- the simulated WeChat
+
+
+def test_only_its_operator_steers_the_simulated_wechat(local: LocalStack) -> None:
+    fault = json.dumps({"path": "/cgi-bin/token", "errcode": -1}).encode()
+    before = len(local.wechat.calls)
+    for key in ({}, {"X_Api_Key": "guessed"}):
+        for path in ("faults", "corp-apps", "calls", "accepts"):
+            for method in ("GET", "POST"):
+                assert exchange(f"{local.wechat_url}/_simulator/{path}", method, fault, **key)[0] == 403
+    assert (
+        requests.get(f"{local.wechat_url}/cgi-bin/token", params=QUERY | {"secret": "x"}, timeout=30).json()["errcode"]
+        == 40125
+    ), "a fault was queued"
+    # And the operator does
+    _, _, text = exchange(f"{local.wechat_url}/_simulator/calls", X_Api_Key=local.api_key)
+    assert sum(row["count"] for row in json.loads(text)["calls"]) == before + 1
+
+
+# --- the API
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("HEAD", TOKEN_PATH),
+        ("POST", TOKEN_PATH),
+        ("OPTIONS", TOKEN_PATH),
+        ("DELETE", TOKEN_PATH),
+        ("GET", f"/{TOKEN_PATH}"),
+        ("GET", TOKEN_PATH.replace("/v1/", "/v1//")),
+        ("GET", f"{TOKEN_PATH}/"),
+        ("GET", "/v1/accounts/"),
+        ("GET", "/v1/accounts//access-token"),
+        ("GET", "/"),
+        ("GET", "/cgi-bin/stable_token"),
+    ],
+)
+def test_what_is_no_route_is_not_found(local: LocalStack, method: str, path: str) -> None:
+    status, _, text = exchange(local.api_url + path, method)
+    assert status == 404
+    assert text == ("" if method == "HEAD" else '{"message":"Not Found"}')
+
+
+class Real(LocalStack):
+    """A local stack that takes the simulated WeChat for the real one."""
+
+    def environment(self, function: str) -> dict[str, str]:
+        self.wechat.add_app(DEMO_RECORD["appid"], DEMO_RECORD["secret"])
+        return super().environment(function) | {"WECHAT_API_URL": self.wechat_url}
+
+
+@pytest.mark.parametrize("kind", [LocalStack, Real])
+def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalStack]) -> None:
+    # Given a stack with an address that was asked for, or with a real account's token
+    options: dict[str, Any] = {"real": True} if kind is Real else {"host": "0.0.0.0"}
+    with kind(accounts={DEMO: DEMO_RECORD}, **options) as local:
+        assert local.tried.wait(30)
+        # Then what API Gateway would want signed takes the key
+        for path in (TOKEN_PATH, "/v1/accounts", "/v1/accounts/demo", "/v1/accounts/demo/tickets/jsapi"):
+            for key in ({}, {"X_Api_Key": "guessed"}, {"X_Api_Key": ""}):
+                status, _, text = exchange(local.api_url + path, **key)
+                assert (status, text) == (403, '{"message":"Forbidden"}')
+            assert exchange(local.api_url + path, X_Api_Key=local.api_key)[0] == 200
+        # And so do the command line, which finds it, and a consumer with a key of its own, as when deployed
+        environment = {"TOKEN_KEEPER_LOCAL_PORT": str(local.port)}
+        assert CliRunner().invoke(app, ["--local", "status"], env=environment).exit_code == 0
+        added = CliRunner().invoke(app, ["--local", "consumers", "add", "a", "--accounts", "*"], env=environment)
+        query = QUERY | {"secret": added.stdout.strip()}
+        assert "access_token" in requests.get(f"{local.api_url}/cgi-bin/token", params=query, timeout=30).json()
+        # And a container comes in by its name for this machine where an address was asked for
+        host = f"host.docker.internal:{local.port}"
+        status, _, _ = exchange(local.api_url + TOKEN_PATH, Host=host, X_Api_Key=local.api_key)
+        assert status == (403 if kind is Real else 200)
+
+
+# --- the keys
+
+
+def test_the_keys_are_for_their_owner_and_this_run_alone() -> None:
+    # Given two runs, one after the other
+    found = []
+    for _ in range(2):
+        with LocalStack() as local:
+            folder = local_keys.folder(local.port)
+            # Then only their owner reads the keys
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
+                "credentials": 0o600,
+                "api-key": 0o600,
+            }
+            # And a role each has its own
+            text = (folder / "credentials").read_text()
+            for role in ("operator", "RefreshFunction", "ApiFunction"):
+                assert f"[{role}]" in text
+            found += [line for line in text.splitlines() if line.startswith("aws_secret_access_key")]
+            found.append((folder / "api-key").read_text())
+        # And when the run is over they are gone
+        assert not folder.exists()
+    assert len(set(found)) == len(found) == 8
