@@ -32,9 +32,10 @@ import api
 import refresh
 from infra import local_keys, stack
 from infra.embedded_aws import EmbeddedAws
+from infra.errors import OperatorError
 from infra.local_keys import OPERATOR, REGION, KeysError
 from infra.loopback import LOOPBACK, CannotListenError, Server, gateway_body, has_api_key, three_free_ports
-from infra.operations import LOCAL_STACK, OperatorError
+from infra.operations import LOCAL_STACK
 from infra.simulated_wechat import Fault, SimulatedWeChat
 from token_keeper.accounts import parse_record
 from token_keeper.errors import InvalidRecordError

@@ -21,6 +21,7 @@ from tests.tools import needed
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
 KEY = "arn:aws:kms:us-east-1:123456789012:key/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
+PROJECT = tomllib.loads((TEMPLATE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTHING = {"Ref": "AWS::NoValue"}
 TEMPLATES = (TEMPLATE, *sorted((TEMPLATE.parent / "infra").glob("*.yaml")))
 DEAD_LETTERS = {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
@@ -464,12 +465,14 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
         "WECOM_API_URL": "https://qyapi.weixin.qq.com",
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
+        "VERSION": PROJECT["version"],
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
         "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
+        "VERSION": PROJECT["version"],
     }
 
 
