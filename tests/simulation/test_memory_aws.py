@@ -14,7 +14,7 @@ from moto import mock_aws
 from tests import dynamodb_local
 from tests.simulation.memory_aws import MemoryAws
 from tests.world import REGION, create_table
-from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Spent
+from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Progress, Usage
 from token_keeper.table import Entry, Table
 
 dynamodb_url = dynamodb_local.dynamodb_url
@@ -29,32 +29,12 @@ def in_memory() -> Any:
     return dynamodb
 
 
+OPERATIONS = [
+    *["enrol", "lease", "rotate", "publish", "fail", "usage", "check", "checked", "refuse", "reschedule", "note"],
+    *["claim", "release_claims", "progress", "drop"],
+]
 operations = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "enrol",
-                "lease",
-                "rotate",
-                "publish",
-                "fail",
-                "check",
-                "release",
-                "begin",
-                "distrust",
-                "claim",
-                "release_claims",
-                "seen",
-                "make_due",
-                "note",
-                "drop",
-                "drop_ticket",
-            ]
-        ),
-        st.sampled_from(["one", "two"]),
-        st.integers(0, 6),
-    ),
-    max_size=25,
+    st.tuples(st.sampled_from(OPERATIONS), st.sampled_from(["one", "two"]), st.integers(0, 6)), max_size=25
 )
 
 
@@ -87,35 +67,34 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
             epoch = seen.epoch if seen and what == "rotate" else None
             return table.take_lease(Due(account, "access_token", Kind.TOKEN, now, 0, epoch), now=now, until=now + 2)
         case "publish" if seen:
-            return table.publish(
-                seen, Grant(f"value{now}", 9, now), Spent(calls=now), expires_at=now + 9, due_at=now, foreign=now == 3
-            )
+            grant, until = Grant(f"value{now}", 9, now), now + 9
+            return table.publish(seen, grant, Usage(calls=now), expires_at=until, due_at=now, minted_at=now)
         case "fail" if seen:
-            return table.record_failure(seen, FAILURE, Spent(), due_at=now, at_risk=now > 3, dead=now % 2 == 1)
-        case "release" if seen:
-            return table.release(seen, Spent(), checked_at=now if now % 2 else None)
-        case "check":
-            due = Due(account, "access_token", Kind.TOKEN, now, 0, seen.epoch if seen else None)
-            return table.take_lease(due, now=now, until=now + 2, to_check=True)
-        case "distrust" if seen:
-            return table.distrust(seen, since=now - 1, now=now, ended=(f"print{now}", now) if now % 2 else None)
-        case "begin" if seen:
-            return table.begin_renewal(seen, now=now, until=now + 2)
-        case "seen":
-            return table.tickets_seen(account, "app0", ("jsapi", "wx_card"), now)
-        case "drop_ticket":
-            return table.drop_credential(account, "jsapi", "app0", gone_at=now)
-        case "claim":
-            return table.claim(Account(account, "app0", "secret", Kind.TOKEN))
-        case "release_claims":
-            return table.release_claims(account, "app0", but="token" if now > 4 else None)
-        case "make_due" if seen:
-            return table.make_due(seen, Kind.STABLE_TOKEN, now=now)
+            return table.record_failure(seen, FAILURE, Usage(), due_at=now, at_risk=now > 3, refused=now % 2 == 1)
+        case "usage" if seen:
+            return table.record_usage(seen, Usage(calls=now))
+        case "check" if seen:
+            return table.begin_check(seen, until=now + 2, booked_until=now)
+        case "checked" if seen:
+            return table.end_check(seen, accepted_at=now if now % 2 else None)
+        case "refuse" if seen:
+            return table.mark_refused(seen, now=now, foreign=now % 2 == 1)
+        case "reschedule" if seen:
+            kind = Kind.STABLE_TOKEN if now % 2 else None
+            return table.reschedule(seen, due_at=now, kind=kind, expires_at=now)
         case "note":
-            return table.note(account, "access_token", FAILURE if now % 2 else None)
+            return table.set_record_error(account, "access_token", FAILURE if now % 2 else None)
+        case "claim":
+            holder = table.claim(Account(account, "app0", "secret", Kind.TOKEN))
+            return holder, table.entry_and_owner(Account(account, "app0", "secret", Kind.TOKEN)), table.claims("app0")
+        case "release_claims":
+            return table.release_claims(account, "app0", but=None if now < 5 else "other")
+        case "progress":
+            table.put_progress(Progress(account, {account: now}))
+            return table.progress()
         case "drop":
             table.drop_entry(account)
-            return table.drop_credential(account, "access_token", "app0", gone_at=now)
+            return table.drop_credential(account, "access_token")
     return None
 
 
