@@ -44,14 +44,20 @@ class MemoryAws:
         self._clients = {"dynamodb": _MemoryDynamoDB(self), "ssm": _MemoryParameterStore(self)}
 
     def lag(self, seconds: float) -> None:
-        """From now on and for so long, the index tells what it tells now."""
+        """From now on and for so long, the index and reads that are not consistent tell what they tell now."""
         self._listed = {key: dict(item) for key, item in self.items.items()}
         self._lags_until = self._clock() + seconds
 
     @property
     def listed(self) -> dict[tuple[str, str], Item]:
-        """The items as the index knows them."""
+        """The items as the index knows them, and reads that are not consistent."""
         return self._listed if self._clock() < self._lags_until else self.items
+
+    def expire(self) -> None:
+        """Delete every item whose `ttl` has come, as DynamoDB does some time later."""
+        for key, item in list(self.items.items()):
+            if "ttl" in item and int(item["ttl"]["N"]) <= self._clock():
+                del self.items[key]
 
     def client(self, service: str, **_: Any) -> Any:
         """The one client of the service."""
@@ -89,9 +95,12 @@ class _MemoryDynamoDB(_Client):
     def create_table(self, **_: Any) -> None:
         """The one table is there already."""
 
-    def get_item(self, Key: Any, **_: Any) -> Any:  # noqa: N803 - boto3's names
+    def _seen(self, *, consistent: bool) -> Mapping[tuple[str, str], Item]:
+        return self._aws.items if consistent else self._aws.listed
+
+    def get_item(self, Key: Any, ConsistentRead: bool = False, **_: Any) -> Any:  # noqa: N803 - boto3's names
         self._begin("GetItem")
-        item = self._aws.items.get(_key(Key))
+        item = self._seen(consistent=ConsistentRead).get(_key(Key))
         return {"Item": dict(item)} if item is not None else {}
 
     def batch_get_item(self, RequestItems: Any) -> Any:  # noqa: N803
@@ -99,14 +108,16 @@ class _MemoryDynamoDB(_Client):
         ((table, asked),) = RequestItems.items()
         if len(asked["Keys"]) > 100:
             raise ClientError({"Error": {"Code": "ValidationException", "Message": "Too many items"}}, "BatchGetItem")
-        found = [self._aws.items.get(_key(key)) for key in asked["Keys"]]
+        seen = self._seen(consistent=asked.get("ConsistentRead", False))
+        found = [seen.get(_key(key)) for key in asked["Keys"]]
         return {"Responses": {table: [dict(item) for item in found if item is not None]}, "UnprocessedKeys": {}}
 
     def query(self, **asked: Any) -> Any:
         self._begin("Query")
         holds = _condition(asked["KeyConditionExpression"])
         values = _plain(asked["ExpressionAttributeValues"])
-        items = self._aws.listed if "IndexName" in asked else self._aws.items
+        _refuse_unused(asked)
+        items = self._seen(consistent=asked.get("ConsistentRead", False))
         found = [item for item in items.values() if holds(item, values)]
         found.sort(key=lambda item: _value(item["due_at" if "IndexName" in asked else "sk"]))
         if "ExclusiveStartKey" in asked:
@@ -130,7 +141,7 @@ class _MemoryDynamoDB(_Client):
 
     def update_item(self, Key: Any, UpdateExpression: str, **asked: Any) -> Any:  # noqa: N803
         self._begin("UpdateItem", asked["ExpressionAttributeValues"])
-        before = self._checked(_key(Key), asked)
+        before = self._checked(_key(Key), {**asked, "UpdateExpression": UpdateExpression})
         after = dict(before or Key)
         for change in _update(UpdateExpression):
             change(after, before or {}, asked["ExpressionAttributeValues"])
@@ -139,6 +150,7 @@ class _MemoryDynamoDB(_Client):
 
     def _checked(self, key: tuple[str, str], asked: Mapping[str, Any]) -> "Item | None":
         before = self._aws.items.get(key)
+        _refuse_unused(asked)
         condition = asked.get("ConditionExpression")
         values = _plain(asked.get("ExpressionAttributeValues", {}))
         if condition is None or _condition(condition)(before or {}, values):
@@ -189,6 +201,20 @@ def _value(typed: Mapping[str, Any] | None) -> Any:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _value(value) for name, value in values.items()}
+
+
+def _refuse_unused(asked: Mapping[str, Any]) -> None:
+    """As DynamoDB refuses names and values that no expression uses."""
+    used = {token for name in asked if name.endswith("Expression") for token in _tokens_used(asked[name])}
+    given = {*asked.get("ExpressionAttributeValues", {}), *asked.get("ExpressionAttributeNames", {})}
+    if unused := given - used:
+        error: Any = {"Error": {"Code": "ValidationException", "Message": f"unused in expressions: {sorted(unused)}"}}
+        raise ClientError(error, "request")
+
+
+@cache
+def _tokens_used(expression: str) -> frozenset[str]:
+    return frozenset(_tokens(expression))
 
 
 def _tokens(expression: str) -> list[str]:
