@@ -363,13 +363,13 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(name=accounts, reader=readers)
     def clients_keep_reporting(self, name: str, reader: int) -> None:
-        """For ten minutes clients report the current token, whatever they are answered."""
+        """For a quarter of an hour clients report the current token, whatever they are answered."""
         name = self._kept(name)
         for _ in range(60):
             text = _text(self._item(name, ACCESS_TOKEN))
             if text is not None:
                 self._report(name, reader, text)
-            self.clock.sleep(CHECK_SERVES + 1)
+            self.clock.sleep(CHECK_SERVES + MARGIN + 1)  # no check serves two
 
     @rule(name=accounts, reader=readers, force=st.booleans())
     def an_sdk_asks(self, name: str, reader: int, force: bool) -> None:
@@ -447,13 +447,17 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(name=accounts, reader=readers, seconds=st.sampled_from([20, 50, 80, 110]))
     def answers_get_lost(self, name: str, reader: int, seconds: int) -> None:
-        """Nothing that WeChat answers to the next renewal and its repetitions arrives; soon after, a client asks."""
+        """Nothing that WeChat answers to the next renewal arrives; clients ask before and after."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None or name not in self.records:
             return
-        self.wechat.fail(self._token_path(name), *[Fault.drop_after()] * 3, account=_identity(self.records[name]))
-        self.clock.sleep(max(0, int(item["due_at"]["N"]) - self.clock.now) + seconds)
+        ahead = renewal.RULES[Kind(item["kind"]["S"])].look_ahead + MARGIN
+        self.clock.sleep(max(0, int(item["due_at"]["N"]) - ahead - self.clock.now))
+        self._read(name, ACCESS_TOKEN, reader)
+        for path in {self._token_path(name), PATHS["stable_token"]}:
+            self.wechat.fail(path, Fault.drop_after(), account=_identity(self.records[name]))
+        self.clock.sleep(ahead + seconds)
         self._read(name, ACCESS_TOKEN, reader)
 
     @rule(name=accounts, point=st.sampled_from(["wechat", "answered"]), reader=readers)
@@ -510,16 +514,12 @@ class Simulation(RuleBasedStateMachine):
         item = self._item(name, ACCESS_TOKEN)
         if item is None or "value" not in item:
             return
-        self.clock.sleep(max(0, int(item["due_at"]["N"]) - MARGIN - self.clock.now))
-        self.reads_lag(4 * GUARD_EVERY)
-        for seconds in (GUARD_EVERY, GUARD_EVERY / 2):
-            self.clock.sleep(seconds)
+        ahead = renewal.RULES[Kind(item["kind"]["S"])].look_ahead + MARGIN
+        self.clock.sleep(max(0, int(item["due_at"]["N"]) - ahead - self.clock.now))
+        self.reads_lag(ahead + 3 * GUARD_EVERY)
+        for _ in range(ahead // GUARD_EVERY + 3):
+            self.clock.sleep(GUARD_EVERY)
             self._read(name, ACCESS_TOKEN, reader)
-
-    @rule()
-    def days_end(self) -> None:
-        """DynamoDB deletes what is past its time."""
-        self.world.aws.expire()
 
     @rule(name=accounts)
     def a_failure_meets_the_tick(self, name: str) -> None:
@@ -538,10 +538,17 @@ class Simulation(RuleBasedStateMachine):
         self._deliver({"wake": "tick"}, attempts=1)
         self.mishaps = [mishap for mishap in self.mishaps if mishap is not refuse]
 
-    @rule(seconds=st.sampled_from([0, 3, 20]))
-    def new_tokens_work_late(self, seconds: int) -> None:
-        """From now on WeChat refuses each new token for some seconds."""
+    @rule(name=accounts, reader=readers, seconds=st.sampled_from([0, 10, 20]))
+    def new_tokens_work_late(self, name: str, reader: int, seconds: int) -> None:
+        """From now on WeChat refuses each new token for some seconds, and a client reports one."""
         self.wechat.accepted_after = seconds
+        name = self._kept(name)
+        self.clock.sleep(FORCED_APART + MARGIN)
+        self._rotate(name)
+        self.clock.sleep(MARGIN + 1)
+        text = _text(self._item(name, ACCESS_TOKEN))
+        if text is not None:
+            self._report(name, reader, text)
 
     @rule(name=accounts, seconds=st.sampled_from([100, 1000]), reader=readers)
     def a_dead_token_is_repeated(self, name: str, seconds: int, reader: int) -> None:
@@ -902,6 +909,8 @@ class Simulation(RuleBasedStateMachine):
             return
         if what.startswith("SET lease_until"):
             self._check_retry(name, credential, before)
+            if self.world.frames:
+                self.world.frames[-1].epochs[name, credential] = after["epoch"]
         if old is not None and new is not None:
             if old != new and "refused_at" not in before:
                 self._check_need(name, credential, self.wechat.minted[old], self.wechat.minted[new])
@@ -911,6 +920,8 @@ class Simulation(RuleBasedStateMachine):
     def _published(self, name: str, credential: str, before: Item | None, after: Item) -> None:
         if self.world.frames:
             self.world.frames[-1].published += 1
+            if self.world.frames[-1].epochs.get((name, credential)) != after["epoch"]:
+                self._violate("order", f"{name}/{credential}: published though a later lease was taken")
         text = str(_text(after))
         if text != _text(before):
             # Only the latest value is known as refused: what comes back after another one is found out by the probe.
@@ -1109,6 +1120,14 @@ class Simulation(RuleBasedStateMachine):
             status, _ = self.world.get(f"/v1/accounts/{name}/access-token", self.world.reader(0))
             if status != 404:
                 self._violate("deleted", f"{name} is deleted and answered {status}")
+
+    @invariant()
+    def nothing_that_works_is_past_its_time(self) -> None:
+        """Invariant 6: DynamoDB may delete what is past its `ttl`, and no reader misses it."""
+        for item in self.world.aws.expire():
+            text = _text(item)
+            if text is not None and self.wechat.accepts(text):
+                self._violate("ttl", f"{item['pk']['S']}/{item['sk']['S']} was deleted with a value that works")
 
     @invariant()
     def no_value_is_told(self) -> None:

@@ -53,11 +53,11 @@ class MemoryAws:
         """The items as the index knows them, and reads that are not consistent."""
         return self._listed if self._clock() < self._lags_until else self.items
 
-    def expire(self) -> None:
-        """Delete every item whose `ttl` has come, as DynamoDB does some time later."""
-        for key, item in list(self.items.items()):
-            if "ttl" in item and int(item["ttl"]["N"]) <= self._clock():
-                del self.items[key]
+    def expire(self) -> list[Item]:
+        """Delete every item whose `ttl` has come, as DynamoDB does some time later; returns them."""
+        now = self._clock()
+        expired = [key for key, item in self.items.items() if "ttl" in item and int(item["ttl"]["N"]) <= now]
+        return [self.items.pop(key) for key in expired]
 
     def client(self, service: str, **_: Any) -> Any:
         """The one client of the service."""

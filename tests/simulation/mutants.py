@@ -185,9 +185,7 @@ MUTANTS = {
     "the item's presence is trusted instead of its times": Mutant(
         renewal, "usable_until", _ttl_trusted, ("promise", "liveness", "dead")
     ),
-    "a failure ends the item": Mutant(
-        Table, "_update_leased", _failure_ends_the_item, ("promise", "liveness", "one fetch")
-    ),
+    "a failure ends the item": Mutant(Table, "_update_leased", _failure_ends_the_item, ("ttl",)),
     # 7: neighbours
     "a broken account stops the others": Mutant(Keeper, "_renew_all", _stopped_by_a_failure, ("liveness",)),
     # 8: secrets

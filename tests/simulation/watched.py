@@ -57,7 +57,7 @@ class Promise:
 class Frame:
     """One invocation of RefreshFunction: how many values it got for renewals, and how many it published.
 
-    `disturbed`: it died, met a failing service or was held up.
+    `disturbed`: it died, met a failing service or was held up. `epochs`: of the leases that it took.
     """
 
     event: Mapping[str, Any]
@@ -66,6 +66,7 @@ class Frame:
     published: int = 0
     disturbed: bool = False
     failed: list[dict[str, Any]] = field(default_factory=list)
+    epochs: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class PassingClock(Clock):
