@@ -32,9 +32,10 @@ import api
 import refresh
 from infra import local_keys, stack
 from infra.embedded_aws import EmbeddedAws
+from infra.errors import OperatorError
 from infra.local_keys import OPERATOR, REGION, KeysError
 from infra.loopback import LOOPBACK, CannotListenError, Server, gateway_body, has_api_key, three_free_ports
-from infra.operations import LOCAL_STACK, OperatorError
+from infra.operations import LOCAL_STACK
 from infra.simulated_wechat import Fault, SimulatedWeChat
 from token_keeper.accounts import parse_record
 from token_keeper.errors import InvalidRecordError
@@ -227,8 +228,8 @@ def gateway(
             route_key, quoted = routes.bind_to_environ(environ).match(path)
         except HTTPException:
             route_key, quoted = "", {}
-        method, _, route_path = route_key.partition(" ")
-        if method != request.method or path.startswith("//"):  # werkzeug takes HEAD for GET, and `//` for `/`
+        route_path = route_key.partition(" ")[2]
+        if not route_key or path.startswith("//"):  # werkzeug takes `//` for `/`
             response = _gateway_error(404, "Not Found")
         elif api_key and _is_signed(route_path) and not has_api_key(environ, api_key):
             response = _gateway_error(403, "Forbidden")
@@ -348,12 +349,11 @@ def read_accounts(path: Path) -> dict[str, dict[str, Any]]:
 
 def _rule(route: stack.Route) -> Rule:
     path = re.sub(r"\{(\w+)\}", r"<\1>", route.path).replace("{proxy+}", "<path:proxy>")
-    return Rule(
-        path,
-        methods=None if route.method == "ANY" else [route.method],
-        endpoint=f"{route.method} {route.path}",
-        strict_slashes=True,
-    )
+    methods = None if route.method == "ANY" else [route.method]
+    rule = Rule(path, methods=methods, endpoint=f"{route.method} {route.path}", strict_slashes=True)
+    if rule.methods and route.method != "HEAD":
+        rule.methods.discard("HEAD")  # werkzeug takes HEAD for GET
+    return rule
 
 
 def _gateway_event(request: Request, route_key: str, path_parameters: Mapping[str, str]) -> dict[str, Any]:

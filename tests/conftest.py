@@ -24,12 +24,18 @@ def parsed_models() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List the tests that were left out, by file and reason."""
-    left_out = Counter(
-        (report.nodeid.partition("::")[0], str(report.longrepr[2]).removeprefix("Skipped: "))
-        for report in terminalreporter.stats.get("skipped", [])
-    )
-    if left_out:
+    """List the tests that were left out, by file and reason, and how to run them."""
+    left_out: Counter[tuple[str, str]] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        file, _, test = report.nodeid.partition("::")
+        left_out[file, str(report.longrepr[2]).removeprefix("Skipped: ")] += 1 if test else 0
+    lines = [
+        f"{file}, {f'{tests} test{"s" if tests > 1 else ""}' if tests else 'all tests'}: {reason}"
+        for (file, reason), tests in sorted(left_out.items())
+    ]
+    if terminalreporter.config.option.markexpr == "not long":
+        lines.append("those marked long: `uv run pytest -m long` runs them")
+    if lines:
         terminalreporter.section("left out")
-    for (file, reason), tests in sorted(left_out.items()):
-        terminalreporter.line(f"{file}, {tests} test{'s' if tests > 1 else ''}: {reason}")
+    for line in lines:
+        terminalreporter.line(line)

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,12 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import requests
-import samcli
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+
+from tests.tools import HOW_TO_HAVE_THEM
 
 PROJECT = Path(__file__).parent.parent
 _MACHINES = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
-_EMULATOR = Path(samcli.__file__).parent / f"local/rapid/aws-lambda-rie-{_MACHINES.get(platform.machine(), '')}"
+_EMULATOR = f"samcli/local/rapid/aws-lambda-rie-{_MACHINES.get(platform.machine(), '')}"
 _INIT = re.compile(r"INIT REPORT\(durationMs: ([\d.]+)\)")
 _INVOKED = re.compile(r"INVOKE RTDONE\(status: \w+, produced bytes: \d+, duration: ([\d.]+)ms\)")
 
@@ -34,24 +33,21 @@ class BuildError(Exception):
     """The project could not be built, or what is built cannot run here; the text says why."""
 
 
-def build(target: Path) -> Path:
-    """Run `sam build` of the project into a directory; returns the directory, in which each function has its own.
+def build(target: Path, project: Path = PROJECT) -> Path:
+    """Run `sam build` of a project into a directory; returns the directory, in which each function has its own.
 
-    What was built before and has not changed comes from SAM's cache. Raises `BuildError`.
+    Raises `BuildError`.
     """
     if sys.platform != "linux":
         raise BuildError("the Lambda emulator runs on Linux only")
-    command = [Path(sys.executable).with_name("sam"), "build", "--build-dir", target]
+    sam = Path(sys.executable).with_name("sam")
+    if not sam.exists():
+        raise BuildError(f"sam is not installed: {HOW_TO_HAVE_THEM}")
+    command = [sam, "build", "--build-dir", target]
     environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"sam build failed: {done.stderr[-2000:]}")
-    functions = yaml_parse((target / "template.yaml").read_text())["Resources"]
-    for name, function in functions.items():
-        if function["Type"] == "AWS::Serverless::Function" and not (target / name).exists():
-            shutil.copytree(target / function["Properties"]["CodeUri"], target / name)  # it is deployed as it is
-    for bytecode in target.rglob("__pycache__"):
-        shutil.rmtree(bytecode)
     return target
 
 
@@ -65,7 +61,11 @@ class LambdaRuntime:
         self._port, runtime_api_port = _free_ports()
         self._log = log
         interpreter: str = getattr(sys, "_base_executable", sys.executable)
-        emulator = [_EMULATOR, "--runtime-interface-emulator-address", f"127.0.0.1:{self._port}"]
+        emulator = [
+            Path(sysconfig.get_path("purelib"), _EMULATOR),
+            "--runtime-interface-emulator-address",
+            f"127.0.0.1:{self._port}",
+        ]
         emulator += ["--runtime-api-address", f"127.0.0.1:{runtime_api_port}"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(

@@ -95,7 +95,7 @@ class Accounts:
             pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._path, WithDecryption=False)
             for parameter in (parameter for page in pages for parameter in page["Parameters"]):
                 if (name := self.name_of(parameter["Name"])) is not None:
-                    versions[name] = _version(parameter)
+                    versions[name] = record_version(parameter)
         return versions
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
@@ -142,13 +142,14 @@ def _record(name: str, parameter: Any) -> Record:
     if parameter is None:
         return Record(None, None)
     try:
-        return Record(_version(parameter), parse_record(name, parameter["Value"]))
+        return Record(record_version(parameter), parse_record(name, parameter["Value"]))
     except InvalidRecordError as error:
-        return Record(_version(parameter), error)
+        return Record(record_version(parameter), error)
 
 
-def _version(parameter: Any) -> str:
-    # The version number alone starts anew when a parameter is deleted and created again.
+def record_version(parameter: Any) -> str:
+    """What names the state of a parameter, as Parameter Store answers with it: another after each change."""
+    # The version number alone starts at 1 again when a parameter is deleted and created.
     return f"{parameter['Version']}@{parameter['LastModifiedDate'].timestamp():.3f}"
 
 

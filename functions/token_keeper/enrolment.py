@@ -31,15 +31,13 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def is_in_force(self, name: str, record: Record) -> bool:
-        """Whether the table is in line with the record, and the account owns its appid; so it may fetch.
+    def is_in_force(self, account: Account, version: str | None) -> bool:
+        """Whether the table is in line with that version of the record, and the account owns its appid; so it may fetch.
 
         Raises `StoreUnavailableError`.
         """
-        if not isinstance(record.content, Account):
-            return False
-        entry, owner = self._table.entry_and_owner(record.content)
-        return entry is not None and entry.version == record.version and owner == name
+        entry, owner = self._table.entry_and_owner(account)
+        return entry is not None and entry.version == version and owner == account.name
 
     def apply(self, name: str, record: Record) -> list[Due | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.

@@ -13,6 +13,7 @@ from token_keeper.enrolment import Enrolment
 from token_keeper.errors import KeeperError, ParametersUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
+    Account,
     Credential,
     Due,
     Failed,
@@ -64,7 +65,8 @@ class Keeper:
         self._renewer = Renewer(table, wechat, self._checker, clock)
 
     def tick(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
-        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store.
+        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store, if there is
+        time left for that.
 
         Raises `ParametersUnavailableError` or `StoreUnavailableError`, after the renewals.
         """
@@ -72,7 +74,8 @@ class Keeper:
         listed = self._table.due(None)
         tasks = [task for task in listed if renewal.due_for_tick(task, now)]
         yield from self._renew_all(tasks, time_left)
-        yield from self._sync(self._changed({(task.account, task.credential) for task in listed}), time_left)
+        if time_left() >= MIN_TIME:
+            yield from self._sync(self._changed({(task.account, task.credential) for task in listed}), time_left)
 
     def guard(self, time_left: Callable[[], float]) -> list[Outcome]:
         """The guard schedule: renew what is due. Raises `StoreUnavailableError`."""
@@ -153,14 +156,12 @@ class Keeper:
         if not by_account:
             return []
 
-        def renew_account(account: str, record: Record) -> list[Outcome]:
-            if time_left() < MIN_TIME:
-                return [_out_of_time(account)]
-            return self._renew_account(by_account[account], record, rotate)
-
         with ThreadPoolExecutor(min(WORKERS, len(by_account))) as workers:
             in_time = self._read(by_account, time_left)
-            renewals = {account: workers.submit(renew_account, account, record) for account, record in in_time}
+            renewals = {
+                account: workers.submit(self._renew_account, by_account[account], record, time_left, rotate)
+                for account, record in in_time
+            }
         skipped = [_out_of_time(account) for account in by_account if account not in renewals]
         return [*chain.from_iterable(each.result() for each in renewals.values()), *skipped]
 
@@ -168,19 +169,25 @@ class Keeper:
         """The accounts' records, as long as there is time to read and use them."""
         return takewhile(lambda _: time_left() >= MIN_TIME, self._accounts.read(accounts))
 
-    def _renew_account(self, tasks: list[Due], record: Record, rotate: bool) -> list[Outcome]:
-        account, outcomes = tasks[0].account, list[Outcome]()
-        content = record.content
-        try:
-            if not isinstance(content, ParametersUnavailableError) and not self._enrolment.is_in_force(account, record):
-                found = self._enrolment.apply(account, record)
-                outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
-                tasks = [task for task in found if isinstance(task, Due)]
-        except KeeperError as error:
-            return [not_stored(account, tasks[0].credential, error.failure(self._now()))]
+    def _renew_account(
+        self, tasks: list[Due], record: Record, time_left: Callable[[], float], rotate: bool
+    ) -> list[Outcome]:
+        """Renew what is due of one account; where its record is not in force, apply that first."""
+        outcomes: list[Outcome] = []
         for task in tasks:
-            if content is not None:
-                outcomes += self._renewer.renew(task, content, rotate=rotate)
+            if time_left() < MIN_TIME:
+                return [*outcomes, _out_of_time(task.account)]
+            try:
+                match record.content:
+                    case ParametersUnavailableError() as usable:
+                        pass  # the renewer records that as the failure
+                    case Account() as usable if self._enrolment.is_in_force(usable, record.version):
+                        pass
+                    case _:
+                        return outcomes + self._sync([task.account], time_left)
+            except KeeperError as error:
+                return [*outcomes, not_stored(task.account, task.credential, error.failure(self._now()))]
+            outcomes += self._renewer.renew(task, usable, rotate=rotate)
         return outcomes
 
     # --- which accounts are kept

@@ -280,6 +280,12 @@ def test_it_tells_why_a_renewal_failed_and_what_to_do(local: Local) -> None:
     assert local.operate("status").returncode == 0
 
 
+def test_the_token_is_printed_alone(local: Local) -> None:
+    printed = local.operate("token", "demo").stdout
+    assert printed.endswith("\n")
+    assert local.accepts(printed.removesuffix("\n"))
+
+
 def test_a_consumer_asks_in_wechats_format_until_its_key_is_revoked(local: Local) -> None:
     # Given a consumer's key, as an operator gets it
     added = local.operate("consumers", "add", "shop", "--accounts", "demo")
@@ -304,8 +310,9 @@ def test_a_consumer_asks_in_wechats_format_until_its_key_is_revoked(local: Local
 def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
     # When an account is added that WeChat does not know
     added = local.operate("accounts", "add", "shop", "--appid", APPID, stdin=SECRET)
-    assert added.returncode == 0, added.stderr
-    # Then it is tried by itself, and its health says what is wrong
+    # Then the command says that WeChat refuses it, and so does its health
+    assert added.returncode == 1, added.stderr
+    assert "configuration 40013" in added.stdout
     local.wait_for(r"(failed shop access_token \(configuration 40013\))")
     answer = local.get("/v1/accounts/shop/access-token")
     assert answer.status_code == 503

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import ACCOUNTS_PATH, Clock
+from tests.world import ACCOUNTS_PATH, Clock, create_table
 from token_keeper import renewal
 from token_keeper.accounts import Accounts
 from token_keeper.keeper import WORKERS, Keeper
@@ -44,6 +44,7 @@ class Kept:
     def __init__(self, accounts: int) -> None:
         self.clock, self.calls = Clock(), list[str]()
         self.aws = MemoryAws(self.clock)
+        create_table(self.aws.client("dynamodb"), "tokens")
         for service in ("dynamodb", "ssm"):
             self.aws.client(service).meta.events.register("before-call", self._count, unique_id=1)
         self.wechat = Granting(self.clock, self.calls)

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from queue import Queue
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: Embed
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
         "STACK_NAME": "local",
+        "VERSION": version("wechat-token-keeper"),
         "REFRESH_FUNCTION_NAME": f"{aws.outputs['RefreshFunctionName']}:readers",
         "AWS_ENDPOINT_URL": aws.endpoint_url,
         "AWS_REGION": "us-east-1",

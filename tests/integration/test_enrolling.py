@@ -816,3 +816,28 @@ def test_an_event_that_meets_a_parameter_store_that_is_down_is_made_good_by_the_
     world.parameter_event("main")
     # Then the account is kept
     assert world.wechat.accepts(token(world))
+
+
+def test_a_renewal_that_reads_an_old_record_applies_the_newest(world: World) -> None:
+    # Given a changed record that is in force, and a ticket that is due
+    world.add_account("main")
+    old = world.ssm.get_parameters(**_asked("main"))
+    world.put_parameter("main", record(tickets=["jsapi"]))
+    world.clock.sleep(200)
+    # When the guard's read shows the version before
+    get_parameters, stale = world.ssm.get_parameters, iter([old])
+    world.ssm.get_parameters = lambda **asked: next(stale, None) or get_parameters(**asked)
+    world.wake("guard")
+    # Then the newest is in force, and its ticket is served
+    assert read(world, "/v1/accounts/main/tickets/jsapi")[0] == 200
+
+
+def test_a_renewal_that_reads_no_record_drops_no_account(world: World) -> None:
+    # Given an account whose token is due
+    world.add_account("main")
+    world.clock.sleep(6660)
+    # When Parameter Store does not show its record at that moment
+    unreadable(world, 1)
+    world.wake("guard")
+    # Then it is kept, and has a token
+    assert world.wechat.accepts(token(world))

@@ -2,54 +2,18 @@
 
 import base64
 import json
-from functools import cache
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
-from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
-from infra import stack
-from infra.local import gateway
-from tests import openapi
-from tests.simulation.memory_aws import MemoryAws
-from tests.world import APPID, SECRET, Clock, World
+from tests.integration.front import Front, front
+from tests.world import APPID, SECRET
 
 MARK = "Zq7-marked-Zq7"
 """Stands in whatever is sent, and in no reply."""
 
 REVOKED = "wtk_" + "A" * 43
-
-
-class Front:
-    """The API behind the local gateway, with an account `main` and one that the consumer of `key` may not read."""
-
-    def __init__(self) -> None:
-        clock = Clock()
-        self.world = World(MemoryAws(clock).client, clock=clock)
-        self.world.add_account("main", tickets=["jsapi"])
-        self.world.add_account("other", appid="wx000000000000other", secret="another-secret")
-        self.key = self.world.add_consumer("shop", ["main"])
-        self.instance = self.world.api_instance()
-        self.app = gateway(stack.translate(), self._answer)
-        self.client = Client(self.app)
-
-    def _answer(self, event: dict[str, Any]) -> dict[str, Any]:
-        with self.world.internet():
-            return self.instance(event, None)
-
-    def query(self, **changed: str) -> dict[str, str]:
-        """The parameters of a right call for a token, but for those given."""
-        return {"grant_type": "client_credential", "appid": APPID, "secret": self.key} | changed
-
-
-@cache
-def front() -> Front:
-    """One for all: nothing that is sent here changes anything."""
-    return Front()
 
 
 def assert_clean(response: Response) -> None:
@@ -66,44 +30,6 @@ def assert_clean(response: Response) -> None:
     assert MARK not in response.get_data(as_text=True) + str(response.headers)
     assert "access_token" not in told
     assert SECRET not in response.get_data(as_text=True)
-
-
-# --- whatever the document lets one think of
-
-schema = schemathesis.openapi.from_dict(openapi.DOCUMENT)
-schema.app = front().app
-CHECKS = [
-    schemathesis.checks.not_a_server_error,
-    *(
-        check
-        for check in schemathesis.checks.CHECKS.get_all()
-        if check.__name__
-        in (
-            "status_code_conformance",
-            "content_type_conformance",
-            "response_schema_conformance",
-            "response_headers_conformance",
-        )
-    ),
-]
-
-
-@schema.parametrize()
-@settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_what_the_document_makes_one_think_of(case: schemathesis.Case) -> None:
-    # When it is asked as the document says, or not quite; and the same with an account and a key that exist
-    for right in (False, True):
-        if right and "account" in (case.path_parameters or {}):
-            case.path_parameters["account"] = "main"
-        if right and isinstance(case.query, dict) and "secret" in case.query:
-            case.query |= front().query()
-        if right and isinstance(case.body, dict):
-            case.body |= front().query()
-        response = case.call()
-        if response.status_code == 404 and response.json() == {"message": "Not Found"}:
-            continue  # the gateway has no such route
-        # Then the answer is one that the document describes
-        case.validate_response(response, checks=CHECKS)
 
 
 # --- paths

@@ -5,10 +5,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from infra.simulated_wechat import Fault
 from refresh import UnknownEventError
-from tests.world import START, World
+from tests.world import ACCOUNTS_PATH, SECRET, START, World
 from token_keeper import keeper
 from token_keeper.errors import KeeperError
 from token_keeper.table import Table
@@ -716,6 +717,33 @@ def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) 
 
 
 # --- what a wake-up tells
+
+
+@pytest.mark.parametrize("schedule", ["tick", "guard", "probe"])
+@pytest.mark.parametrize("service", ["ssm", "dynamodb.GetItem", "dynamodb.UpdateItem", "dynamodb.BatchGetItem"])
+def test_no_invocation_outlives_its_timeout(world: World, schedule: str, service: str) -> None:
+    # Given a hundred accounts that are due, some with a changed record
+    names = [f"a{number:03}" for number in range(100)]
+    for name in names:
+        world.add_account(name, appid=f"wx-{name}")
+    world.clock.now = START + 6660
+    for name in names[:20]:
+        value = json.dumps({"appid": f"wx-{name}", "secret": SECRET, "tickets": ["jsapi"]})
+        world.ssm.put_parameter(Name=f"{ACCOUNTS_PATH}/{name}", Value=value, Type="SecureString", Overwrite=True)
+
+    def hang(operation: str, _: bytes) -> None:
+        if operation.startswith(service):
+            ends_at = world.clock() + 22  # three attempts of seven seconds, as botocore makes them
+            world.clock.now = max(world.clock.now, ends_at)
+            raise EndpointConnectionError(endpoint_url="https://hangs.invalid/")
+
+    # When a schedule fires while each call of a service hangs, and then fails
+    world.before_aws = hang
+    began = world.clock()
+    with suppress(KeeperError):
+        world.invoke({"wake": schedule}, seconds=120)
+    # Then it ends by itself
+    assert world.clock() - began < 120
 
 
 ANY_EVENT = [

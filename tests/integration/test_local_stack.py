@@ -280,7 +280,7 @@ def test_only_its_operator_steers_the_simulated_wechat(local: LocalStack) -> Non
         ("GET", "/v1/accounts/"),
         ("GET", "/v1/accounts//access-token"),
         ("GET", "/"),
-        ("GET", "/cgi-bin/stable_token"),
+        ("GET", "/cgi-bin/"),
     ],
 )
 def test_what_is_no_route_is_not_found(local: LocalStack, method: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Where DynamoDB Local cannot run, the races are left out and the run says so; CI leaves nothing out."""
+"""What cannot run on a machine is left out and the run says so; CI leaves nothing out."""
 
 import os
 import subprocess
@@ -92,3 +92,37 @@ def test_ci_leaves_nothing_out(layer: Path) -> None:
     assert run.returncode == 1, run.stdout + run.stderr
     assert "NotAvailableError: java is not installed" in run.stdout
     assert "1 passed, 2 errors" in run.stdout
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A file that needs a program of the group `ci`, and a test of another file that does."""
+    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_terminal_summary\n")
+    (tmp_path / "test_file.py").write_text(
+        "from tests.tools import needed\ntool = needed('no_such_tool.part')\ndef test_1(): pass\n"
+    )
+    (tmp_path / "test_single.py").write_text(
+        "from tests.tools import needed\ndef test_2(): needed('no_such_tool.part')\ndef test_3(): pass\n"
+    )
+    return tmp_path
+
+
+def test_a_missing_tool_is_reported_with_its_command(tools: Path) -> None:
+    # Given a machine without one of CI's tools
+    # When tests are run
+    run = run_without_java(tools)
+    # Then the run passes and names the command that runs what it left out
+    assert run.returncode == 0, run.stdout + run.stderr
+    reason = "needs no_such_tool: `uv run --group ci pytest` runs it"
+    assert f"test_file.py, all tests: {reason}" in run.stdout
+    assert f"test_single.py, 1 test: {reason}" in run.stdout
+    assert "1 passed, 2 skipped" in run.stdout
+
+
+def test_ci_has_all_tools(tools: Path) -> None:
+    # Given CI without one of its tools
+    # When tests are run
+    run = run_without_java(tools, CI="true")
+    # Then they fail, and say what is missing
+    assert run.returncode != 0
+    assert "No module named 'no_such_tool'" in run.stdout

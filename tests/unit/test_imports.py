@@ -1,10 +1,11 @@
-"""What the readers load: each of these would cost every cold start more than reading and answering do."""
+"""What is loaded: by the readers nothing that costs a cold start more than they do, by an operator's commands no emulator."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-FUNCTIONS = Path(__file__).parents[2] / "functions"
+ROOT = Path(__file__).parents[2]
+FUNCTIONS = ROOT / "functions"
 
 TOO_HEAVY = {
     *("boto3", "botocore", "requests", "urllib3", "certifi", "charset_normalizer", "aws_lambda_powertools"),
@@ -28,3 +29,14 @@ def test_the_reader_loads_nothing_heavy() -> None:
     loaded = set(done.stdout.split())
     assert "token_keeper" in loaded
     assert not loaded & TOO_HEAVY
+
+
+def test_an_operators_commands_load_no_emulator() -> None:
+    # When all that the commands load is loaded, but for those of `local`
+    listed = "import sys; import infra.cli, infra.doctor, infra.operations; print(*sys.modules)"
+    environment = {"PYTHONPATH": f"{FUNCTIONS}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", listed], env=environment, capture_output=True, text=True, check=True)
+    # Then neither the emulator nor a function is among it, nor what only these need
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"infra", "boto3"} <= loaded
+    assert not loaded & {"moto", "werkzeug", "flask", "samtranslator", "aws_lambda_powertools", "refresh", "api"}

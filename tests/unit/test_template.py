@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samcli.lib.providers.api_provider import ApiProvider
-from samcli.lib.providers.sam_stack_provider import SamLocalStackProvider
-from samcli.local.apigw.route import Route as SamRoute
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 from werkzeug.test import Client
 
 from infra.local import gateway
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
 from tests.bill import READ_SECONDS
+from tests.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
 KEY = "arn:aws:kms:us-east-1:123456789012:key/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
+PROJECT = tomllib.loads((TEMPLATE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTHING = {"Ref": "AWS::NoValue"}
 TEMPLATES = (TEMPLATE, *sorted((TEMPLATE.parent / "infra").glob("*.yaml")))
 DEAD_LETTERS = {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
@@ -299,11 +298,14 @@ def test_the_local_gateway_chooses_the_most_specific_route(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SAM's own
 def test_sam_local_start_api_finds_the_same_routes(switch: str) -> None:
     # When SAM's own command line reads the template
-    stacks, _ = SamLocalStackProvider.get_stacks(str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch})
-    found = ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
+    providers = needed("samcli.lib.providers.sam_stack_provider"), needed("samcli.lib.providers.api_provider")
+    stacks, _ = providers[0].SamLocalStackProvider.get_stacks(
+        str(TEMPLATE), parameter_overrides={"WeChatCompatibleApi": switch}
+    )
+    found = providers[1].ApiProvider(stacks, cwd=str(TEMPLATE.parent)).api.routes
 
     # Then
-    every_method = set(SamRoute.ANY_HTTP_METHODS)
+    every_method = set(needed("samcli.local.apigw.route").Route.ANY_HTTP_METHODS)
     assert {
         Route(method, route.path, route.function_name)
         for route in found
@@ -362,13 +364,15 @@ def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> No
     # And nothing is made before it has passed
     checked = {"StackName"}
     while more := {
-        name for name, resource in template["Resources"].items() if name not in checked and needed(resource) & checked
+        name
+        for name, resource in template["Resources"].items()
+        if name not in checked and dependencies(resource) & checked
     }:
         checked |= more
     assert checked == set(template["Resources"])
 
 
-def needed(resource: dict[str, Any]) -> set[str]:
+def dependencies(resource: dict[str, Any]) -> set[str]:
     """What a resource depends on: named in so many words, or referred to."""
     references = re.findall(r'"Ref": "(\w+)"|"Fn::GetAtt": \["(\w+)"|\$\{(\w+)[.}]', json.dumps(resource))
     return {*listed(resource.get("DependsOn", [])), *(name for names in references for name in names)}
@@ -461,12 +465,14 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
         "WECOM_API_URL": "https://qyapi.weixin.qq.com",
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
+        "VERSION": PROJECT["version"],
     }
     assert environments["ApiFunction"] == {
         "TABLE_NAME": {"Ref": "TokenTable"},
         "REFRESH_FUNCTION_NAME": {"Fn::Sub": "${RefreshFunction}:readers"},
         "AWS_ENDPOINT_URL": "",
         "STACK_NAME": {"Ref": "AWS::StackName"},
+        "VERSION": PROJECT["version"],
     }
 
 

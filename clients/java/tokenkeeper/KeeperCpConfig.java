@@ -1,0 +1,34 @@
+// 企业微信 with WxJava 4.7; see TokenKeeper.java for its use, and for what was checked.
+package tokenkeeper;
+
+import me.chanjar.weixin.cp.config.impl.WxCpDefaultConfigImpl;
+
+/** WxJava's configuration, with the keeper's token. */
+public class KeeperCpConfig extends WxCpDefaultConfigImpl {
+  private final transient TokenKeeper keeper;
+
+  public KeeperCpConfig(TokenKeeper keeper) {
+    this.keeper = keeper;
+    setCorpId(keeper.appId());
+  }
+
+  @Override
+  public String getAccessToken() {
+    return keeper.token();
+  }
+
+  @Override
+  public boolean isAccessTokenExpired() {
+    return false; // getAccessToken looks after that
+  }
+
+  /** WxJava calls this where WeChat refused the current token, and then tries once more. */
+  @Override
+  public void expireAccessToken() {
+    try {
+      keeper.reportCurrent();
+    } catch (IllegalStateException error) {
+      // What WeChat answered is what the caller has to see.
+    }
+  }
+}

@@ -1,0 +1,1 @@
+"""SDKs that take their tokens from the keeper, each by one line."""
