@@ -94,7 +94,11 @@ def expiry(credential: Credential, grant: Grant) -> int:
         return min(ends_at, at_least if is_first else claimed)
     if credential.value is None:
         return at_least if is_ticket else claimed
-    created_at = min(grant.asked_at, credential.expires_at, credential.at_risk_since or grant.asked_at)
+    ended_at = credential.expires_at
+    is_first = is_ticket and credential.previous_fingerprint is None
+    if is_first or ended_at > credential.fetched_at + grant.expires_in:
+        ended_at -= UNKNOWN_AGE_LIFE  # it was of unknown age, and may have ended at any time since it was last seen
+    created_at = min(grant.asked_at, ended_at, credential.at_risk_since or grant.asked_at)
     return max(created_at + grant.expires_in, at_least)
 
 

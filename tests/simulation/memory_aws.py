@@ -105,6 +105,12 @@ class MemoryAws:
         """The items that a query looks through: all, where not something faster is made."""
         return (self.items if index is None and consistent else self.listed).values()
 
+    def expire(self) -> list[Item]:
+        """Delete every item whose `ttl` has come, as DynamoDB does some time later; returns them."""
+        now = self._clock()
+        expired = [key for key, item in self.items.items() if "ttl" in item and int(item["ttl"]["N"]) <= now]
+        return [self.items.pop(key) for key in expired]
+
     def client(self, service: str, **_: Any) -> Any:
         """The one client of the service."""
         return self._clients[service]

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from token_keeper import budget, reader, renewal, table, wechat
+from tests.simulation.inline import Session
+from token_keeper import budget, reader, renewal, renewer, table, wechat
+from token_keeper.checker import Checker
+from token_keeper.enrolment import Enrolment
 from token_keeper.keeper import Keeper
-from token_keeper.model import Failed, Grant, Verdict
+from token_keeper.model import Account, Failed, Grant, Probed, Verdict
+from token_keeper.renewer import Renewer
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
@@ -32,7 +36,7 @@ class Mutant:
 
 _update, _update_leased = Table._update, Table._update_leased
 _record_failure = Table.record_failure
-_refusal, _ask = wechat._refusal, Keeper._ask
+_refusal, _ask = wechat._refusal, Renewer._ask
 
 
 def _without_epoch(self: Table, leased: Any, update: str, values: Any) -> Any:
@@ -40,8 +44,8 @@ def _without_epoch(self: Table, leased: Any, update: str, values: Any) -> Any:
     return _update(self, key, update, "attribute_exists(pk) OR epoch = :epoch", {**values, ":epoch": leased.epoch})
 
 
-def _failure_ends_the_value(self: Table, leased: Any, failure: Any, spent: Any, **told: Any) -> bool:
-    return _record_failure(self, leased, failure, spent, **{**told, "dead": True})
+def _failure_ends_the_value(self: Table, *leased: Any, **told: Any) -> bool:
+    return _record_failure(self, *leased, **{**told, "refused": True})
 
 
 def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any) -> Any:
@@ -50,19 +54,61 @@ def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any
     return _update_leased(self, leased, update, values)
 
 
-def _error_stored(self: Keeper, *asked: Any, **options: Any) -> Any:
+def _failure_ends_the_item(self: Table, leased: Any, update: str, values: Any) -> Any:
+    now = int(Session.world.clock())
+    return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values)
+
+
+def _lost_answer_is_a_refusal(self: Table, *leased: Any, **told: Any) -> bool:
+    return _record_failure(self, *leased, **{**told, "at_risk": False})
+
+
+def _read_inconsistently(self: Table, account: str, name: str) -> Any:
+    answer: Any = self._dynamodb.get_item(TableName=self._name, Key=table._key(account, name))
+    return table._credential(table._plain(answer["Item"])) if "Item" in answer else None
+
+
+def _lease_though_held(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+    return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
+
+
+def _tick_repeats_failures(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+    if condition != (condition := condition.replace(" AND failures = :zero", "")):
+        values = {name: value for name, value in values.items() if name != ":zero"}
+    return _update(self, key, update, condition, values)
+
+
+def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:
     try:
         return _ask(self, *asked, **options)
     except wechat.WeChatError as error:
         return Grant(error.errmsg, 7200, int(self._clock()))
 
 
-def _secret_told(errcode: object, errmsg: object, call: Any) -> Any:
+def _secret_told(errcode: int, errmsg: object, call: Any) -> Any:
     return _refusal(errcode, f"{errmsg} {dict(call.query)} {call.body}", wechat._Call("GET", "", {}))
 
 
-def _still_served(self: Keeper, name: str) -> bool:
-    return False
+def _still_served(self: Enrolment, name: str) -> None:
+    return None
+
+
+def _claims_first(self: Enrolment, name: str) -> None:
+    entry = self._table.entry(name)
+    if entry is None:
+        return
+    self._table.release_claims(name, entry.app_id)
+    for credential in entry.credentials:
+        self._table.drop_credential(name, credential)
+    self._table.drop_entry(name)
+
+
+def _owner_unasked(self: Enrolment, name: str, record: Any) -> bool:
+    return isinstance(record.content, Account)
+
+
+def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
+    yield Probed(0, 0, 0, 0)
 
 
 def _promise_whole_life(credential: Any, read_at: int) -> int:
@@ -77,24 +123,16 @@ def _life_from_now(credential: Any, grant: Any) -> int:
     return int(grant.asked_at + 7200)
 
 
-def _lease_though_held(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
-    return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
-
-
-def _bare_timer(credential: Any, grant: Any, *, together: int = 1) -> int:
+def _bare_timer(credential: Any, grant: Any, *, isolated: bool = False) -> int:
     return int(grant.asked_at + 110 * 60)
 
 
-def _lost_answer_is_a_refusal(self: Table, leased: Any, failure: Any, spent: Any, **told: Any) -> bool:
-    return _record_failure(self, leased, failure, spent, **{**told, "at_risk": False})
-
-
-def _stopped_by_a_failure(self: Keeper, dues: Any, seconds_left: Any, *, rotate: bool = False) -> Any:
+def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: bool = False) -> Any:
     outcomes: list[Any] = []
-    for due in sorted(dues, key=lambda due: -due.failures):
-        for _name, record in self._accounts.read([due.account]):
-            outcomes += self._renew(due, record, seconds_left, rotate=rotate, together=1)
-        if isinstance(outcomes[-1], Failed):
+    for task in sorted(tasks, key=lambda task: -task.failures):
+        for _name, record in self._accounts.read([task.account]):
+            outcomes += self._renew_account([task], record, rotate)
+        if outcomes and isinstance(outcomes[-1], Failed):
             break
     return outcomes
 
@@ -106,36 +144,59 @@ def _report_uncompared(self: Any, account: str, reported: str) -> Any:
 
 
 MUTANTS = {
-    "publishing does not require the epoch": Mutant(
-        Table, "_update_leased", _without_epoch, ("order", "answers", "promise", "deleted")
-    ),
-    "a failure ends the live value": Mutant(Table, "record_failure", _failure_ends_the_value, ("answers",)),
-    "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
-    "an error is stored as a value": Mutant(Keeper, "_ask", _error_stored, ("answers",)),
-    "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
+    # 1: no promise is broken, and nothing older comes after something newer
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
-    "the item's presence is trusted instead of its times": Mutant(
-        renewal, "usable_until", _ttl_trusted, ("promise", "liveness")
-    ),
     "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
-    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
-    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
-    "what a late renewal has ended is not told": Mutant(
-        Table, "distrust", lambda *_, **__: None, ("promise", "liveness")
+    "a credential is not read consistently": Mutant(
+        Table, "credential", _read_inconsistently, ("promise", "order", "dead", "reader")
     ),
-    "a lease is taken though somebody holds it": Mutant(Table, "_update", _lease_though_held, ("one fetch", "promise")),
+    # 2: the epoch
+    "publishing does not require the epoch": Mutant(
+        Table, "_update_leased", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
+    ),
+    "a lease is taken though another instance holds it": Mutant(
+        Table, "_update", _lease_though_held, ("one fetch", "promise")
+    ),
+    # 3: the lease
     "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness",)),
     "a lease does not make due again": Mutant(
         table, "_BEGIN", table._BEGIN.replace("due_at = :until, ", ""), ("liveness",)
     ),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
+    # 4: failures
+    "a failure ends the live value": Mutant(Table, "record_failure", _failure_ends_the_value, ("answers",)),
+    "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
     "a lost answer is taken for a refusal": Mutant(
         Table, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
     ),
-    "a broken account stops the others": Mutant(Keeper, "_work_off", _stopped_by_a_failure, ("liveness",)),
-    "a ticket of unknown age is trusted": Mutant(Table, "tickets_seen", lambda *_: set(), ("promise", "liveness")),
+    "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
+    "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
+    "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("answers", "defect")),
+    "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
+    "the main tick repeats a failure early": Mutant(Table, "_update", _tick_repeats_failures, ("retry",)),
+    # 5: one call, whatever is reported
+    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
+    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
+    "reports are not limited": Mutant(budget, "report_wait", lambda *_: 0, ("budget",)),
+    "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("answers",)),
+    "what WeChat has refused is published again": Mutant(renewer, "_is_refused", lambda *_: False, ("dead",)),
     "the forced refreshes are not counted": Mutant(budget, "may_force", lambda *_: True, ("budget",)),
+    # 6: times and not presence
+    "the item's presence is trusted instead of its times": Mutant(
+        renewal, "usable_until", _ttl_trusted, ("promise", "liveness", "dead")
+    ),
+    "a failure ends the item": Mutant(Table, "_update_leased", _failure_ends_the_item, ("ttl",)),
+    # 7: neighbours
+    "a broken account stops the others": Mutant(Keeper, "_renew_all", _stopped_by_a_failure, ("liveness",)),
+    # 8: secrets
     "the secret stands in the error's text": Mutant(wechat, "_refusal", _secret_told, ("secret",)),
-    "a deleted account stays": Mutant(Keeper, "_drop", _still_served, ("deleted",)),
+    # 9: what dies early is found out
+    "the probe asks nothing": Mutant(Checker, "probe", _nothing_probed, ("liveness",)),
+    # which accounts are kept
+    "a deleted account stays": Mutant(Enrolment, "_drop", _still_served, ("deleted",)),
+    "a claim is released before its credentials are gone": Mutant(Enrolment, "_drop", _claims_first, ("claim",)),
+    "an account fetches for an appid that it does not own": Mutant(
+        Enrolment, "is_in_force", _owner_unasked, ("claim", "promise")
+    ),
 }
-"""By what is broken."""
+"""By what is broken; in the order of the design's invariants."""

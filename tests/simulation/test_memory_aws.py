@@ -72,7 +72,7 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
         case "fail" if seen:
             return table.record_failure(seen, FAILURE, Usage(), due_at=now, at_risk=now > 3, refused=now % 2 == 1)
         case "usage" if seen:
-            return table.record_usage(seen, Usage(calls=now))
+            return table.begin_forced(seen, Usage(calls=now), now=now)
         case "check" if seen:
             return table.begin_check(seen, until=now + 2, booked_until=now)
         case "checked" if seen:
@@ -80,8 +80,9 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
         case "refuse" if seen:
             return table.mark_refused(seen, now=now, foreign=now % 2 == 1)
         case "reschedule" if seen:
-            kind = Kind.STABLE_TOKEN if now % 2 else None
-            return table.reschedule(seen, due_at=now, kind=kind, expires_at=now)
+            if now % 2:
+                return table.change_kind(seen, Kind.STABLE_TOKEN, now=now, expires_at=now, minted_at=now)
+            return table.reschedule(seen, due_at=now)
         case "note":
             return table.set_record_error(account, "access_token", FAILURE if now % 2 else None)
         case "claim":

@@ -134,13 +134,13 @@ class CrashError(Exception):
 class FaultyWeChat(SimulatedWeChat):
     """WeChat with one app, under the faults.
 
-    `made` counts the calls that reached it. `asker_dies`: who got the last answer must end before it stores that.
+    `fetched` and `checked` count the calls that reached it: for a token, and whether one works. `asker_dies`: who got the last answer must end before it stores that.
     """
 
     def __init__(self, clock: Clock, faults: Faults) -> None:
         super().__init__(clock)
         self.add_app(APPID, SECRET)
-        self.made = 0
+        self.fetched = self.checked = 0
         self.killed_at: set[float] = set()
         self.asker_dies = False
         self._now = clock
@@ -155,7 +155,8 @@ class FaultyWeChat(SimulatedWeChat):
         now, is_fetch = self._now(), path in TOKEN_PATHS
         if now in self._during.unreachable:
             raise NewConnectionError(None, "unreachable")  # type: ignore[arg-type]
-        self.made += 1
+        self.fetched += is_fetch
+        self.checked += not is_fetch
         if is_fetch and now < self._spent_until:
             return self._refusal_when_spent  # as the day's quota does not come back before Beijing's midnight
         if now in self._during.busy:
@@ -271,7 +272,7 @@ class ThisProject:
 
     def refused(self, reading: Reading) -> Reading | None:
         """Report it."""
-        report = {"access_token": reading[0], "errcode": 40001}
+        report = {"access_token": reading[0]}
         return self._ask_api(gateway_event("/v1/accounts/main/access-token/reports", json.dumps(report)))
 
     def _ask_api(self, request: dict[str, Any]) -> Reading | None:
@@ -411,13 +412,15 @@ class Result:
 
     `without_token`: seconds, by interval, in which a reader got no token or a dead one while WeChat was reachable.
     `wrongly_promised`: seconds in which somebody still held a promise for a dead token; `unforced` of these are not due
-    to a kill, which nobody foresees. `calls` that reached WeChat. `promises`: how many were made.
+    to a kill, which nobody foresees. `fetched` and `checked`: calls that reached WeChat for a token, and to ask whether one
+    works. `promises`: how many were made.
     """
 
     without_token: float
     wrongly_promised: float
     unforced: float
-    calls: int
+    fetched: int
+    checked: int
     promises: int
 
 
@@ -457,8 +460,8 @@ class Readers:
         self._clock.now += 2 * HOUR
         self._settle()
         unforced = [(died_at, until) for died_at, until in self._wrong if died_at not in self._wechat.killed_at]
-        calls = self._wechat.made
-        return Result(self._without_token, _covered(self._wrong), _covered(unforced), calls, self._promises)
+        asked = self._wechat.fetched, self._wechat.checked
+        return Result(self._without_token, _covered(self._wrong), _covered(unforced), *asked, self._promises)
 
     def _read(self) -> None:
         reachable = self._clock() not in self._faults.unreachable
@@ -585,15 +588,22 @@ def main() -> None:
     table = Table(
         "", title=f"A simulated year: {options.days} days, seed {options.seed}" + " scaled to 365" * (scale != 1)
     )
-    for heading in ("no accepted\ntoken (s)", "wrongly\npromised (s)", "not by\na kill (s)", "WeChat\ncalls"):
+    for heading in (
+        "no accepted\ntoken (s)",
+        "wrongly\npromised (s)",
+        "not by\na kill (s)",
+        "tokens\nfetched",
+        "checks",
+    ):
         table.add_column(heading, justify="right")
     for name, result in results.items():
         promised: tuple[float, ...] = (result.wrongly_promised, result.unforced)
         shown = [f"{round(scale * seconds):,}" for seconds in promised] if result.promises else ["none made"] * 2
-        row = f"{round(scale * result.without_token):,}", *shown, f"{round(scale * result.calls):,}"
+        counted = (f"{round(scale * count):,}" for count in (result.fetched, result.checked))
+        row = f"{round(scale * result.without_token):,}", *shown, *counted
         table.add_row(name, *row)
     unavoidable = Faults(options.seed, options.days * DAY).unavoidable()
-    table.add_row("[dim]unavoidable", f"[dim]{round(scale * unavoidable):,}", "", "", "")
+    table.add_row("[dim]unavoidable", f"[dim]{round(scale * unavoidable):,}", "", "", "", "")
     note = "\n".join(" ".join(paragraph.split()) for paragraph in NOTE.strip().split("\n\n"))
     Console(highlight=False).print(table, note, f"It took {time.monotonic() - started:.0f} s.", sep="\n")
 
