@@ -86,8 +86,8 @@ def expiry(credential: Credential, grant: Grant) -> int:
         return claimed
     at_least = grant.asked_at + min(UNKNOWN_AGE_LIFE, grant.expires_in)
     is_ticket = credential.kind in TICKETS
+    is_first = is_ticket and credential.previous_fingerprint is None
     if grant.value == credential.value:
-        is_first = is_ticket and credential.previous_fingerprint is None
         ends_at = credential.fetched_at + grant.expires_in if is_first else credential.expires_at
         if grant.asked_at >= ends_at:
             return at_least
@@ -95,7 +95,6 @@ def expiry(credential: Credential, grant: Grant) -> int:
     if credential.value is None:
         return at_least if is_ticket else claimed
     ended_at = credential.expires_at
-    is_first = is_ticket and credential.previous_fingerprint is None
     if is_first or ended_at > credential.fetched_at + grant.expires_in:
         ended_at -= UNKNOWN_AGE_LIFE  # it was of unknown age, and may have ended at any time since it was last seen
     created_at = min(grant.asked_at, ended_at, credential.at_risk_since or grant.asked_at)
