@@ -16,7 +16,7 @@ CHECK_TIME = 20
 PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
-PROBE_TIME = 60
+PROBE_TIME = 45
 """Seconds of run time that must be left to begin a batch: WeChat's answers, and the renewals that come of them."""
 
 UNCLEAR_AT_MOST = 1000

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from secrets import token_hex
 
 from token_keeper import renewal
 from token_keeper.accounts import Record
@@ -83,8 +82,7 @@ class Enrolment:
             for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
                 self._table.drop_credential(account.name, name)
             self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
-        application = token_hex(8)
-        self._table.put_entry(entry, application=application)
+        self._table.put_entry(entry, applying=version)
         owner = self._table.claim(account)
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
@@ -92,7 +90,7 @@ class Enrolment:
             self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now())
         is_known = old is not None and old.version == version
         found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
-        if not self._table.finish_entry(account.name, application=application, version=version):
+        if not self._table.finish_entry(account.name, version=version):
             raise RecordChangedError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 

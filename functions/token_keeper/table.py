@@ -381,10 +381,10 @@ class Table:
             values = {":last_error": asdict(failure)}
             self._update(key, "SET last_error = :last_error", "attribute_exists(pk)", values)
 
-    def put_entry(self, entry: Entry, *, application: str | None = None) -> None:
-        """Write the account's directory entry. `application`: names the change that is being applied."""
+    def put_entry(self, entry: Entry, *, applying: str | None = None) -> None:
+        """Write the account's directory entry. `applying`: the version of the record that is being applied."""
         item = {
-            "application": application,
+            "applying": applying,
             "app_id": entry.app_id,
             "kind": entry.kind,
             "credentials": " ".join(entry.credentials),
@@ -393,13 +393,10 @@ class Table:
         with _translated_errors():
             self._dynamodb.put_item(TableName=self._name, Item=_directory_key(entry.account) | _wire(item))
 
-    def finish_entry(self, account: str, *, application: str, version: str | None) -> bool:
+    def finish_entry(self, account: str, *, version: str | None) -> bool:
         """Write which version of the record is in force; False where another change has been begun meanwhile."""
-        values = {":application": application, ":version": version}
-        return (
-            self._update(_directory_key(account), "SET version = :version", "application = :application", values)
-            is not None
-        )
+        key, values = _directory_key(account), {":version": version}
+        return self._update(key, "SET version = :version", "applying = :version", values) is not None
 
     def drop_credential(self, account: str, name: str) -> None:
         """Delete a credential and its value."""

@@ -409,16 +409,17 @@ def change_kind(table: Table) -> None:
 
 def finish_entry(table: Table) -> None:
     # Given a change that is being applied
-    table.put_entry(replace(ENTRY, version=None), application="first")
+    table.put_entry(replace(ENTRY, version=None), applying="1@0.000")
     # When another is begun before it is finished
-    table.put_entry(replace(ENTRY, version=None), application="second")
-    # Then only the later can be finished
-    assert not table.finish_entry("main", application="first", version="1@0.000")
-    assert table.finish_entry("main", application="second", version="2@0.000")
+    table.put_entry(replace(ENTRY, version=None), applying="2@0.000")
+    # Then only the later can be finished, by each instance that applies it
+    assert not table.finish_entry("main", version="1@0.000")
+    assert table.finish_entry("main", version="2@0.000")
+    assert table.finish_entry("main", version="2@0.000")
     assert table.entry("main") == replace(ENTRY, version="2@0.000")
     # And an entry that is gone does not come back
     table.drop_entry("main")
-    assert not table.finish_entry("main", application="second", version="2@0.000")
+    assert not table.finish_entry("main", version="2@0.000")
     assert table.entry("main") is None
 
 
