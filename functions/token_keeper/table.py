@@ -317,9 +317,11 @@ class Table:
 
     def claim(self, account: Account) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account."""
-        held = self.claims(account.app_id)
+        # The release before named the claim of a stable_token account otherwise.
+        keys = [_wire({"pk": f"claim#{account.app_id}", "sk": kind}) for kind in (Kind.TOKEN, Kind.STABLE_TOKEN)]
+        held = {item["sk"]: str(item["account"]) for item in self._items(keys)}
         if Kind.TOKEN not in held and held.get(Kind.STABLE_TOKEN, account.name) != account.name:
-            return held[Kind.STABLE_TOKEN]  # as the release before named the claim of such an account
+            return held[Kind.STABLE_TOKEN]
         item = _claim_key(account) | _wire({"account": account.name})
         try:
             with _translated_errors():

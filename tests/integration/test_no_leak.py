@@ -13,7 +13,7 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -225,10 +225,10 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
     monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_answer(str(error)))
     with listening() as said:
         rig = Rig(said)
-        rig.world.wechat.fail("/cgi-bin/token", *[Fault.slow()] * 3)
+        rig.world.wechat.fail("/cgi-bin/gettoken", *[Fault.slow()] * 3)
         rig.enrol()
         rig.wake({"wake": "guard"})
-        rig.ask("/v1/accounts/main")
+        rig.ask("/v1/accounts/crm")
     # Then the search finds the secret where it went
     channels = {each.partition(":")[0] for each in rig.leaks()}
     assert {"log", "summaries", "replies", "stdout"} <= channels
@@ -239,11 +239,11 @@ def test_an_exception_that_nobody_handles_is_found(monkeypatch: pytest.MonkeyPat
     with listening() as said:
         rig = Rig(said)
         rig.enrol()
-        token = rig.tokens()["main"]
         monkeypatch.setattr(wechat, "HTTPError", ZeroDivisionError)
-        rig.world.wechat.fail("/cgi-bin/get_api_domain_ip", Fault.drop_after())
-        rig.wake({"verify": {"account": "main", "fingerprint": fingerprint(token)}})
-    assert any(each.startswith("exceptions: simulated_toke") for each in rig.leaks())
+        rig.world.wechat.fail("/cgi-bin/stable_token", Fault.drop_after())
+        with suppress(Exception):
+            rig.parameter("main", appid=APPID, secret=SECRET, tickets=["jsapi"])
+    assert any(each.startswith("exceptions: ") for each in rig.leaks())
 
 
 # --- the paths
@@ -255,6 +255,7 @@ def test_all_is_well(rig: Rig) -> None:
     rig.all_wakes()
     rig.world.clock.sleep(7200)
     rig.all_wakes()
+    rig.world.clock.sleep(60)
     rig.all_calls()
     # Then all that should be heard was
     assert {"log", "summaries", "replies", "invocations", "aws"} <= rig.said.by_channel.keys()
@@ -336,7 +337,7 @@ def faults(secret: str, path: str) -> list[Fault]:
 @pytest.mark.parametrize(("path", "secret"), WECHATS_PATHS.values(), ids=WECHATS_PATHS)
 def test_whatever_wechat_answers(rig: Rig, path: str, secret: str) -> None:
     if secret == TOKEN:
-        for fetched_at in ("/cgi-bin/token", "/cgi-bin/gettoken"):
+        for fetched_at in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken"):
             rig.world.wechat.fail(fetched_at, *answers("access_token", TOKEN))
     rig.enrol()
     account = "crm" if "get_jsapi" in path or path.endswith(("ticket/get", "gettoken")) else "main"

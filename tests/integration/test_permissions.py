@@ -22,7 +22,7 @@ REVOKED = "wtk_" + "A" * 43
 
 ACCOUNTS = {
     "main": {"appid": APPID, "secret": "1" * 32, "tickets": ["jsapi"]},
-    "main-stable": {"appid": APPID, "secret": "1" * 32, "endpoint": "stable_token"},
+    "main-stable": {"appid": "wx0000000000000003", "secret": "4" * 32, "endpoint": "stable_token"},
     "mini-one": {"appid": "wx0000000000000001", "secret": "2" * 32},
     "mini-two": {"appid": "wx0000000000000002", "secret": "3" * 32, "endpoint": "stable_token"},
     "crm": {"corpid": CORPID, "secret": "crm-secret-of-the-corp"},
@@ -41,8 +41,10 @@ CONSUMERS = {
 TOKEN, STABLE, CORP = "token", "stable_token", "gettoken"
 MATRIX: dict[tuple[str, str], dict[str, str | int]] = {
     # (call, appid or corpid): whose token each consumer gets, or the errcode
-    (TOKEN, APPID): {"everything": "main", "stable": "main-stable", "shop": "main"},
-    (STABLE, APPID): {"everything": "main-stable", "stable": "main-stable", "shop": "main"},
+    (TOKEN, APPID): {"everything": "main", "shop": "main"},
+    (STABLE, APPID): {"everything": "main", "shop": "main"},
+    (TOKEN, "wx0000000000000003"): {"everything": "main-stable", "stable": "main-stable"},
+    (STABLE, "wx0000000000000003"): {"everything": "main-stable", "stable": "main-stable"},
     (TOKEN, "wx0000000000000001"): {"everything": "mini-one", "minis": "mini-one", "one": "mini-one"},
     (STABLE, "wx0000000000000001"): {"everything": "mini-one", "minis": "mini-one", "one": "mini-one"},
     (TOKEN, "wx0000000000000002"): {"everything": "mini-two", "minis": "mini-two"},
