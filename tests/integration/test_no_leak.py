@@ -13,7 +13,7 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -235,15 +235,16 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
 
 
 def test_an_exception_that_nobody_handles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an adapter that lets urllib3's exceptions out, and a report of a token, which is checked
+    # Given an adapter that lets urllib3's exceptions out, and a changed record, for which the live token is checked
     with listening() as said:
         rig = Rig(said)
         rig.enrol()
         monkeypatch.setattr(wechat, "HTTPError", ZeroDivisionError)
-        rig.world.wechat.fail("/cgi-bin/stable_token", Fault.drop_after())
-        with suppress(Exception):
-            rig.parameter("main", appid=APPID, secret=SECRET, tickets=["jsapi"])
-    assert any(each.startswith("exceptions: ") for each in rig.leaks())
+        rig.world.clock.sleep(60)
+        rig.tokens()
+        rig.world.wechat.fail("/cgi-bin/get_api_domain_ip", Fault.drop_after())
+        rig.parameter("main", appid=APPID, secret=SECRET, tickets=["jsapi"])
+    assert any(each.startswith("exceptions: simulated_toke") for each in rig.leaks())
 
 
 # --- the paths
