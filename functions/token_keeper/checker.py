@@ -8,7 +8,7 @@ from itertools import batched
 from token_keeper import budget, renewal
 from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
 from token_keeper.table import Table
-from token_keeper.wechat import KEPT_CONNECTIONS, Session, WeChat, WeChatError
+from token_keeper.wechat import KEPT_CONNECTIONS, Session, WeChat
 
 CHECK_TIME = 20
 """Seconds that a check can take."""
@@ -16,7 +16,7 @@ CHECK_TIME = 20
 PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
-PROBE_TIME = 60
+PROBE_TIME = 45
 """Seconds of run time that must be left to begin a batch: WeChat's answers, and the renewals that come of them."""
 
 UNCLEAR_AT_MOST = 1000
@@ -79,8 +79,7 @@ class Checker:
                 tokens = [token for token in self._table.tokens(batch) if renewal.is_to_be_probed(token, now)]
                 found = list(zip(tokens, workers.map(lambda token: self._accepts(token, session), tokens), strict=True))
                 counts.update(accepts for _, accepts in found)
-                unclear = {token.account for token, accepts in found if accepts is None}
-                _note_unclear(unclear_since, batch, unclear, now)
+                _note_unclear(unclear_since, found, now)
                 tasks = [self._invalidate(token) for token, accepts in found if accepts is False]
                 yield [task for task in tasks if task]
                 after = batch[-1]
@@ -100,7 +99,7 @@ class Checker:
         """Whether WeChat accepts the token; None where it gave no clear answer."""
         try:
             return self._wechat.accepts(token.kind, token.value or "", session)
-        except WeChatError:
+        except Exception:  # noqa: BLE001 - WeChatError, or a defect, which must not keep the other accounts from being probed
             return None
 
     def _now(self) -> int:
@@ -111,9 +110,9 @@ def _verified(token: Credential, verdict: Verdict, retry_after: int = 0) -> Veri
     return Verified(token.account, token.name, verdict, token.fingerprint, retry_after)
 
 
-def _note_unclear(unclear_since: dict[str, int], probed: tuple[str, ...], unclear: set[str], now: int) -> None:
-    for account in probed:
-        if account in unclear:
-            unclear_since.setdefault(account, now)
+def _note_unclear(unclear_since: dict[str, int], found: list[tuple[Credential, bool | None]], now: int) -> None:
+    for token, accepts in found:
+        if accepts is None:
+            unclear_since.setdefault(token.account, now)
         else:
-            unclear_since.pop(account, None)
+            unclear_since.pop(token.account, None)

@@ -71,6 +71,8 @@ class Enrolment:
 
     def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
         old = self._table.entry(account.name)
+        if old is not None and _written_at(version) < _written_at(old.version):
+            raise RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
         entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
         # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
@@ -80,7 +82,7 @@ class Enrolment:
             for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
                 self._table.drop_credential(account.name, name)
             self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
-        self._table.put_entry(entry)
+        self._table.put_entry(entry, applying=version)
         owner = self._table.claim(account)
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
@@ -88,7 +90,8 @@ class Enrolment:
             self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now())
         is_known = old is not None and old.version == version
         found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
-        self._table.put_entry(replace(entry, version=version))
+        if not self._table.finish_entry(account.name, version=version):
+            raise RecordChangedError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
     def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
@@ -104,13 +107,11 @@ class Enrolment:
                     raise RecordChangedError("another renewal is in progress; the change is applied after it")
                 self._sleep(1)  # it may use the old record: its outcome decides
             elif credential.kind is not kind:
-                # The rules of the old endpoint say how long its value still works.
-                expires_at = min(credential.expires_at, renewal.usable_until(credential))
-                self._table.reschedule(credential, due_at=now, kind=kind, expires_at=expires_at)
+                self._change_kind(credential, kind)
             elif credential.due_at <= now:
                 return due_task(credential)
             elif not credential.failures and now < renewal.usable_until(credential):
-                return None if is_known or name != ACCESS_TOKEN else self._check_change(account, credential)
+                return None if is_known else self._check_change(account, credential)
             else:
                 self._table.reschedule(credential, due_at=now)
         return None
@@ -118,14 +119,25 @@ class Enrolment:
     def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
-            # WeCom has no call that would only check a secret; it repeats the live token for the right one.
+            # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
+            # another app the tickets are others, too.
             self._table.reschedule(token, due_at=self._now())
             return due_task(token)
+        if token.name != ACCESS_TOKEN:
+            return None
         if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
             return due_task(token)
         failure = self._secret_failure(account)
         self._table.set_record_error(account.name, token.name, failure)
         return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
+
+    def _change_kind(self, credential: Credential, kind: Kind) -> None:
+        # The rules of the old endpoint say how long its value still works, and until when no call may end it.
+        expires_at = min(credential.expires_at, renewal.usable_until(credential))
+        minted_at = credential.minted_at
+        if credential.kind is Kind.TOKEN and credential.value is not None:
+            minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
+        self._table.change_kind(credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at)
 
     def _is_refused(self, token: Credential) -> bool:
         if renewal.is_too_young_to_check(token, self._now()):
@@ -155,3 +167,8 @@ class Enrolment:
 
     def _now(self) -> int:
         return int(self._clock())
+
+
+def _written_at(version: str | None) -> float:
+    """When a version of a record was written (see `accounts.record_version`)."""
+    return float(version.partition("@")[2]) if version else 0

@@ -32,8 +32,9 @@ from token_keeper.wechat import WeChat
 WORKERS = 16
 """Renewals at a time. They wait for WeChat nearly all their time; a broken account occupies one for half a minute at most."""
 
-MIN_TIME = 30
-"""Seconds of run time that must be left to begin with an account: two calls to WeChat, and what is written around them."""
+MIN_TIME = 45
+"""Seconds of run time that must be left to begin with a credential: three calls to WeChat of 11 s each, and what is read and
+written around them."""
 
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
@@ -128,8 +129,8 @@ class Keeper:
         outcomes = self._renew_all([found], time_left)
         for renewed in (outcome for outcome in outcomes if isinstance(outcome, Renewed)):
             if renewed.credential == ACCESS_TOKEN:
-                outcomes.append(Verified(account, ACCESS_TOKEN, Verdict.REPLACED, renewed.fingerprint))
-                break
+                verdict = Verdict.STILL_VALID if renewed.fingerprint == reported else Verdict.REPLACED
+                return [*outcomes, Verified(account, ACCESS_TOKEN, verdict, renewed.fingerprint)]
         return outcomes
 
     # --- renewing

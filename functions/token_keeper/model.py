@@ -141,7 +141,8 @@ class Credential:
     `at_risk_since`: start of the oldest renewal whose outcome is unknown; since then the value may have a successor.
     `minted_at`: the last time at which a call of `/cgi-bin/token` may have minted a token.
     `epoch`: raised by every lease; only the owner of the latest may publish.
-    `refused_at`: when WeChat refused the value; from then on it is neither served nor published again.
+    `refused_at`: when WeChat refused the value, or a forced refresh was begun that ends it; from then on it is not served.
+    `refused_fingerprints`: of the last two values that were refused; neither is published again, unless WeChat accepts it.
     `checked_at`: when a check began in which WeChat accepted the value; `check_until`: until when a check may be under way.
     `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
     `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
@@ -165,6 +166,7 @@ class Credential:
     at_risk_since: int | None = None
     minted_at: int = 0
     refused_at: int | None = None
+    refused_fingerprints: str = ""
     failures: int = 0
     last_error: Failure | None = None
     checked_at: int = 0

@@ -124,6 +124,8 @@ class Reader:
             asked_at = self._now()
             verdict = self._known_verdict(reading.credential, fingerprint, asked_at)
             if verdict is None and not self._is_under_way(reading.credential):
+                if wait := budget.report_wait(reading.credential.checks_booked_until, asked_at):
+                    raise TooManyReportsError(wait)
                 verdict = self._verify(account, fingerprint)
                 reading = self._read_afresh(account, ACCESS_TOKEN)
             while verdict in (None, Verdict.UNVERIFIED):
@@ -149,13 +151,11 @@ class Reader:
         return None
 
     def _known_verdict(self, token: Credential, fingerprint: str, asked_at: int) -> Verdict | None:
-        """What the item already says of a token reported at `asked_at`. Raises `TooManyReportsError`."""
+        """What the item already says of a token reported at `asked_at`."""
         if token.fingerprint != fingerprint:
             return Verdict.SUPERSEDED
         if renewal.is_checked(token, asked_at):
             return Verdict.STILL_VALID
-        if not self._is_under_way(token) and (wait := budget.report_wait(token.checks_booked_until, asked_at)):
-            raise TooManyReportsError(wait)
         return None
 
     def _is_under_way(self, token: Credential) -> bool:

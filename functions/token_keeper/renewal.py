@@ -86,8 +86,8 @@ def expiry(credential: Credential, grant: Grant) -> int:
         return claimed
     at_least = grant.asked_at + min(UNKNOWN_AGE_LIFE, grant.expires_in)
     is_ticket = credential.kind in TICKETS
+    is_first = is_ticket and credential.previous_fingerprint is None
     if grant.value == credential.value:
-        is_first = is_ticket and credential.previous_fingerprint is None
         ends_at = credential.fetched_at + grant.expires_in if is_first else credential.expires_at
         if grant.asked_at >= ends_at:
             return at_least
@@ -95,7 +95,6 @@ def expiry(credential: Credential, grant: Grant) -> int:
     if credential.value is None:
         return at_least if is_ticket else claimed
     ended_at = credential.expires_at
-    is_first = is_ticket and credential.previous_fingerprint is None
     if is_first or ended_at > credential.fetched_at + grant.expires_in:
         ended_at -= UNKNOWN_AGE_LIFE  # it was of unknown age, and may have ended at any time since it was last seen
     created_at = min(grant.asked_at, ended_at, credential.at_risk_since or grant.asked_at)
@@ -128,7 +127,8 @@ def last_mint(leased: Credential, began_at: int) -> int:
 def may_mint(leased: Credential, began_at: int) -> bool:
     """Whether `/cgi-bin/token` may be called without ending a token that readers are promised.
 
-    WeChat accepts the token before the newest for 300 s, and perhaps none that is older. `began_at`: when the lease began.
+    WeChat accepts the token before the newest for 300 s, and perhaps none that is older. A refused token was ended by another
+    client's call, which has ended those before it too. `began_at`: when the lease began.
     """
     is_promised = leased.value is not None and leased.refused_at is None
     return not is_promised or began_at >= last_mint(leased, began_at) + RULES[Kind.TOKEN].overlap

@@ -25,6 +25,7 @@ from token_keeper.model import (
     Renewed,
     Skipped,
     Usage,
+    fingerprint,
 )
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat, WeChatError
@@ -36,13 +37,14 @@ DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be re
 class Attempt:
     """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
 
-    `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
+    `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
     `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value.
     """
 
     leased: Credential
     began_at: int
     usage: Usage = field(init=False)
+    isolated: bool = False
     forced: bool = False
     mint_asked_at: int | None = None
     outcome_unknown: bool = False
@@ -118,15 +120,17 @@ class Renewer:
                     return grant
             except WeChatError as error:
                 may_mint = not is_stable and renewal.may_mint(leased, attempt.began_at)
-                if error.failure_class is FailureClass.TRANSIENT or not may_mint:
+                # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
+                is_first_try = leased.refused_at is None or leased.failures == 0
+                if not may_mint or (error.failure_class is FailureClass.TRANSIENT and is_first_try):
                     raise
         try:
-            return self._mint(attempt, account)
+            grant = self._mint(attempt, account)
         except WeChatError as error:
             if error.outcome_known:
                 raise
-        # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
-        grant = self._ask_stable_token(attempt, account)
+            # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
+            grant = self._ask_stable_token(attempt, account)
         if _is_refused(leased, grant):
             raise WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
         return grant
@@ -138,9 +142,12 @@ class Renewer:
         return grant
 
     def _ask_stable_token(self, attempt: Attempt, account: Account) -> Grant:
-        is_counted = account.kind is Kind.STABLE_TOKEN  # the quota of /cgi-bin/token is another
+        attempt.isolated = account.kind is Kind.TOKEN
         return self._ask(
-            attempt, lambda: self._wechat.fetch_token(account, isolated=True), mints=False, is_counted=is_counted
+            attempt,
+            lambda: self._wechat.fetch_token(account, isolated=True),
+            mints=False,
+            is_counted=not attempt.isolated,  # the quota of /cgi-bin/token is another
         )
 
     def _mint(self, attempt: Attempt, account: Account) -> Grant:
@@ -148,13 +155,13 @@ class Renewer:
         if leased.refused_at is not None and not budget.may_fetch_on_demand(leased.kind, attempt.usage, now):
             raise QuotaError("the day's calls for refused tokens are used up; what is left is kept for renewals")
         if account.kind is Kind.TOKEN:
-            attempt.mint_asked_at = now
+            attempt.mint_asked_at, attempt.isolated = now, False
             return self._ask(attempt, lambda: self._wechat.fetch_token(account))
         if not budget.may_force(attempt.usage, now):
             raise QuotaError("WeChat repeats the old token, and may not be forced to mint another one yet")
-        # Recorded before it is made, so that it is counted even if this process dies.
+        # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
-        if not self._table.record_usage(leased, attempt.usage):
+        if not self._table.begin_forced(leased, attempt.usage, now=now):
             raise LeaseOverError("a later renewal has superseded this one")
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
@@ -203,9 +210,8 @@ class Renewer:
 
     def _publish(self, attempt: Attempt, grant: Grant) -> Outcome:
         leased = attempt.leased
-        is_isolated = leased.kind is Kind.TOKEN and attempt.mint_asked_at is None
         expires_at = renewal.expiry(leased, grant)
-        due_at = renewal.next_due(leased, grant, isolated=is_isolated)
+        due_at = renewal.next_due(leased, grant, isolated=attempt.isolated)
         overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
         published = self._table.publish(
             leased,
@@ -254,4 +260,4 @@ def not_stored(account: str, credential: str, failure: Failure) -> Failed:
 
 
 def _is_refused(leased: Credential, grant: Grant) -> bool:
-    return leased.refused_at is not None and grant.value == leased.value
+    return fingerprint(grant.value) in leased.refused_fingerprints.split()

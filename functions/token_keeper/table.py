@@ -193,9 +193,10 @@ class Table:
         item = self._update(key, f"{_BEGIN} ADD epoch :one", f"lease_until <= :now AND {as_it_was_seen}", values)
         return _credential(item) if item else None
 
-    def record_usage(self, leased: Credential, usage: Usage) -> bool:
-        """Record usage ahead of the call that it is for; False where a later lease was taken meanwhile."""
-        return self._update_leased(leased, "SET spent = :usage", {":usage": asdict(usage)}) is not None
+    def begin_forced(self, leased: Credential, usage: Usage, *, now: int) -> bool:
+        """Record a forced refresh ahead of its call, which ends the value; False where a later lease was taken meanwhile."""
+        values = {":usage": asdict(usage), ":now": now}
+        return self._update_leased(leased, "SET spent = :usage, refused_at = :now", values) is not None
 
     def publish(
         self,
@@ -233,7 +234,10 @@ class Table:
                 )
                 values |= {":previous": fingerprint(leased.value), ":digest": digest(leased.value)}
                 values[":previous_until"] = previous_until
-        item = self._update_leased(leased, f"{update} REMOVE at_risk_since, refused_at, last_error", values)
+        update += " REMOVE at_risk_since, refused_at, last_error"
+        if grant.value == leased.value:
+            update += ", refused_fingerprints"
+        item = self._update_leased(leased, update, values)
         return _credential(item) if item else None
 
     def record_failure(
@@ -242,7 +246,7 @@ class Table:
         """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
 
         `at_risk`: whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor.
-        `refused`: whether the value must not be served any more.
+        `refused`: whether the value is still one that must not be served.
         """
         values: dict[str, Any] = {
             ":failures": leased.failures + 1,
@@ -256,10 +260,9 @@ class Table:
             "SET failures = :failures, last_error = :last_error, due_at = :due_at, lease_until = :zero, "
             "check_until = :zero, spent = :usage, #ttl = :ttl"
         )
-        if refused:
-            update += ", refused_at = if_not_exists(refused_at, :refused_at)"
-            values[":refused_at"] = failure.at
-        return self._update_leased(leased, update if at_risk else f"{update} REMOVE at_risk_since", values) is not None
+        removed = [*([] if at_risk else ["at_risk_since"]), *([] if refused else ["refused_at"])]
+        update += f" REMOVE {', '.join(removed)}" if removed else ""
+        return self._update_leased(leased, update, values) is not None
 
     # --- a check of a token
 
@@ -288,12 +291,13 @@ class Table:
 
         `foreign`: another client has invalidated it.
         """
-        values: dict[str, Any] = {":now": now, ":epoch": token.epoch}
-        update = "SET refused_at = :now, due_at = :now"
+        values: dict[str, Any] = {":now": now, ":epoch": token.epoch, ":fingerprint": token.fingerprint}
+        values[":refused"] = f"{token.refused_fingerprints.rpartition(' ')[2]} {token.fingerprint}"
+        update = "SET refused_at = :now, refused_fingerprints = :refused, due_at = :now"
         if foreign:
             update += ", foreign_rotation_at = :now ADD foreign_rotations :one"
             values[":one"] = 1
-        condition = "epoch = :epoch AND attribute_not_exists(refused_at)"
+        condition = "epoch = :epoch AND fingerprint = :fingerprint AND attribute_not_exists(refused_at)"
         return self._update(_key(token.account, token.name), update, condition, values) is not None
 
     def progress(self) -> Progress:
@@ -313,6 +317,9 @@ class Table:
 
     def claim(self, account: Account) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account."""
+        held = self.claims(account.app_id)
+        if Kind.TOKEN not in held and held.get(Kind.STABLE_TOKEN, account.name) != account.name:
+            return held[Kind.STABLE_TOKEN]  # as the release before named the claim of such an account
         item = _claim_key(account) | _wire({"account": account.name})
         try:
             with _translated_errors():
@@ -338,6 +345,7 @@ class Table:
         item = {
             **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
             **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
+            "check_until": 0,  # the release before cannot read an item without it
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
         }
@@ -349,16 +357,19 @@ class Table:
                 ExpressionAttributeValues=_wire({":app_id": app_id}),
             )
 
-    def reschedule(self, seen: Credential, *, due_at: int, kind: Kind | None = None, expires_at: int = 0) -> None:
-        """Set when the credential is due, unless it has changed since it was seen.
+    def reschedule(self, seen: Credential, *, due_at: int) -> None:
+        """Set when the credential is due, unless it has changed since it was seen."""
+        values = {":due_at": due_at, ":seen": seen.due_at, ":epoch": seen.epoch}
+        self._update(_key(seen.account, seen.name), "SET due_at = :due_at", "due_at = :seen AND epoch = :epoch", values)
 
-        `kind`, `expires_at`: by the rules of which kind it is kept from now on, and when its present value expires.
+    def change_kind(self, seen: Credential, kind: Kind, *, now: int, expires_at: int, minted_at: int) -> None:
+        """Keep the credential by the rules of another kind, and have it renewed, unless it has changed since it was seen.
+
+        `expires_at`, `minted_at`: what the rules of the old kind say of its present value.
         """
-        values: dict[str, Any] = {":due_at": due_at, ":seen": seen.due_at, ":epoch": seen.epoch}
-        update = "SET due_at = :due_at"
-        if kind is not None:
-            update += ", kind = :kind, expires_at = :expires_at"
-            values |= {":kind": kind, ":expires_at": expires_at}
+        values: dict[str, Any] = {":now": now, ":seen": seen.due_at, ":epoch": seen.epoch}
+        values |= {":kind": kind, ":expires_at": expires_at, ":minted_at": minted_at}
+        update = "SET due_at = :now, kind = :kind, expires_at = :expires_at, minted_at = :minted_at"
         self._update(_key(seen.account, seen.name), update, "due_at = :seen AND epoch = :epoch", values)
 
     def set_record_error(self, account: str, name: str, failure: Failure | None) -> None:
@@ -370,12 +381,22 @@ class Table:
             values = {":last_error": asdict(failure)}
             self._update(key, "SET last_error = :last_error", "attribute_exists(pk)", values)
 
-    def put_entry(self, entry: Entry) -> None:
-        """Write the account's directory entry."""
-        item = {"app_id": entry.app_id, "kind": entry.kind, "credentials": " ".join(entry.credentials)}
+    def put_entry(self, entry: Entry, *, applying: str | None = None) -> None:
+        """Write the account's directory entry. `applying`: the version of the record that is being applied."""
+        item = {
+            "applying": applying,
+            "app_id": entry.app_id,
+            "kind": entry.kind,
+            "credentials": " ".join(entry.credentials),
+        }
         item |= {"version": entry.version} if entry.version else {}
         with _translated_errors():
             self._dynamodb.put_item(TableName=self._name, Item=_directory_key(entry.account) | _wire(item))
+
+    def finish_entry(self, account: str, *, version: str | None) -> bool:
+        """Write which version of the record is in force; False where another change has been begun meanwhile."""
+        key, values = _directory_key(account), {":version": version}
+        return self._update(key, "SET version = :version", "applying = :version", values) is not None
 
     def drop_credential(self, account: str, name: str) -> None:
         """Delete a credential and its value."""

@@ -5,11 +5,9 @@ import logging
 from collections.abc import Iterator
 from secrets import token_urlsafe
 
-import boto3
 import pytest
 
 from infra import operations
-from infra.embedded_aws import REGION
 from infra.local import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
 from wechat_token_keeper import Keeper
@@ -64,7 +62,7 @@ def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
     """Keep one app of a WeCom corp."""
     secret = token_urlsafe(16)
     running.wechat.add_corp_app(corpid, secret)
-    session = boto3.Session("local", "local", region_name=REGION)
+    session = running.aws_session()
     path = running.environment("RefreshFunction")["ACCOUNTS_PATH"]
     record = json.dumps({"corpid": corpid, "secret": secret})
     ssm = session.client("ssm", endpoint_url=running.aws_url)
@@ -75,7 +73,7 @@ def add_consumer(running: LocalStack, *accounts: str, may_report: bool = True) -
     """A new consumer of these accounts; returns its key."""
     now = int(running.clock())
     key, item = operations.new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
-    session = boto3.Session("local", "local", region_name=REGION)
+    session = running.aws_session()
     table = running.environment("ApiFunction")["TABLE_NAME"]
     session.client("dynamodb", endpoint_url=running.aws_url).put_item(TableName=table, Item=item)
     return key

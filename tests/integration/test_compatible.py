@@ -245,6 +245,110 @@ def test_a_revoked_key_stops_working_within_15_seconds(world: World, call: str) 
     assert (revoked_for, answer["errcode"]) == (MEMORY, 40125)
 
 
+NEW_CORPID = "wwfedcba9876543210"
+KEPT = {
+    "token": ("main", {"appid": APPID}, {"appid": OTHER_APPID}),
+    "stable_token": ("main", {"appid": APPID}, {"appid": OTHER_APPID}),
+    "gettoken": ("app", {"corpid": CORPID, "secret": "c" * 40}, {"corpid": NEW_CORPID, "secret": "c" * 40}),
+}
+"""By call: an account, its record, and its record once it belongs to another appid or corpid."""
+
+
+def change_account(world: World, change: str, account: str, other: dict[str, str]) -> str | None:
+    """Drop the account, and keep its name for another appid or corpid where `change` says so; returns that one's token."""
+    if change != "another id":
+        world.delete_parameter(account)
+    if change == "drop":
+        return None
+    world.add_account(account, **other)
+    return str(world.get(f"/v1/accounts/{account}/access-token", world.api_instance())[1]["access_token"])
+
+
+@pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id"])
+@pytest.mark.parametrize(
+    ("call", "options"), [*((call, {}) for call in CALLS), ("stable_token", {"force": True})], ids=str
+)
+def test_what_was_looked_up_serves_no_account_that_has_changed(
+    world: World, call: str, options: dict[str, bool], change: str
+) -> None:
+    account, record, other = KEPT[call]
+    world.add_account(account, **record)
+    world.clock.sleep(60)
+    key = world.add_consumer("shop", ["*"], may_report=True)
+    ask = CALLS[call]
+    # Given an instance that remembers the consumer, the account of the appid, and the token
+    old = ask(world, key, **options)["access_token"]
+    # When the account is dropped, or belongs to another appid
+    new = change_account(world, change, account, other)
+    for second in range(MEMORY + 2):
+        answer = ask(world, key, **options)
+        # Then the old appid's token is given for 15 s at most, and never the new appid's
+        assert answer.get("access_token") in (None, old)
+        assert new is None or answer.get("access_token") != new
+        assert "errcode" in answer or second < MEMORY + 1
+        world.clock.sleep(1)
+    assert ask(world, key, **options)["errcode"] == 40013
+
+
+@pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id", "revoke"])
+@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_change_after_the_lookup_gives_no_other_appids_token(world: World, call: str, step: int, change: str) -> None:
+    # Given a cold instance, which reads the consumer, the accounts of the appid, and the token
+    account, record, other = KEPT[call]
+    world.add_account(account, **record)
+    key = world.add_consumer("shop", ["*"])
+    old, cold = world.token(account), world.api_instance()
+    new: list[str | None] = []
+    read = 0
+
+    def between(operation: str, _: bytes) -> None:
+        nonlocal read
+        read += 1
+        if read - 1 == step:
+            world.before_aws = None
+            new.append(world.revoke(key) if change == "revoke" else change_account(world, change, account, other))
+
+    # When the account or the key changes before one of these reads
+    world.before_aws = between
+    answer = CALLS[call](world, key, instance=cold)
+    # Then what was read does not give the token of another appid
+    assert len(new) == 1
+    assert answer.get("access_token") in (None, old)
+    assert new[0] is None or answer.get("access_token") != new[0]
+    # And where the key was revoked before it was read, none
+    assert (answer.get("errcode") == 40125) == (change == "revoke" and step == 0)
+
+
+@pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id"])
+@pytest.mark.parametrize(("knows_token", "step"), [(False, 0), (False, 1), (True, 0)])
+def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
+    world: World, knows_token: bool, step: int, change: str
+) -> None:
+    # Given an instance that reads whose token it is, and then the token with the ticket; or one that has just given the token
+    world.add_account("main", tickets=["jsapi"])
+    token, instance = world.token(), world.api_instance()
+    if knows_token:
+        world.get("/v1/accounts/main/access-token", instance)
+    old = ask_ticket(world, token)["ticket"]
+    changed: list[str | None] = []
+    read = 0
+
+    def between(operation: str, _: bytes) -> None:
+        nonlocal read
+        read += 1
+        if read - 1 == step:
+            world.before_aws = None
+            changed.append(change_account(world, change, "main", {"appid": OTHER_APPID, "tickets": ["jsapi"]}))
+
+    # When the account is changed before one of these reads
+    world.before_aws = between
+    answer = ask_ticket(world, token, instance=instance)
+    # Then its old token gets no ticket of the new appid
+    assert len(changed) == 1
+    assert answer["errcode"] == 40001 or answer["ticket"] == old
+
+
 def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_longer(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])

@@ -240,6 +240,86 @@ def test_a_functions_key_does_what_its_role_may(local: LocalStack) -> None:
         ssm.get_parameter(Name="/wechat-token-keeper/accounts/demo", WithDecryption=True)
 
 
+DEMO_TOKEN = {"account": DEMO, "credential": "access_token"}
+
+
+@pytest.fixture(scope="module")
+def reader(local: LocalStack) -> Any:
+    """Lambda, asked with ApiFunction's access key."""
+    environment = local.environment("ApiFunction")
+    key = Key(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
+    return local_keys.session(key).client("lambda", endpoint_url=local.aws_url)
+
+
+def state(local: LocalStack) -> tuple[int, Any]:
+    """What an event could change: how many tokens were fetched, and the account's health."""
+    return fetches(local), requests.get(f"{local.api_url}/v1/accounts/{DEMO}", timeout=30).json()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"FunctionName": "local-RefreshFunction"},
+        {"FunctionName": "local-RefreshFunction", "InvocationType": "Event"},
+        {"FunctionName": "local-RefreshFunction:$LATEST"},
+        {"FunctionName": "arn:aws:lambda:us-east-1:123456789012:function:local-RefreshFunction"},
+        {"FunctionName": "local-ApiFunction"},
+    ],
+    ids=str,
+)
+def test_apis_key_invokes_nothing_but_the_readers_alias(local: LocalStack, reader: Any, target: dict[str, str]) -> None:
+    before = state(local)
+    for event in ({"renew": DEMO_TOKEN}, {"renew": DEMO_TOKEN | {"rotate": True}}, {"wake": "tick"}):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            reader.invoke(**target, Payload=json.dumps(event))
+    assert state(local) == before
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"wake": "tick"},
+        {"wake": "guard"},
+        {"wake": "probe"},
+        {"detail-type": "Scheduled Event"},
+        *(
+            {"source": "aws.ssm", "detail": {"name": f"/wechat-token-keeper/accounts/{DEMO}", "operation": operation}}
+            for operation in ("Create", "Update", "Delete")
+        ),
+        {"renew": DEMO_TOKEN | {"rotate": True}},
+        {"renew": DEMO_TOKEN | {"rotate": False}},
+        {"renew": DEMO_TOKEN, "wake": "tick"},
+        {"renew": DEMO_TOKEN, "verify": {"account": DEMO, "fingerprint": "0" * 16}},
+        {"verify": {"account": DEMO, "fingerprint": "0" * 16, "rotate": True}},
+        {"verify": {"account": DEMO}},
+        {"renew": [DEMO_TOKEN]},
+        {},
+        [{"wake": "tick"}],
+    ],
+    ids=json.dumps,
+)
+def test_apis_key_gets_no_other_event_through_the_alias(local: LocalStack, reader: Any, event: Any) -> None:
+    before = state(local)
+    # When it sends an event that ApiFunction has no use for
+    answer = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
+    # Then it is a function error, and nothing happened
+    assert answer["FunctionError"] == "Unhandled"
+    assert state(local) == before
+
+
+def test_apis_key_has_a_credential_renewed_or_checked(local: LocalStack, reader: Any) -> None:
+    fetched, health = state(local)
+    shown = health["credentials"][0]["fingerprint"]
+    for event, done in (
+        ({"renew": DEMO_TOKEN}, "skipped"),  # it is not due
+        ({"verify": {"account": DEMO, "fingerprint": shown}}, "verified"),
+    ):
+        answer = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
+        assert "FunctionError" not in answer
+        assert json.load(answer["Payload"])[done]
+    assert fetches(local) == fetched
+
+
 def test_the_operator_may_look_at_a_function(local: LocalStack) -> None:
     functions = local.aws_session().client("lambda", endpoint_url=local.aws_url)
     assert functions.get_function_configuration(FunctionName="local-RefreshFunction")["Timeout"] == 120

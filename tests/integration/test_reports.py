@@ -1,17 +1,19 @@
 """Reports: a client saw its token refused. Compare, check with WeChat, and replace it once if it is dead."""
 
-import itertools
 import json
 from typing import Any
 
 import pytest
 
 from infra.simulated_wechat import Fault
+from tests.integration.wechats_calls import ask_stable_token
 from tests.world import APPID, SECRET, World, gateway_event
 from token_keeper import budget
 from token_keeper.model import Kind, fingerprint
 
 PROBE = "/cgi-bin/get_api_domain_ip"
+MAIN_TICK, PROBE_RATE = 6600, 300
+"""Seconds between two firings of these schedules."""
 
 
 def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: World) -> None:
@@ -335,26 +337,32 @@ def test_reports_that_are_not_checked_get_the_current_token(world: World) -> Non
 
 @pytest.mark.in_memory
 def test_one_consumer_cannot_use_up_the_checks_of_a_day(world: World) -> None:
-    # Given a client that reports a live token every half minute, for a whole day at WeChat
+    # Given a consumer that forces a refresh every ten seconds, for a whole day at WeChat, beside the schedules
     world.add_account()
+    key = world.add_consumer("shop", ["main"], may_report=True)
     world.clock.sleep(budget.seconds_to_midnight(int(world.clock())))
-    midnight, statuses = int(world.clock()) + 86400, []
-    for second in itertools.count(0, 30):
-        if world.clock() >= midnight:
-            break
-        if second % 6600 == 0:
-            world.wake("tick")
-            world.clock.sleep(60)
-        statuses.append(world.report(fingerprint=fingerprint(world.token()))[0])
-        world.clock.sleep(30)
-    # Then its reports are limited, and leave the probe its share
-    assert world.calls(PROBE) <= budget.CHECKS_A_DAY - 288
-    assert statuses[:20] == [200] * 20
-    assert statuses.count(429) > 2000
-    # And a token that dies then is found by the next probe
-    world.wechat.kill(world.token())
-    world.wake("probe")
-    world.restart()
+    probes = 0
+
+    def goes_on(seconds: int) -> None:
+        nonlocal probes
+        for second in range(0, seconds, 10):
+            if second % MAIN_TICK == 0:
+                world.wake("tick")
+            if second % PROBE_RATE == 0:
+                probes += world.wake("probe")["probed"]["alive"]
+            assert "access_token" in ask_stable_token(world, key, force=True)
+            world.clock.sleep(10)
+
+    goes_on(86400 - PROBE_RATE)
+    # Then its reports have used up no more than their own share, and the probe has made all of its checks
+    assert 0 < world.calls(PROBE) - probes <= budget.REPORT_BURST + 86400 // budget.REPORT_INTERVAL
+    assert probes > 86400 // PROBE_RATE - 15  # the others met a token of less than a minute
+    # And a token that dies in the day's last minutes is replaced by the next probe, while the consumer goes on
+    dead = world.token()
+    world.wechat.kill(dead)
+    goes_on(PROBE_RATE)
+    assert world.calls(PROBE) <= budget.CHECKS_A_DAY
+    assert world.token() != dead
     assert world.wechat.accepts(world.token())
 
 

@@ -241,12 +241,13 @@ def record_failure(table: Table) -> None:
         refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
     )
     assert read(table) == unanswered
-    # And a value that must not be served any more is marked, once
-    for attempt, later in enumerate((replace(PASSING, at=DUE + 120), replace(PASSING, at=DUE + 180)), 3):
-        held = leased(table, later.at)
-        assert fail(table, held, later, later.at + 60, refused=True)
-        marked = {"at_risk_since": None, "failures": attempt, "last_error": later, "refused_at": DUE + 120}
-        assert read(table) == replace(unanswered, epoch=held.epoch, due_at=later.at + 60, **marked)
+    # And a value that must not be served stays so, until it is known that it lives
+    held = leased(table, DUE + 120)
+    assert table.begin_forced(held, USAGE, now=DUE + 121)
+    for refused, refused_at in ((True, DUE + 121), (False, None)):
+        assert fail(table, held, PASSING, DUE + 180, refused=refused)
+        marked = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
+        assert read(table) == replace(unanswered, epoch=held.epoch, due_at=DUE + 180, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
 
@@ -289,7 +290,7 @@ def mark_refused(table: Table) -> None:
     # When WeChat refuses it, because another client has invalidated it
     assert table.mark_refused(before, now=START + 100, foreign=True)
     # Then it is due, and that is counted, once
-    refused = replace(before, refused_at=START + 100, due_at=START + 100)
+    refused = replace(before, refused_at=START + 100, refused_fingerprints=f" {before.fingerprint}", due_at=START + 100)
     refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
     assert read(table) == refused
     assert not table.mark_refused(refused, now=START + 101, foreign=True)
@@ -302,15 +303,15 @@ def mark_refused(table: Table) -> None:
     assert read(table) == renewed
 
 
-def record_usage(table: Table) -> None:
+def begin_forced(table: Table) -> None:
     # Given a renewal under way
     before = published(table)
     held = leased(table, DUE)
-    # When it records a call ahead, then that is stored, under its own epoch only
+    # When it is about to force a refresh, then that is stored, under its own epoch only
     later = replace(USAGE, calls=9)
-    assert table.record_usage(held, later)
-    assert read(table) == replace(held, usage=later)
-    assert not table.record_usage(before, USAGE)
+    assert table.begin_forced(held, later, now=DUE + 1)
+    assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
+    assert not table.begin_forced(before, USAGE, now=DUE + 2)
 
 
 def progress(table: Table) -> None:
@@ -383,15 +384,43 @@ def enrol(table: Table) -> None:
 def reschedule(table: Table) -> None:
     # Given a live token
     before = published(table)
-    # When it is made due by the rules of another endpoint, and once more by an instance that saw it earlier
-    table.reschedule(before, due_at=START + 1, kind=Kind.STABLE_TOKEN, expires_at=START + 300)
+    # When it is made due, and once more by an instance that saw it earlier
+    table.reschedule(before, due_at=START + 1)
     table.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
-    assert read(table) == replace(before, due_at=START + 1, kind=Kind.STABLE_TOKEN, expires_at=START + 300)
-    assert table.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, START + 1, 0)]
+    assert read(table) == replace(before, due_at=START + 1)
+    assert table.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)]
     # And what is not kept does not begin to exist
     table.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credential("other", ACCESS_TOKEN) is None
+
+
+def change_kind(table: Table) -> None:
+    # Given a live token
+    before = published(table)
+    # When it is kept by the rules of another endpoint, and once more by an instance that saw it earlier
+    times = {"now": START + 1, "expires_at": START + 300, "minted_at": START + 2}
+    for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
+        table.change_kind(before, kind, **times)
+    # Then only the first has done it
+    changed = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
+    assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
+
+
+def finish_entry(table: Table) -> None:
+    # Given a change that is being applied
+    table.put_entry(replace(ENTRY, version=None), applying="1@0.000")
+    # When another is begun before it is finished
+    table.put_entry(replace(ENTRY, version=None), applying="2@0.000")
+    # Then only the later can be finished, by each instance that applies it
+    assert not table.finish_entry("main", version="1@0.000")
+    assert table.finish_entry("main", version="2@0.000")
+    assert table.finish_entry("main", version="2@0.000")
+    assert table.entry("main") == replace(ENTRY, version="2@0.000")
+    # And an entry that is gone does not come back
+    table.drop_entry("main")
+    assert not table.finish_entry("main", version="2@0.000")
+    assert table.entry("main") is None
 
 
 def set_record_error(table: Table) -> None:
@@ -503,10 +532,11 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
-        *(take_lease, record_usage, publish, record_failure, begin_check, end_check, mark_refused),
+        *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, tokens, entry_and_owner),
         *(consumer, token_and_ticket, holder_of_token, claims),
-        *(claim, release_claims, enrol, reschedule, set_record_error, put_entry, drop_credential, drop_entry),
+        *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
+        *(drop_credential, drop_entry),
     )
 }
 

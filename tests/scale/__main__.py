@@ -55,14 +55,7 @@ PERIOD, LOOK = 0.02, 0.002
 RETRY_AFTER = 60
 """Seconds after which Lambda tries an event again that has failed; once, by the template."""
 
-PROBE_EVERY = _RATES.get("probe", 300)
-"""Seconds between two probes."""
-
-UNKNOWN_EVENT = "UnknownEventError"
-"""What an event is refused with that the function does not take."""
-
-GIVE_UP_AFTER = 12 * 3600
-"""Seconds (of the function's clock) after which the measuring stops waiting for something that does not come about."""
+HOUR = 3600
 
 WECHAT_DELAY = 0.15
 """Seconds, the network's part of a new connection included."""
@@ -106,7 +99,11 @@ class Report:
     def problems(self) -> list[str]:
         """What must not be."""
         found = [f"{row.name}: not reached, {row.gave_up_with}" for row in self.rows if row.gave_up_with]
-        found += [f"{row.name}: {row.errors['timed out']} timed out" for row in self.rows if row.errors["timed out"]]
+        found += [
+            f"{row.name}: {number} invocations failed: {error}"
+            for row in self.rows
+            for error, number in row.errors.items()
+        ]
         found += [f"{self.lost} tokens ended before they were replaced"] if self.lost else []
         found += [f"{self.accounts - self.usable} accounts have no usable token"] if self.usable < self.accounts else []
         return found
@@ -250,10 +247,11 @@ class Deployment:
         name: str,
         events: Sequence[tuple[str, int | None]],
         done: Callable[[Mapping[str, int]], bool] | None = None,
+        give_up_after: float = 12 * HOUR,
     ) -> Measured:
         """Let events come, each now and then every so many seconds, until `done` says so of what stands outside.
 
-        Events that come once and fail come again, as Lambda has it.
+        Events that come once and fail come again, as Lambda has it. It gives up after so many seconds of the function's clock.
         """
         measured, began, checked = Measured(name), self.now(), 0
         upcoming = [(began, number, wake, every, True) for number, (wake, every) in enumerate(events)]
@@ -293,10 +291,10 @@ class Deployment:
                     self.largest_summary = max(self.largest_summary, told.get("bytes", 0))
                     if "error" in told:
                         measured.errors[told["error"]] += 1
-                        if retried and not over and told["error"] != UNKNOWN_EVENT:
+                        if retried and not over:
                             heappush(upcoming, (self.now() + RETRY_AFTER, -1, wake, None, False))
                 over = look() or over
-                if self.now() - began > GIVE_UP_AFTER:
+                if self.now() - began > give_up_after:
                     over, measured.gave_up_with = True, so_far
         measured.seconds = (progressed_at if done and progressed_at > began else self.now()) - began
         return measured
@@ -313,23 +311,21 @@ def measure(accounts: int, said: Callable[[str], object], slow_probe: float | No
 
 
 def _measure(deployment: Deployment, slow_probe: float | None) -> Report:
-    accounts = deployment.accounts
-    rows = [
-        deployment.run("every account's first token", list(_RATES.items()), lambda state: state["usable"] == accounts),
-        min((deployment.run("a guard, nothing due", [("guard", None)]) for _ in range(5)), key=lambda row: row.seconds),
-        deployment.run("a tick, nothing due", [("tick", None)]),
-        deployment.run("a probe run", [("probe", None)]),
-    ]
-    kept = deployment.outside("state")["usable"]
-    if UNKNOWN_EVENT not in rows[-1].errors:
-        probing = [("probe", PROBE_EVERY)]
-        rows.append(deployment.run("every token probed", probing, lambda state: state["checked"] >= kept))
+    accounts, run = deployment.accounts, deployment.run
+    rows = [run("every account's first token", list(_RATES.items()), lambda state: state["usable"] == accounts)]
+    if kept := deployment.outside("state")["usable"]:
+        guards = [run("a guard, nothing due", [("guard", None)]) for _ in range(5)]
+        rows += [min(guards, key=lambda row: row.seconds), run("a tick, nothing due", [("tick", None)])]
+        deployment.jump_to(deployment.now() + 600)  # a young token is not probed
+        rows.append(run("a probe run", [("probe", None)]))
+        probing = [("probe", _RATES["probe"])]
+        rows.append(run("every token probed", probing, lambda state: state["checked"] >= kept, HOUR))
         if slow_probe is not None:
             deployment.outside("slow_down", slow_probe)
-            rows.append(deployment.run(f"a probe run, WeChat takes {slow_probe:g} s", [("probe", None)]))
+            rows.append(run(f"a probe run, WeChat takes {slow_probe:g} s", [("probe", None)]))
             deployment.outside("slow_down", WECHAT_DELAY)
-    deployment.jump_to(deployment.outside("make_all_due"))
-    rows.append(deployment.run("all due in one minute", [("guard", 60)], lambda state: state["renewed"] >= kept))
+        deployment.jump_to(deployment.outside("make_all_due"))
+        rows.append(run("all due in one minute", [("guard", 60)], lambda state: state["renewed"] >= kept, HOUR))
     state = deployment.outside("state")
     return Report(accounts, rows, deployment.megabytes, deployment.largest_summary, state["usable"], state["lost"])
 
@@ -367,9 +363,6 @@ def show(console: Console, report: Report) -> None:
     for heading in ("time", "invocations", "longest", "processor", "DynamoDB", "Parameter Store", "WeChat", "failed"):
         printed.add_column(heading, justify="right")
     for row in report.rows:
-        if row.errors[UNKNOWN_EVENT] == row.invocations.total():
-            printed.add_row(row.name, "the function does not take this event yet")
-            continue
         throttled = row.calls["SSM throttled"]
         printed.add_row(
             row.name,

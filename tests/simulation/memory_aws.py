@@ -103,7 +103,8 @@ class MemoryAws:
 
     def searched(self, index: str | None, consistent: bool, _values: Mapping[str, Any]) -> Iterable[Item]:
         """The items that a query looks through: all, where not something faster is made."""
-        return (self.items if index is None and consistent else self.listed).values()
+        # A copy: other threads may write meanwhile.
+        return list((self.items if index is None and consistent else self.listed).values())
 
     def expire(self) -> list[Item]:
         """Delete every item whose `ttl` has come, as DynamoDB does some time later; returns them."""

@@ -103,8 +103,8 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, name: str, record: Any) -> bool:
-    return isinstance(record.content, Account)
+def _owner_unasked(self: Enrolment, account: Account, version: str | None) -> bool:
+    return True
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
@@ -131,7 +131,7 @@ def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: b
     outcomes: list[Any] = []
     for task in sorted(tasks, key=lambda task: -task.failures):
         for _name, record in self._accounts.read([task.account]):
-            outcomes += self._renew_account([task], record, rotate)
+            outcomes += self._renew_account([task], record, lambda: 1000, rotate)
         if outcomes and isinstance(outcomes[-1], Failed):
             break
     return outcomes
