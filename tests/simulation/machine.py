@@ -737,6 +737,7 @@ class Simulation(RuleBasedStateMachine):
             for key in [key for key in counted if item["app_id"]["S"] in (key, key[0])]:
                 del counted[key]  # type: ignore[arg-type]
         self.checked_at.clear()
+        self.refused.pop(_text(item) or "", None)
 
     def _is_down(self, service: str) -> bool:
         return self.clock.now < self.outages.get(service, 0)
