@@ -44,10 +44,6 @@ def _without_epoch(self: Table, leased: Any, update: str, values: Any) -> Any:
     return _update(self, key, update, "attribute_exists(pk) OR epoch = :epoch", {**values, ":epoch": leased.epoch})
 
 
-def _failure_ends_the_value(self: Table, *leased: Any, **told: Any) -> bool:
-    return _record_failure(self, *leased, **{**told, "refused": True})
-
-
 def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any) -> Any:
     if ":last_error" in values:
         update += ", #value, fingerprint" if " REMOVE " in update else " REMOVE #value, fingerprint"
@@ -138,8 +134,7 @@ def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: b
 
 
 def _report_uncompared(self: Any, account: str, reported: str) -> Any:
-    # Whatever was reported, the current token is rotated for it.
-    self._refresher._invoke({"renew": {"account": account, "credential": "access_token", "rotate": True}})
+    # Whatever was reported, the current token is said to replace it.
     return Verdict.REPLACED, self._read_afresh(account, "access_token")
 
 
@@ -158,13 +153,12 @@ MUTANTS = {
         Table, "_update", _lease_though_held, ("one fetch", "promise")
     ),
     # 3: the lease
-    "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness",)),
+    "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness", "answers")),
     "a lease does not make due again": Mutant(
         table, "_BEGIN", table._BEGIN.replace("due_at = :until, ", ""), ("liveness",)
     ),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
     # 4: failures
-    "a failure ends the live value": Mutant(Table, "record_failure", _failure_ends_the_value, ("answers",)),
     "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
     "a lost answer is taken for a refusal": Mutant(
         Table, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
@@ -176,7 +170,7 @@ MUTANTS = {
     "the main tick repeats a failure early": Mutant(Table, "_update", _tick_repeats_failures, ("retry",)),
     # 5: one call, whatever is reported
     "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
-    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
+    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise", "answers")),
     "reports are not limited": Mutant(budget, "report_wait", lambda *_: 0, ("budget",)),
     "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("answers",)),
     "what WeChat has refused is published again": Mutant(renewer, "_is_refused", lambda *_: False, ("dead",)),
