@@ -6,10 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, translate
+from tests.tools import needed
+
+PROVIDER_SCHEMA_MANAGER = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER
 
 POLICY = TEMPLATE.parent / "infra" / "docs" / "deployer-policy.json"
 LARGEST = 6144
