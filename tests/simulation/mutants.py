@@ -12,7 +12,7 @@ from token_keeper import budget, reader, renewal, renewer, table, wechat
 from token_keeper.checker import Checker
 from token_keeper.enrolment import Enrolment
 from token_keeper.keeper import Keeper
-from token_keeper.model import Account, Failed, Grant, Probed, Verdict
+from token_keeper.model import ACCESS_TOKEN, Account, Failed, Grant, Probed
 from token_keeper.renewer import Renewer
 from token_keeper.table import Table
 from token_keeper.wechat import WeChat
@@ -133,9 +133,10 @@ def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: b
     return outcomes
 
 
-def _report_uncompared(self: Any, account: str, reported: str) -> Any:
-    # Whatever was reported, the current token is said to replace it.
-    return Verdict.REPLACED, self._read_afresh(account, "access_token")
+def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
+    # Whatever was reported, the current token is checked.
+    current = self._read_afresh(account, ACCESS_TOKEN).credential.fingerprint
+    return self._verify(account, current or ""), self._read_afresh(account, ACCESS_TOKEN)
 
 
 MUTANTS = {
@@ -153,7 +154,7 @@ MUTANTS = {
         Table, "_update", _lease_though_held, ("one fetch", "promise")
     ),
     # 3: the lease
-    "a lease never ends": Mutant(renewal, "LEASE", 10**6, ("liveness", "answers")),
+    "a lease never ends": Mutant(renewal, "LEASE", 20_000, ("liveness",)),
     "a lease does not make due again": Mutant(
         table, "_BEGIN", table._BEGIN.replace("due_at = :until, ", ""), ("liveness",)
     ),
@@ -170,7 +171,7 @@ MUTANTS = {
     "the main tick repeats a failure early": Mutant(Table, "_update", _tick_repeats_failures, ("retry",)),
     # 5: one call, whatever is reported
     "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
-    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise", "answers")),
+    "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
     "reports are not limited": Mutant(budget, "report_wait", lambda *_: 0, ("budget",)),
     "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("answers",)),
     "what WeChat has refused is published again": Mutant(renewer, "_is_refused", lambda *_: False, ("dead",)),
