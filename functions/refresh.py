@@ -152,5 +152,5 @@ _handler = cache(lambda: connect(os.environ))
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """AWS Lambda's entry. Takes the events of CONTRACT section 3; raises `UnknownEventError` for any other."""
+    """AWS Lambda's entry. Takes the events that `_wake` names; raises `UnknownEventError` for any other."""
     return _handler()(event, context)

@@ -208,7 +208,7 @@ class EmbeddedAws:
         }
 
     def _make_schedule(self, properties: dict[str, Any]) -> None:
-        """Have a schedule that one can look at; whoever runs this AWS sends its events."""
+        """Have a schedule that one can look at; the local stack sends its events."""
         get_backend("scheduler")[ACCOUNT][REGION].create_schedule(
             name=properties["Name"]["Fn::Sub"].replace("${AWS::StackName}", self._stack_name),
             description=properties["Description"],

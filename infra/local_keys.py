@@ -21,7 +21,7 @@ from botocore.config import Config
 REGION = "us-east-1"
 
 OPERATOR = "operator"
-"""The role that may do everything, as whoever deployed a stack may."""
+"""The role that may do everything, as the operator who deployed a stack may."""
 
 API_KEY_HEADER = "X-Api-Key"
 

@@ -144,7 +144,7 @@ class Fault:
 
     @classmethod
     def oversized(cls, length: int = 10_000_000) -> Self:
-        """Carried out, and blanks follow the answer up to so many bytes: still JSON, but nobody should read it all."""
+        """Carried out, and blanks follow the answer up to so many bytes: still JSON, but no client should read it all."""
         return cls(length=length)
 
     @classmethod
@@ -324,7 +324,7 @@ class SimulatedWeChat:
             secrets[new] = secrets.pop(old)
 
     def kill(self, token: str) -> None:
-        """Let this token or ticket die early; the next fetch mints anew. KeyError for a value unknown or forgotten."""
+        """Let this token or ticket die early; the next fetch mints another. KeyError for a value unknown or forgotten."""
         with self._lock:
             self._values[token].dies_by(self._clock())
 

@@ -47,7 +47,7 @@ def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-
     """Translate template.yaml to CloudFormation for that region, as SAM does on deployment.
 
     Parameters (the given ones, else their defaults), the region, its partition and its URL suffix are filled in.
-    The functions hold a line instead of their code, which SAM wants in S3 and nobody runs from here.
+    The functions hold a line instead of their code, which SAM wants in S3 and which does not run from here.
     """
     template = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))
     del template["Globals"]["Function"]["CodeUri"]

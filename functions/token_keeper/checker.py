@@ -17,7 +17,8 @@ PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
 PROBE_TIME = 45
-"""Seconds of run time that must be left to begin a batch: WeChat's answers, and the renewals that come of them."""
+"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to answer; dead tokens whose renewal
+there is no time for are the next guard's."""
 
 UNCLEAR_AT_MOST = 1000
 """Accounts that are remembered as unclear; their item then has some 80 KB, and DynamoDB takes 400."""

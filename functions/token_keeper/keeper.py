@@ -30,7 +30,7 @@ from token_keeper.table import Table
 from token_keeper.wechat import WeChat
 
 WORKERS = 16
-"""Renewals at a time. They wait for WeChat nearly all their time; a broken account occupies one for half a minute at most."""
+"""Renewals at a time. They wait for WeChat nearly all their time; a broken credential occupies one for half a minute or so."""
 
 MIN_TIME = 45
 """Seconds of run time that must be left to begin with a credential: three calls to WeChat of 11 s each, and what is read and

@@ -18,13 +18,13 @@ REMEMBERED_AT_MOST = 1000
 """Credentials in one reader's memory: about a megabyte."""
 
 PATIENCE = 5
-"""Seconds a reader waits for a renewal that somebody else is making."""
+"""Seconds a reader waits for a renewal or a check that another instance is making."""
 
 POLL_INTERVAL = 0.25
 """Seconds."""
 
 LONGEST_RETRY_AFTER = 60
-"""Seconds: a person may put things right at any time, so nobody is sent away for longer."""
+"""Seconds: an operator may solve the problem at any time, so no client is sent away for longer."""
 
 
 class UnknownAccountError(KeeperError):

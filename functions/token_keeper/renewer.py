@@ -37,8 +37,9 @@ DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be re
 class Attempt:
     """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
 
-    `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
-    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value.
+    `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh,
+    which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`. `outcome_unknown`: a response was lost
+    that may have held a new value.
     """
 
     leased: Credential

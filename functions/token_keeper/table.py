@@ -8,10 +8,11 @@ consumer, one for the probe.
 | `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
 | `probe` | `progress` | how far the probe has come (`model.Progress`) |
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
+| `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
 The index `due` lists every credential by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
-value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: whatever nobody has touched for
-`HOUSEKEEPING` seconds disappears. No rule relies on it.
+value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: an item disappears
+`HOUSEKEEPING` seconds after the last thing that is planned for it. No rule relies on it.
 """
 
 import secrets
@@ -225,19 +226,20 @@ class Table:
             "SET expires_at = :expires_at, due_at = :due_at, minted_at = :minted_at, lease_until = :zero, "
             "check_until = :zero, failures = :zero, spent = :usage, #ttl = :ttl"
         )
-        if grant.value != leased.value:
+        removed = "at_risk_since, refused_at, last_error"
+        if grant.value == leased.value:
+            removed += ", refused_fingerprints"
+        else:
             update += ", #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
             values |= {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
             if leased.value is not None:
-                update += (
-                    ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :previous_until"
-                )
-                values |= {":previous": fingerprint(leased.value), ":digest": digest(leased.value)}
-                values[":previous_until"] = previous_until
-        update += " REMOVE at_risk_since, refused_at, last_error"
-        if grant.value == leased.value:
-            update += ", refused_fingerprints"
-        item = self._update_leased(leased, update, values)
+                update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :until"
+                values |= {
+                    ":previous": fingerprint(leased.value),
+                    ":digest": digest(leased.value),
+                    ":until": previous_until,
+                }
+        item = self._update_leased(leased, f"{update} REMOVE {removed}", values)
         return _credential(item) if item else None
 
     def record_failure(

@@ -65,13 +65,9 @@ def add_account(
     stack = stack_of(ctx)
     stack.refuse_if_taken(account, appid)
     record = operations.with_secret(account, record, _read_secret())
-    before = {} if no_wait else stack.errors_of(account)
-    stack.put_record(account, record, overwrite=False)
-    if no_wait:
-        say(f"Added {account}: its token is fetched within seconds, see `token-keeper status {account}`.")
-    else:
-        credentials = {ACCESS_TOKEN, *record["tickets"]}
-        _await_verdict(stack, account, credentials, before, f"Added {account}", "its token is kept")
+    wait_for = None if no_wait else {ACCESS_TOKEN, *record["tickets"]}
+    done, later = f"Added {account}", "its token is fetched"
+    _store(stack, account, record, wait_for, done, later, "its token is kept", overwrite=False)
 
 
 @accounts.command("list")
@@ -154,13 +150,9 @@ def set_account(
     if changed == record:
         say(f"{account} has these settings already: nothing was changed.")
         return
-    before = {} if no_wait else stack.errors_of(account)
-    stack.put_record(account, changed, overwrite=True)
-    if no_wait:
-        say(f"Changed {account}: it is applied within seconds, see `token-keeper status {account}`.")
-    else:
-        added = {ticket for ticket in changed.get("tickets", []) if ticket not in had}
-        _await_verdict(stack, account, {ACCESS_TOKEN, *added}, before, f"Changed {account}", "the change is in force")
+    added = {ticket for ticket in changed.get("tickets", []) if ticket not in had}
+    wait_for = None if no_wait else {ACCESS_TOKEN, *added}
+    _store(stack, account, changed, wait_for, f"Changed {account}", "it is applied", "the change is in force")
 
 
 @accounts.command("set-secret")
@@ -174,12 +166,8 @@ def set_secret(ctx: typer.Context, account: AccountName, no_wait: NoWait = False
     stack = stack_of(ctx)
     record = stack.record(account)
     record = operations.with_secret(account, record, _read_secret())
-    before = {} if no_wait else stack.errors_of(account)
-    stack.put_record(account, record, overwrite=True)
-    if no_wait:
-        say(f"Changed the secret of {account}: it is checked within seconds, see `token-keeper status {account}`.")
-    else:
-        _await_verdict(stack, account, {ACCESS_TOKEN}, before, f"Changed the secret of {account}", "it is in force")
+    wait_for = None if no_wait else {ACCESS_TOKEN}
+    _store(stack, account, record, wait_for, f"Changed the secret of {account}", "it is checked", "it is in force")
 
 
 @accounts.command("remove")
@@ -192,6 +180,26 @@ def remove_account(
         typer.confirm(f"Remove {account} with its secret? Its clients will no longer get a token.", abort=True)
     stack.remove_record(account)
     say(f"Removed {account}: it is dropped within seconds.")
+
+
+def _store(
+    stack: "Stack",
+    account: str,
+    record: dict[str, Any],
+    wait_for: Collection[str] | None,
+    done: str,
+    later: str,
+    accepted: str,
+    *,
+    overwrite: bool = True,
+) -> None:
+    """Store a record. `wait_for`: the credentials whose verdict to wait for; with None say what happens `later`."""
+    before = {} if wait_for is None else stack.errors_of(account)
+    stack.put_record(account, record, overwrite=overwrite)
+    if wait_for is None:
+        say(f"{done}: {later} within seconds, see `token-keeper status {account}`.")
+    else:
+        _await_verdict(stack, account, wait_for, before, done, accepted)
 
 
 def _await_verdict(

@@ -106,7 +106,7 @@ def revoke_consumer(
 
 
 def _hand_out(stack: "Stack", name: str, key: str, *, is_new: bool) -> None:
-    """Write the key; where that fails, nobody will ever have it, so a new consumer is taken back."""
+    """Write the key; where that fails, the key is lost, so a new consumer is taken back."""
     try:
         say(key)
         sys.stdout.flush()

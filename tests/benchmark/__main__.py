@@ -24,7 +24,7 @@ from rich.table import Table as Printed
 from tests import dynamodb_local
 from tests.lambda_runtime import PROJECT, LambdaRuntime, build
 from tests.world import create_table, gateway_event
-from token_keeper.model import ACCESS_TOKEN, Due, Grant, Kind, Spent
+from token_keeper.model import ACCESS_TOKEN, Due, Grant, Kind, Usage
 from token_keeper.table import Table
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -128,7 +128,8 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
             kept.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
             leased = kept.take_lease(Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60)
             assert leased is not None
-            kept.publish(leased, Grant("t" * 512, 7200, now), Spent(), expires_at=now + 7200, due_at=now + 6660)
+            times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
+            kept.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",

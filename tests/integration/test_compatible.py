@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 from urllib.parse import urlencode
 
@@ -290,6 +291,20 @@ def test_what_was_looked_up_serves_no_account_that_has_changed(
     assert ask(world, key, **options)["errcode"] == 40013
 
 
+def before_read(world: World, step: int, change: Callable[[], str | None]) -> list[str | None]:
+    """Make the change as the next but `step` call of AWS begins; its result is in the list from then on."""
+    results: list[str | None] = []
+    calls = count()
+
+    def between(operation: str, _: bytes) -> None:
+        if next(calls) == step:
+            world.before_aws = None
+            results.append(change())
+
+    world.before_aws = between
+    return results
+
+
 @pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id", "revoke"])
 @pytest.mark.parametrize("step", [0, 1, 2])
 @pytest.mark.parametrize("call", CALLS)
@@ -299,18 +314,12 @@ def test_a_change_after_the_lookup_gives_no_other_appids_token(world: World, cal
     world.add_account(account, **record)
     key = world.add_consumer("shop", ["*"])
     old, cold = world.token(account), world.api_instance()
-    new: list[str | None] = []
-    read = 0
-
-    def between(operation: str, _: bytes) -> None:
-        nonlocal read
-        read += 1
-        if read - 1 == step:
-            world.before_aws = None
-            new.append(world.revoke(key) if change == "revoke" else change_account(world, change, account, other))
-
     # When the account or the key changes before one of these reads
-    world.before_aws = between
+    new = before_read(
+        world,
+        step,
+        lambda: world.revoke(key) if change == "revoke" else change_account(world, change, account, other),
+    )
     answer = CALLS[call](world, key, instance=cold)
     # Then what was read does not give the token of another appid
     assert len(new) == 1
@@ -331,18 +340,9 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
     if knows_token:
         world.get("/v1/accounts/main/access-token", instance)
     old = ask_ticket(world, token)["ticket"]
-    changed: list[str | None] = []
-    read = 0
-
-    def between(operation: str, _: bytes) -> None:
-        nonlocal read
-        read += 1
-        if read - 1 == step:
-            world.before_aws = None
-            changed.append(change_account(world, change, "main", {"appid": OTHER_APPID, "tickets": ["jsapi"]}))
-
     # When the account is changed before one of these reads
-    world.before_aws = between
+    record = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
+    changed = before_read(world, step, lambda: change_account(world, change, "main", record))
     answer = ask_ticket(world, token, instance=instance)
     # Then its old token gets no ticket of the new appid
     assert len(changed) == 1
