@@ -6,7 +6,18 @@ from dataclasses import replace
 from token_keeper import renewal
 from token_keeper.accounts import Record
 from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failed, Failure, FailureClass, Kind, due_task
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failed,
+    Failure,
+    FailureClass,
+    Kind,
+    Skipped,
+    due_task,
+)
 from token_keeper.table import Entry, Table
 from token_keeper.wechat import WeChat, WeChatError
 
@@ -31,13 +42,18 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def is_in_force(self, account: Account, version: str | None) -> bool:
-        """Whether the table is in line with that version of the record, and the account owns its appid; so it may fetch.
-
-        Raises `StoreUnavailableError`.
+    def permit(self, task: Due, account: Account, version: str | None) -> Due | Skipped | None:
+        """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
+        appid. None where that is not so. Raises `StoreUnavailableError`.
         """
-        entry, owner = self._table.entry_and_owner(account)
-        return entry is not None and entry.version == version and owner == account.name
+        credential = self._table.in_force(account, task.credential, version)
+        if credential is None:
+            return None
+        if task.epoch is not None:
+            return task
+        if not renewal.is_still_due(task, credential, self._now()):
+            return Skipped(task.account, task.credential, "not due any more")
+        return replace(task, epoch=credential.epoch)
 
     def apply(self, name: str, record: Record) -> list[Due | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.

@@ -178,17 +178,22 @@ class Keeper:
         for task in tasks:
             if time_left() < MIN_TIME:
                 return [*outcomes, _out_of_time(task.account)]
+            content = record.content
             try:
-                match record.content:
-                    case ParametersUnavailableError() as usable:
-                        pass  # the renewer records that as the failure
-                    case Account() as usable if self._enrolment.is_in_force(usable, record.version):
-                        pass
-                    case _:
-                        return outcomes + self._sync([task.account], time_left)
+                if isinstance(content, ParametersUnavailableError):
+                    permitted: Due | Skipped | None = task  # the renewer records that as the failure
+                elif isinstance(content, Account):
+                    permitted = self._enrolment.permit(task, content, record.version)
+                else:
+                    permitted = None
+                if content is None or permitted is None:
+                    return outcomes + self._sync([task.account], time_left)
             except KeeperError as error:
                 return [*outcomes, not_stored(task.account, task.credential, error.failure(self._now()))]
-            outcomes += self._renewer.renew(task, usable, rotate=rotate)
+            if isinstance(permitted, Skipped):
+                outcomes.append(permitted)
+            else:
+                outcomes += self._renewer.renew(permitted, content, rotate=rotate)
         return outcomes
 
     # --- which accounts are kept
