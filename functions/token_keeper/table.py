@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from token_keeper import aws
+from token_keeper import aws_errors
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
@@ -481,14 +481,14 @@ class _ConditionFailedError(Exception):
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except aws.refusals() as error:
+    except aws_errors.refusals() as error:
         response: Any = error.response  # type: ignore[attr-defined]
         code = response["Error"]["Code"]
         if code == "ConditionalCheckFailedException":
             raise _ConditionFailedError(response.get("Item", {})) from None
         # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
         raise StoreUnavailableError(f"DynamoDB: {code}") from None
-    except aws.outages() as error:
+    except aws_errors.outages() as error:
         raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import local_keys
-from infra.local import DEMO, DEMO_RECORD, LocalStack
+from infra.local import access_keys
+from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 from infra.stack import TEMPLATE
 
 ROOT = TEMPLATE.parent
@@ -22,7 +22,7 @@ DOCUMENTS = sorted(
 )
 SOURCES = sorted(
     path
-    for pattern in ("infra/**/*.py", "infra/*.yaml", "template.yaml", "clients/**/*.*", "tests/events/*")
+    for pattern in ("infra/**/*.py", "infra/**/*.yaml", "template.yaml", "clients/**/*.*", "tests/events/*")
     for path in ROOT.glob(pattern)
     if path.is_file() and path not in DOCUMENTS and "__pycache__" not in path.parts
 )
@@ -110,7 +110,7 @@ def test_the_documented_curl_commands_work_and_show_no_key(tmp_path: Path) -> No
     record = DEMO_RECORD | {"appid": "wx617a123bb8bc99cd"}
     with LocalStack(accounts={"main": record, DEMO: DEMO_RECORD}) as local:
         assert local.tried.wait(30)
-        keys = local_keys.read(local.port)
+        keys = access_keys.read(local.port)
         assert keys
         for block in found:
             for session_token in ("a-session-token", "") if "aws-sigv4" in block else ("",):
@@ -120,7 +120,7 @@ def test_the_documented_curl_commands_work_and_show_no_key(tmp_path: Path) -> No
                     "TOKEN_KEEPER_LOCAL_PORT": str(local.port),
                     # The embedded AWS looks at the signature, which the local API does not ask for.
                     "API_URL": local.aws_url if "aws-sigv4" in block else local.api_url,
-                    "AWS_REGION": local_keys.REGION,
+                    "AWS_REGION": access_keys.REGION,
                     "AWS_ACCESS_KEY_ID": keys.operator.access_key,
                     "AWS_SECRET_ACCESS_KEY": keys.operator.secret_key,
                     "AWS_SESSION_TOKEN": session_token,

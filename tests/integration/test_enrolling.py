@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from infra.simulated_wechat import Fault
-from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from infra.local.simulated_wechat import Fault
+from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError, RecordChangedError
 from token_keeper.table import Table
 

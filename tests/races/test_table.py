@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from infra.operations import new_consumer
-from tests.world import START
+from infra.cli.operations import new_consumer
+from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,

@@ -8,14 +8,16 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.inline import Session
-from token_keeper import budget, reader, renewal, renewer, table, wechat
-from token_keeper.checker import Checker
-from token_keeper.enrolment import Enrolment
-from token_keeper.keeper import Keeper
+from token_keeper import budget, renewal, table
+from token_keeper.api import reader
 from token_keeper.model import ACCESS_TOKEN, Account, Due, Failed, Grant, Probed
-from token_keeper.renewer import Renewer
+from token_keeper.refresh import renewer, wechat
+from token_keeper.refresh.checker import Checker
+from token_keeper.refresh.enrolment import Enrolment
+from token_keeper.refresh.keeper import Keeper
+from token_keeper.refresh.renewer import Renewer
+from token_keeper.refresh.wechat import WeChat
 from token_keeper.table import Table
-from token_keeper.wechat import WeChat
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
-from tests import dynamodb_local
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import REGION, create_table
+from tests.support import dynamodb_local
+from tests.support.world import REGION, create_table
 from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Progress, Usage
 from token_keeper.table import Entry, Table
 
