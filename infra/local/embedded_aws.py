@@ -63,6 +63,7 @@ _NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunc
 _SERVICES = {
     "cloudformation": "cloudformation",
     "dynamodb": "dynamodb",
+    "events": "events",
     "lambda": "lambda",
     "monitoring": "cloudwatch",
     "scheduler": "scheduler",
@@ -113,6 +114,8 @@ class EmbeddedAws:
         self._moto = cache(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
         self._one_at_a_time = Lock()
+        self.told: Callable[[dict[str, Any]], None] = lambda _event: None
+        """Is given each event that is put on the bus: its detail, with its `detail-type`."""
 
     def start(self, functions: Mapping[str, Function]) -> Self:
         """Make the stack and listen.
@@ -240,6 +243,9 @@ class EmbeddedAws:
             raise _RefusedError("AccessDeniedException", f"This stack does not use that of {caller.service}", 403)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
+        if call.action == "events:PutEvents":
+            for entry in call.body["Entries"]:
+                self.told(json.loads(entry["Detail"]) | {"detail-type": entry["DetailType"]})
         return self._pass_on(request, caller.service)
 
     def _pass_on(self, request: Request, service: str) -> Response:
@@ -429,6 +435,8 @@ def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
         return [_arn("dynamodb", f"table/{table}{index}") for table in tables]
     if service == "ssm" and (names := body.get("Names") or [body.get("Name") or body.get("Path")]):
         return [_arn("ssm", f"parameter/{str(name).removeprefix('/')}") for name in names]
+    if service == "events" and "Entries" in body:
+        return [_arn("events", "event-bus/default")]
     return ["*"]
 
 
@@ -454,6 +462,8 @@ def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> boo
         case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
             keys = _leading_keys(call.body)
             return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+        case "StringEquals", "events:source":
+            return all(entry.get("Source") == wanted for entry in call.body.get("Entries", ()))
         case "StringEquals", "ssm:Recursive":
             return json.dumps(call.body.get("Recursive", False)) == str(wanted)
         case _:

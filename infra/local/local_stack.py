@@ -153,6 +153,7 @@ class LocalStack:
         self._aws = EmbeddedAws(LOCAL_STACK, self.port + 1, self.api_url, self._host)
         started.callback(self._aws.stop)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
+        self._aws.told = self._tell_event
         self._aws.start(functions)
         self.aws_url = self._aws.endpoint_url
         started.callback(access_keys.remove, self.port)
@@ -179,8 +180,7 @@ class LocalStack:
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, except for the embedded AWS and the simulated WeChat."""
         simulated = {"WECHAT_API_URL": self.wechat_url, "WECOM_API_URL": self.wechat_url}
-        # No CloudWatch reads what the functions write here, so they emit no metrics.
-        return self._aws.environment(function) | {"STACK_NAME": ""} | ({} if self._real else simulated)
+        return self._aws.environment(function) | ({} if self._real else simulated)
 
     def aws_session(self) -> boto3.Session:
         """A session with the operator's key; its clients are to be given `aws_url`."""
@@ -194,6 +194,10 @@ class LocalStack:
                 add_to_wechat(record.get("corpid") or record["appid"], record["secret"])
             parameter = f"{self._aws.outputs['AccountsPath']}/{name}"
             ssm.put_parameter(Name=parameter, Value=json.dumps(record), Type="SecureString")
+
+    def _tell_event(self, event: Mapping[str, Any]) -> None:
+        what = f"event {event['detail-type']}: {event['account']} {event['credential']}"
+        self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {what}")
 
     # --- the functions
 

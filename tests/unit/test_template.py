@@ -50,6 +50,7 @@ REFRESHERS_CALLS = {
     ("ssm:GetParametersByPath", ACCOUNTS_ARN),
     ("ssm:GetParameters", f"{ACCOUNTS_ARN}/*"),
     ("sqs:SendMessage", "DeadLetterQueue.Arn"),
+    ("events:PutEvents", "arn:aws:events:us-east-1:${AWS::AccountId}:event-bus/default"),
 }
 INTERFACE_CALLS = {
     ("ec2:AssignPrivateIpAddresses", "*"),
@@ -508,6 +509,14 @@ def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template
         if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
             keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
             assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+
+
+def test_the_refresher_sends_events_in_its_stacks_name_only(template: Template) -> None:
+    role = properties(template, "RefreshFunctionRole")
+
+    (statement,) = (one for one in statements(role, "Allow") if one["Action"] == "events:PutEvents")
+    named = {"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}
+    assert statement["Condition"] == {"StringEquals": {"events:source": named}}
 
 
 @pytest.mark.parametrize(("region", "partition"), [("us-east-1", "aws"), ("cn-north-1", "aws-cn")])
