@@ -12,8 +12,7 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from token_keeper.metrics import Metrics
-from token_keeper.model import Outcome, Probed
+from token_keeper.model import Failed, Outcome, Probed, Renewed
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
 from token_keeper.refresh.parameter_store import Accounts
@@ -61,43 +60,37 @@ def connect(
     quickly = Config(connect_timeout=2, read_timeout=3, retries={"mode": "standard", "max_attempts": 2})
     events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
     keeper = Keeper(table, accounts, wechat, events, clock, sleep)
-    metrics = Metrics(environment.get("STACK_NAME"), clock)
-
-    return partial(_handle, keeper, accounts, events, metrics)
+    return partial(_handle, keeper, accounts, events)
 
 
 def _handle(
-    keeper: Keeper, accounts: Accounts, events: Events, metrics: Metrics, event: Mapping[str, Any], context: Any
+    keeper: Keeper, accounts: Accounts, events: Events, event: Mapping[str, Any], context: Any
 ) -> dict[str, Any]:
     def time_left() -> float:
         return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
 
     _check_caller(event, context)
     try:
-        return _handle_wake(keeper, accounts, metrics, event, time_left)
+        woken_by, found = _wake(keeper, accounts, event, time_left)
+        return _summarize(woken_by, found)
     finally:
         events.send()
 
 
-def _handle_wake(
-    keeper: Keeper, accounts: Accounts, metrics: Metrics, event: Mapping[str, Any], time_left: Callable[[], float]
-) -> dict[str, Any]:
-    woken_by, found = _wake(keeper, accounts, event, time_left)
-    outcomes: list[Outcome] = []
+def _summarize(woken_by: str, found: Iterable[Outcome | Probed]) -> dict[str, Any]:
+    """Log each outcome as it comes; returns the summary."""
     summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-    try:
-        for outcome in found:
-            if isinstance(outcome, Probed):
-                summary["probed"] = asdict(outcome)
-                logger.info("probed", extra=asdict(outcome))
-                continue
-            outcomes.append(outcome)
-            what, fields = outcome_fields(outcome)
-            write = logger.error if what == "failed" else logger.info
-            write(what, extra={"woken_by": woken_by, **fields})
-            summary.setdefault(what, []).append(fields)
-    finally:
-        metrics.tell_outcomes(outcomes)
+    for outcome in found:
+        if isinstance(outcome, Probed):
+            summary["probed"] = asdict(outcome)
+            logger.info("probed", extra=asdict(outcome))
+            continue
+        what, fields = outcome_fields(outcome)
+        # What the dashboard shows of the day's calls.
+        budget = {"budget_used": outcome.budget_used} if isinstance(outcome, (Renewed, Failed)) else {}
+        write = logger.error if what == "failed" else logger.info
+        write(what, extra={"woken_by": woken_by, **fields, **budget})
+        summary.setdefault(what, []).append(fields)
     logger.info("woken", extra={"woken_by": woken_by})  # `token-keeper doctor` looks for the last guard and probe
     return summary
 
