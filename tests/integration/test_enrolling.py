@@ -680,6 +680,33 @@ def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeyp
     assert world.wechat.accepts(world.token("shop"))
 
 
+@pytest.mark.parametrize("new_record", [None, record(appid=OTHER_APPID)], ids=["deleted", "another appid"])
+def test_a_late_renewal_ends_no_token_of_the_next_owner(
+    world: World, monkeypatch: pytest.MonkeyPatch, new_record: str | None
+) -> None:
+    # Given a renewal whose call to WeChat is held up
+    world.add_account("twin")
+    world.clock.sleep(6900)
+    answer = world.wechat.answer
+
+    def held_up(*asked: Any, **how: Any) -> Any:
+        monkeypatch.undo()
+        # When its account gives the appid up meanwhile, and another is added with it
+        world.delete_parameter("twin") if new_record is None else world.put_parameter("twin", new_record)
+        world.add_account("shop")
+        return answer(*asked, **how)
+
+    monkeypatch.setattr(world.wechat, "answer", held_up)
+    world.wake("guard")
+    # Then the other fetches when that renewal's lease is over, and its token lives as long as is promised
+    world.clock.sleep(60)
+    world.wake("guard")
+    status, promise = read(world, "/v1/accounts/shop/access-token")
+    assert status == 200
+    world.clock.sleep(promise["expires_in"] - 1)
+    assert world.wechat.accepts(promise["access_token"])
+
+
 def test_a_changed_endpoint_remembers_what_is_at_risk(world: World) -> None:
     # Given a lost response of /cgi-bin/token, so that the old token has 300 s left
     world.add_account("main")
@@ -769,8 +796,10 @@ def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: 
         # Then after the next tick it is another's, or gone
         status, _ = read(world, f"/v1/accounts/{name}/access-token")
         assert status == (200 if new_appid else 404), f"died at call {call}"
-        # And its old appid may be kept under another name
+        # And its old appid may be kept under another name, after the longest lease where one may have been taken
         world.add_account(f"heir-{call}", appid=appid)
+        world.clock.sleep(60)
+        world.wake("guard")
         assert world.wechat.accepts(token(world, f"heir-{call}")), f"died at call {call}"
         if not died:
             break
