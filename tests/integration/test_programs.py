@@ -8,7 +8,7 @@ from tests import bill
 
 
 @pytest.mark.parametrize(
-    "program", ["bill", "benchmark.__main__", "scale.__main__", "simulation.day", "simulation.year"]
+    "program", ["bill", "benchmark.__main__", "scale.__main__", "simulation.day", "simulation.year", "pictures"]
 )
 def test_a_program_can_be_loaded(program: str) -> None:
     assert callable(import_module(f"tests.{program}").main)

@@ -194,4 +194,4 @@ MUTANTS = {
         Enrolment, "is_in_force", _owner_unasked, ("claim", "promise")
     ),
 }
-"""By what is broken; in the order of the design's invariants."""
+"""By what is broken; in the order of the invariants in infra/docs/DESIGN.md."""
