@@ -10,13 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from token_keeper import aws
-from token_keeper.compatible import CompatibleApi
-from token_keeper.errors import KeeperError
-from token_keeper.health import account_health, failure_shown
-from token_keeper.metrics import Metrics
-from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
-from token_keeper.reader import (
+from token_keeper.api.aws import clients
+from token_keeper.api.health import account_health
+from token_keeper.api.jsapi import requested_page, sign
+from token_keeper.api.reader import (
     NoValidValueError,
     Reader,
     Reading,
@@ -24,8 +21,12 @@ from token_keeper.reader import (
     UnknownAccountError,
     UnknownCredentialError,
 )
-from token_keeper.refresher import Refresher
-from token_keeper.signature import requested_page, sign
+from token_keeper.api.refresh_client import Refresher
+from token_keeper.api.wechat_compatible import CompatibleApi
+from token_keeper.errors import KeeperError
+from token_keeper.metrics import Metrics
+from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
+from token_keeper.summary import failure_shown
 from token_keeper.table import Entry, Table
 from token_keeper.untrusted import body_text, json_object
 
@@ -166,7 +167,7 @@ def connect(
 
     `client` makes the client of a service, as `boto3.client` does; with none they are those of `aws`.
     """
-    client = client or partial(aws.client, environment=environment)
+    client = client or partial(clients.client, environment=environment)
     table = Table(client("dynamodb"), environment["TABLE_NAME"])
     refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
     metrics = Metrics(environment.get("STACK_NAME"), clock)

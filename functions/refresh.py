@@ -12,13 +12,13 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from token_keeper.accounts import Accounts
-from token_keeper.health import failure_shown
-from token_keeper.keeper import WORKERS, Keeper
 from token_keeper.metrics import Metrics
-from token_keeper.model import Failed, Outcome, Probed, Renewed, Skipped, Verdict, Verified, rfc3339
+from token_keeper.model import Outcome, Probed
+from token_keeper.refresh.keeper import WORKERS, Keeper
+from token_keeper.refresh.parameter_store import Accounts
+from token_keeper.refresh.wechat import WeChat
+from token_keeper.summary import outcome_fields
 from token_keeper.table import Table
-from token_keeper.wechat import WeChat
 
 logger = Logger(service="refresh")
 
@@ -78,7 +78,7 @@ def _handle(
                 logger.info("probed", extra=asdict(outcome))
                 continue
             outcomes.append(outcome)
-            what, fields = _told(outcome)
+            what, fields = outcome_fields(outcome)
             write = logger.error if what == "failed" else logger.info
             write(what, extra={"woken_by": woken_by, **fields})
             summary.setdefault(what, []).append(fields)
@@ -120,32 +120,6 @@ def _wake(
             return "verify", keeper.verify(account, fingerprint, time_left)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
-
-
-def _told(outcome: Outcome) -> tuple[str, dict[str, Any]]:
-    which = {"account": outcome.account, "credential": outcome.credential}
-    match outcome:
-        case Renewed():
-            return "renewed", {
-                **which,
-                "fingerprint": outcome.fingerprint,
-                "expires_at": rfc3339(outcome.expires_at),
-                "promised_until": rfc3339(outcome.promised_until),
-                "renews_at": rfc3339(outcome.renews_at),
-            }
-        case Skipped():
-            return "skipped", {**which, "reason": outcome.reason}
-        case Verified():
-            limit = {"retry_after": outcome.retry_after} if outcome.verdict is Verdict.LIMITED else {}
-            return "verified", {
-                **which,
-                "outcome": str(outcome.verdict),
-                "fingerprint": outcome.fingerprint,
-                **limit,
-            }
-        case Failed():
-            next_attempt = {"next_attempt_at": rfc3339(outcome.next_attempt_at)}
-            return "failed", {**which, **failure_shown(outcome.failure), **next_attempt}
 
 
 _handler = cache(lambda: connect(os.environ))

@@ -1,6 +1,6 @@
 """Metrics for CloudWatch: a line of the log in its embedded metric format, which costs no call and no library.
 
-What is watched, and by which alarm, stands in infra/monitoring.yaml. Nothing is told while all is well, as each name costs
+What is watched, and by which alarm, stands in infra/cloudformation/monitoring.yaml. Nothing is told while all is well, as each name costs
 money in every hour in which it is told. No metric ever holds a value, nor the name of an account.
 """
 

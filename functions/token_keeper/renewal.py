@@ -149,6 +149,11 @@ def due_for_tick(due: Due, now: int) -> bool:
     return due.due_at <= now + (0 if due.failures else RULES[due.kind].look_ahead)
 
 
+def is_still_due(due: Due, credential: Credential, now: int) -> bool:
+    """Whether what the index listed as due, which may lag and look ahead, is so in the table itself."""
+    return credential.due_at <= now or (credential.due_at == due.due_at and not credential.failures)
+
+
 def usable_until(credential: Credential) -> int:
     """When the value stops being usable for sure: its expiry, or the end of the overlap with a possible successor.
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from token_keeper import aws
+from token_keeper import aws_errors
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
@@ -124,12 +124,18 @@ class Table:
             answer = self._dynamodb.get_item(TableName=self._name, Key=_consumer_key(key_digest), ConsistentRead=True)
         return _consumer(_plain(answer["Item"])) if "Item" in answer else None
 
-    def entry_and_owner(self, account: Account) -> tuple[Entry | None, str | None]:
-        """The account's directory entry, and the account that has claimed its appid; in one round trip."""
-        items = self._items([_directory_key(account.name), _claim_key(account)])
-        entries = [_entry(item) for item in items if item["pk"] == _ACCOUNTS]
-        owners = [str(item["account"]) for item in items if item["pk"] != _ACCOUNTS]
-        return next(iter(entries), None), next(iter(owners), None)
+    def in_force(self, account: Account, name: str, version: str | None) -> Credential | None:
+        """The account's credential, if that version of its record is in force, and the account owns its appid.
+
+        In one round trip: as long as the credential has this epoch, it has not been dropped, and so the claim not released.
+        """
+        items = self._items([_directory_key(account.name), _claim_key(account), _key(account.name, name)])
+        found = {item["pk"].partition("#")[0]: item for item in items}
+        if not {_ACCOUNTS, "claim", "credential"} <= found.keys():
+            return None
+        if _entry(found[_ACCOUNTS]).version != version or found["claim"]["account"] != account.name:
+            return None
+        return _credential(found["credential"])
 
     def tokens(self, accounts: Iterable[str]) -> list[Credential]:
         """The accounts' access tokens, as they are now or were a moment ago."""
@@ -475,14 +481,14 @@ class _ConditionFailedError(Exception):
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except aws.refusals() as error:
+    except aws_errors.refusals() as error:
         response: Any = error.response  # type: ignore[attr-defined]
         code = response["Error"]["Code"]
         if code == "ConditionalCheckFailedException":
             raise _ConditionFailedError(response.get("Item", {})) from None
         # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
         raise StoreUnavailableError(f"DynamoDB: {code}") from None
-    except aws.outages() as error:
+    except aws_errors.outages() as error:
         raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
 
 

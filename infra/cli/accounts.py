@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from infra.cli.program import AccountName, AsJson, app, group, stack_of
+from infra.cli.terminal import complain, plain, say, to_json
 from infra.errors import OperatorError
-from infra.terminal import complain, plain, say, to_json
 from token_keeper.model import ACCESS_TOKEN, rfc3339
 
 if TYPE_CHECKING:
-    from infra.operations import Stack
+    from infra.cli.operations import Stack
 
 PATIENCE = 60
 """Seconds to wait for WeChat's verdict on a record."""
@@ -59,7 +59,7 @@ def add_account(
 
     Exits with 1 where WeChat refuses it, and with 2 where no verdict is known after 60 seconds.
     """
-    from infra import operations
+    from infra.cli import operations
 
     record = operations.new_record(appid, corpid, endpoint, operations.listed_tickets(tickets or []))
     stack = stack_of(ctx)
@@ -136,7 +136,7 @@ def set_account(
 
     Exits as `accounts add` does.
     """
-    from infra import operations
+    from infra.cli import operations
 
     if endpoint is None and tickets is None:
         raise OperatorError("Nothing to change: give --endpoint, --tickets, or both.")
@@ -161,7 +161,7 @@ def set_secret(ctx: typer.Context, account: AccountName, no_wait: NoWait = False
 
     Exits as `accounts add` does.
     """
-    from infra import operations
+    from infra.cli import operations
 
     stack = stack_of(ctx)
     record = stack.record(account)

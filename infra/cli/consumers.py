@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.program import AsJson, app, checked_name, group, stack_of
-from infra.terminal import complain, say, to_json
+from infra.cli.terminal import complain, say, to_json
 from token_keeper.model import rfc3339
 
 if TYPE_CHECKING:
-    from infra.operations import ConsumerKey, Stack
+    from infra.cli.operations import ConsumerKey, Stack
 
 consumers = group()
 app.add_typer(
@@ -44,7 +44,7 @@ def add_consumer(
     ] = None,
 ) -> None:
     """Let another service ask. Standard output gets its key, this once."""
-    from infra.operations import account_patterns
+    from infra.cli.operations import account_patterns
 
     patterns = account_patterns(accounts)
     stack = stack_of(ctx)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.program import AccountName, AsJson, app, checked_name, stack_of
+from infra.cli.terminal import plain, say, to_json
 from infra.errors import OperatorError
-from infra.terminal import plain, say, to_json
 from token_keeper.model import ACCESS_TOKEN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from infra.doctor import Finding
-    from infra.operations import Json, Stack
+    from infra.cli.doctor import Finding
+    from infra.cli.operations import Json, Stack
 
 STATE_COLORS = {"fresh": "green", "due": "cyan", "failing": "yellow", "expired": "red", "never_fetched": "red"}
 HEALTHY_STATES = ("fresh", "due")
@@ -112,7 +112,7 @@ def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
 
     It looks at all that the stack depends on, and says what to do. Exits with 1 where something is wrong.
     """
-    from infra.doctor import Verdict, examine
+    from infra.cli.doctor import Verdict, examine
 
     findings = []
     for finding in examine(stack_of(ctx)):

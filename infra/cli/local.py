@@ -38,16 +38,16 @@ def run_local(
     ] = None,
 ) -> None:
     """Run the whole system on this machine, with a simulated WeChat and nothing to set up. It keeps nothing at its end."""
-    from infra import operations
+    from infra.cli import operations
 
     record = operations.real_record(os.environ)
     for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
         os.environ.pop(name, None)  # of another AWS than the embedded one, which fails where there is no such profile
     try:
-        from infra import local  # it brings an embedded AWS, which the other commands need not load
+        from infra.local import local_stack  # it brings an embedded AWS, which the other commands need not load
     except ModuleNotFoundError as error:
         raise OperatorError(
             f"The local stack is not installed here ({error.name} is missing): run it with `uv run token-keeper local`."
         ) from None
 
-    local.run(port, speed, host, record, accounts, fault)
+    local_stack.run(port, speed, host, record, accounts, fault)

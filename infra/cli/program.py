@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from infra.cli.terminal import accept_any_encoding, complain, say
 from infra.errors import OperatorError
-from infra.terminal import accept_any_encoding, complain, say
 from token_keeper.model import ACCOUNT_NAME
 
 if TYPE_CHECKING:
-    from infra.operations import Stack
+    from infra.cli.operations import Stack
 
 STACK_OPTIONS = ("stack_name", "region", "local", "local_port")
 """Say which stack is meant, and may stand anywhere in a command."""
@@ -134,7 +134,7 @@ def choose_stack(
         raise typer.BadParameter("is empty", ctx, param_hint="'--stack-name'")
 
     def connect() -> "Stack":
-        from infra.operations import (
+        from infra.cli.operations import (
             Stack,
         )  # AWS's client takes time to load, which help and usage errors need not wait for
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.terminal import plain
+from infra.cli.terminal import plain
 
 PIPE_WIDTH = 200
 """Columns where no terminal sets a width: a line for each row."""

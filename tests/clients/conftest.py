@@ -7,8 +7,8 @@ from secrets import token_urlsafe
 
 import pytest
 
-from infra import operations
-from infra.local import LocalStack
+from infra.cli import operations
+from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
 from wechat_token_keeper import Keeper
 

@@ -15,9 +15,9 @@ import pytest
 import wechatpy
 import wechatpy.enterprise
 
-from infra.local import DEMO_RECORD, LocalStack
-from infra.loopback import Server
-from infra.simulated_wechat import Fault
+from infra.local.local_stack import DEMO_RECORD, LocalStack
+from infra.local.loopback import Server
+from infra.local.simulated_wechat import Fault
 from tests.clients.conftest import CORPID, SAID, add_consumer, add_corp_account, let_pass
 from wechat_token_keeper import AccessDeniedError, Keeper
 from wechat_token_keeper.adapters.wechatpy import wechatpy_client

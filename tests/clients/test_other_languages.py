@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import DEMO_RECORD, LocalStack
-from infra.simulated_wechat import Fault
+from infra.local.local_stack import DEMO_RECORD, LocalStack
+from infra.local.simulated_wechat import Fault
 from tests.clients.conftest import SAID, add_consumer, let_pass
 
 APPID = str(DEMO_RECORD["appid"])

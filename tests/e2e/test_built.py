@@ -18,13 +18,13 @@ import pytest
 import requests
 from werkzeug.wrappers import Request, Response
 
-from infra.embedded_aws import EmbeddedAws
-from infra.local_keys import OPERATOR
-from infra.loopback import Server
-from infra.simulated_wechat import SimulatedWeChat
-from tests import dynamodb_local
-from tests.lambda_runtime import BuildError, LambdaRuntime, build
-from tests.world import create_table, gateway_event
+from infra.local.access_keys import OPERATOR
+from infra.local.embedded_aws import EmbeddedAws
+from infra.local.loopback import Server
+from infra.local.simulated_wechat import SimulatedWeChat
+from tests.support import dynamodb_local
+from tests.support.lambda_runtime import BuildError, LambdaRuntime, build
+from tests.support.world import create_table, gateway_event
 from token_keeper import renewal
 from token_keeper.model import Kind
 

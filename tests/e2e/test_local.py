@@ -22,10 +22,10 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from infra import local_keys
 from infra.cli import app
-from infra.local import DEMO_RECORD
-from infra.loopback import three_free_ports
+from infra.local import access_keys
+from infra.local.local_stack import DEMO_RECORD
+from infra.local.loopback import three_free_ports
 
 SPEED = 120
 PROGRAM = Path(sys.executable).with_name("token-keeper")
@@ -52,10 +52,10 @@ class Local:
         )
         self.api, self.aws, self.wechat = (self._url(name) for name in ("ready", "AWS", "WeChat"))
         self._port = int(self.api.rpartition(":")[2])
-        keys = local_keys.read(self._port)
+        keys = access_keys.read(self._port)
         assert keys
         self.api_key = keys.api_key
-        self._steering = {local_keys.API_KEY_HEADER: keys.api_key}
+        self._steering = {access_keys.API_KEY_HEADER: keys.api_key}
 
     def _url(self, name: str) -> str:
         return self.wait_for(rf"{name}: +(http://127\.0\.0\.1:\d+)")

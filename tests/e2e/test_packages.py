@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lambda_runtime import PROJECT, BuildError, build
+from tests.support.lambda_runtime import PROJECT, BuildError, build
 
 FUNCTIONS = ("ApiFunction", "RefreshFunction")
 STRAYS = (

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 from moto import mock_aws
 
-from tests import openapi
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import Clock, World
+from tests.support import openapi
+from tests.support.world import Clock, World
 
 
 class _Log(logging.Handler):

@@ -6,9 +6,9 @@ from typing import Any
 from werkzeug.test import Client
 
 from infra import stack
-from infra.local import gateway
+from infra.local.local_stack import gateway
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import APPID, Clock, World
+from tests.support.world import APPID, Clock, World
 
 
 class Front:

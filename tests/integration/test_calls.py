@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import ACCOUNTS_PATH, Clock, create_table
-from token_keeper.accounts import Accounts
-from token_keeper.keeper import WORKERS, Keeper
+from tests.support.world import ACCOUNTS_PATH, Clock, create_table
+from token_keeper.api.reader import REMEMBERED_FOR, Reader
+from token_keeper.api.refresh_client import Refresher
 from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
-from token_keeper.reader import REMEMBERED_FOR, Reader
-from token_keeper.refresher import Refresher
+from token_keeper.refresh.keeper import WORKERS, Keeper
+from token_keeper.refresh.parameter_store import Accounts
 from token_keeper.table import Table
 
 LIFE = 7200

@@ -24,15 +24,16 @@ import boto3
 import pytest
 import requests
 import responses
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner, Result
 
-from infra import local_keys
 from infra.cli import app
+from infra.cli.operations import Stack
 from infra.errors import OperatorError
-from infra.local_keys import Key
-from infra.operations import Stack
+from infra.local import access_keys
+from infra.local.access_keys import Key
 from infra.stack import TEMPLATE as TEMPLATE_FILE
 
 APPID = "wx617a123bb8bc99cd"
@@ -1044,7 +1045,7 @@ def test_another_program_that_answers_is_not_taken_for_aws(
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDFORMATION", service.url)
     port = int(service.url.rpartition(":")[2]) - 1
     monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))
-    local_keys.write(port, service.url, {"operator": Key.of("operator")}, "api-key")
+    access_keys.write(port, service.url, {"operator": Key.of("operator")}, "api-key")
     # When the status is asked for
     result = run("status", *(["--local"] if is_local else []))
     # Then that is said, and nothing of the page
@@ -1176,8 +1177,10 @@ def test_local_operates_the_stack_of_this_machine(home: None) -> None:
     server.start()
     _, port = server.get_host_and_port()
     endpoint: Any = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
-    local_keys.write(port - 1, endpoint["endpoint_url"], {"operator": Key.of("operator")}, "api-key")
+    access_keys.write(port - 1, endpoint["endpoint_url"], {"operator": Key.of("operator")}, "api-key")
     boto3.client("cloudformation", **endpoint).create_stack(StackName="local", TemplateBody=json.dumps(TEMPLATE))
+    with pytest.raises(ClientError):  # the server loads what its errors need with the environment of its first one
+        boto3.client("ssm", **endpoint).get_parameter(Name="none")
     # When an account is added to it
     elsewhere = {"HTTP_PROXY": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_PROFILE": "no-such"}
     local_port = {"TOKEN_KEEPER_LOCAL_PORT": str(port - 1)}
@@ -1197,7 +1200,7 @@ def test_another_program_on_the_local_port(service: Service, home: None, status:
     # Given the keys of a local stack that was killed, and a program that has taken its port
     service.status, service.answer = status, answer
     port = int(service.url.rpartition(":")[2])
-    local_keys.write(port - 1, service.url, {"operator": Key.of("operator")}, "api-key")
+    access_keys.write(port - 1, service.url, {"operator": Key.of("operator")}, "api-key")
     # When the local stack is asked
     result = run("--local", "status", TOKEN_KEEPER_LOCAL_PORT=str(port - 1))
     # Then one sentence says that this is no local stack
@@ -1209,8 +1212,8 @@ def test_another_program_on_the_local_port(service: Service, home: None, status:
 @pytest.mark.parametrize("content", ["", "[operator]\n", "[operator", "<html>", "[operator]\naws_access_key_id = é\n"])
 def test_local_keys_that_cannot_be_read(content: str, home: None) -> None:
     # Given a file of keys that a full disk, or another version, has left
-    local_keys.folder(3000).mkdir(parents=True)
-    (local_keys.folder(3000) / "credentials").write_text(content)
+    access_keys.folder(3000).mkdir(parents=True)
+    (access_keys.folder(3000) / "credentials").write_text(content)
     # When / Then
     result = run("--local", "status", AWS_PROFILE="no-such-profile")
     assert result.exit_code == 2

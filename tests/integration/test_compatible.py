@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from infra.simulated_wechat import Fault
+from infra.local.simulated_wechat import Fault
 from tests.integration.wechats_calls import (
     CORPID,
     ask_corp_token,
@@ -20,7 +20,7 @@ from tests.integration.wechats_calls import (
     token_query,
 )
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import APPID, REQUEST_ID, START, Clock, World, gateway_event
+from tests.support.world import APPID, REQUEST_ID, START, Clock, World, gateway_event
 from token_keeper import budget
 from token_keeper.model import fingerprint
 
@@ -663,7 +663,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
 
 
 def test_a_page_is_signed_and_the_ticket_stays_here(world: World) -> None:
-    from token_keeper.signature import sign
+    from token_keeper.api.jsapi import sign
 
     world.add_account("main", tickets=["jsapi"])
     ticket = world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
@@ -687,7 +687,7 @@ def test_a_corps_page_is_signed_too(world: World) -> None:
 
 
 def test_an_agents_page_is_signed_with_its_own_ticket(world: World) -> None:
-    from token_keeper.signature import sign
+    from token_keeper.api.jsapi import sign
 
     world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp", tickets=["jsapi", "agent_config"])
     ticket = world.get("/v1/accounts/app/tickets/agent_config")[1]["ticket"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
-from tests.world import ACCOUNTS_PATH, SECRET, World
+from infra.local.simulated_wechat import Fault
+from tests.support.world import ACCOUNTS_PATH, SECRET, World
 from token_keeper.model import fingerprint
 
 pytestmark = pytest.mark.in_memory

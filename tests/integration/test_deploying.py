@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from infra.embedded_aws import for_moto
+from infra.local.embedded_aws import for_moto
 from infra.stack import translate
 
 REGIONS = ("us-east-1", "cn-north-1")

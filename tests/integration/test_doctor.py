@@ -18,11 +18,11 @@ from moto.backends import get_backend
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
-from infra.doctor import Verdict, _address
-from infra.local import LocalStack
-from infra.loopback import three_free_ports
-from infra.simulated_wechat import Fault
-from tests.world import World
+from infra.cli.doctor import Verdict, _address
+from infra.local.local_stack import LocalStack
+from infra.local.loopback import three_free_ports
+from infra.local.simulated_wechat import Fault
+from tests.support.world import World
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 KEY: Any = {"aws_access_key_id": "operator", "aws_secret_access_key": "operator"}
@@ -351,7 +351,7 @@ def test_the_last_guard_and_the_last_probe(
 def test_code_that_is_older_than_the_command_line(
     deployed: Lambda, deployed_version: str | None, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.doctor.version", lambda _: "0.1.0")
+    monkeypatch.setattr("infra.cli.doctor.version", lambda _: "0.1.0")
     deployed.version = deployed_version
     assert findings_of_aws()["code"][0] == verdict
 

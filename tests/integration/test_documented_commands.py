@@ -14,14 +14,23 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from infra import local_keys
 from infra.cli import app
-from infra.local import DEMO, DEMO_RECORD, LocalStack
-from tests.documents import DOCUMENTS, NOT_RUN, OPERATIONS, ROOT, blocks, blocks_to_run, first_command, shell_blocks
+from infra.local import access_keys
+from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
+from tests.support.documents import (
+    DOCUMENTS,
+    NOT_RUN,
+    OPERATIONS,
+    ROOT,
+    blocks,
+    blocks_to_run,
+    first_command,
+    shell_blocks,
+)
 
 SOURCES = sorted(
     path
-    for pattern in ("infra/**/*.py", "infra/*.yaml", "template.yaml", "clients/**/*.*", "tests/events/*")
+    for pattern in ("infra/**/*.py", "infra/**/*.yaml", "template.yaml", "clients/**/*.*", "tests/events/*")
     for path in ROOT.glob(pattern)
     if path.is_file() and path not in DOCUMENTS and "__pycache__" not in path.parts
 )
@@ -115,15 +124,15 @@ def test_the_documented_commands_do_what_they_should(tmp_path: Path, monkeypatch
     record = DEMO_RECORD | {"appid": "wx617a123bb8bc99cd"}
     with LocalStack(accounts={"main": record, DEMO: DEMO_RECORD}) as local:
         assert local.tried.wait(30)
-        keys = local_keys.read(local.port)
+        keys = access_keys.read(local.port)
         assert keys
         session = local.aws_session()
-        monkeypatch.setattr(local_keys, "session", lambda _: session)
+        monkeypatch.setattr(access_keys, "session", lambda _: session)
         monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
         monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
         for name, value in {
             "NO_PROXY": "*",
-            "AWS_DEFAULT_REGION": local_keys.REGION,
+            "AWS_DEFAULT_REGION": access_keys.REGION,
             "AWS_ACCESS_KEY_ID": keys.operator.access_key,
             "AWS_SECRET_ACCESS_KEY": keys.operator.secret_key,
         }.items():

@@ -13,10 +13,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from infra.embedded_aws import EmbeddedAws
-from infra.local_keys import OPERATOR
-from token_keeper.aws import RefusedError
-from token_keeper.aws import client as reader_client
+from infra.local.access_keys import OPERATOR
+from infra.local.embedded_aws import EmbeddedAws
+from token_keeper.api.aws.clients import client as reader_client
+from token_keeper.aws_errors import RefusedError
 
 DEADLINE = 10
 """Seconds after which an event that has not come is taken not to come."""

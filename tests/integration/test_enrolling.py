@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from infra.simulated_wechat import Fault
-from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from infra.local.simulated_wechat import Fault
+from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError, RecordChangedError
+from token_keeper.table import Table
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
@@ -653,6 +654,30 @@ def test_an_app_with_another_apps_secret_does_not_fetch(world: World) -> None:
     assert world.calls("/cgi-bin/gettoken") == calls + 1  # of contacts itself
     assert read(world, "/v1/accounts/orders/access-token")[0] == 503
     assert "contacts" in world.health("orders")["last_error"]["errmsg"]
+
+
+def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an account whose renewal is held up after the keeper has seen that it owns its appid
+    world.add_account("twin")
+    world.clock.sleep(6900)
+    in_force, fetched = Table.in_force, []
+
+    def held_up(*asked: Any) -> Any:
+        found = in_force(*asked)
+        monkeypatch.undo()
+        # When another account takes the appid over meanwhile, and the first is added again, in vain
+        world.delete_parameter("twin")
+        world.add_account("shop")
+        assert world.add_account("twin")["failed"]
+        fetched.append(len(world.wechat.calls))
+        world.clock.sleep(61)
+        return found
+
+    monkeypatch.setattr(Table, "in_force", held_up)
+    world.wake("guard")
+    # Then the first fetches nothing, and the other's token lives
+    assert [call.path for call in world.wechat.calls[fetched[0] :]] == []
+    assert world.wechat.accepts(world.token("shop"))
 
 
 def test_a_changed_endpoint_remembers_what_is_at_risk(world: World) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from tests import openapi
 from tests.integration.front import front
-from tests.tools import needed
+from tests.support import openapi
+from tests.support.tools import needed
 
 schemathesis = needed("schemathesis")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
-from tests.world import APPID, SECRET, START, World
+from infra.local.simulated_wechat import Fault
+from tests.support.world import APPID, SECRET, START, World
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 

@@ -8,7 +8,7 @@ import pytest
 from werkzeug.wrappers import Response
 
 from tests.integration.front import Front, front
-from tests.world import APPID, SECRET
+from tests.support.world import APPID, SECRET
 
 MARK = "Zq7-marked-Zq7"
 """Stands in whatever is sent, and in no reply."""

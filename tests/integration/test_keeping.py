@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from infra.simulated_wechat import Fault
+from infra.local.simulated_wechat import Fault
 from refresh import UnknownEventError
-from tests.world import ACCOUNTS_PATH, SECRET, START, World
-from token_keeper import keeper
+from tests.support.world import ACCOUNTS_PATH, SECRET, START, World
 from token_keeper.errors import KeeperError
+from token_keeper.refresh import keeper
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.in_memory  # hours and days pass in nearly every test

@@ -17,11 +17,11 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
-from infra import local_keys
 from infra.cli import app
-from infra.embedded_aws import REGION
-from infra.local import DEMO, DEMO_RECORD, LocalStack
-from infra.local_keys import Key
+from infra.local import access_keys
+from infra.local.access_keys import Key
+from infra.local.embedded_aws import REGION
+from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 
 TOKEN_PATH = "/v1/accounts/demo/access-token"
 INVOKE_PATH = "/2015-03-31/functions/local-RefreshFunction/invocations"
@@ -76,7 +76,7 @@ def send(request: AWSRequest, body: bytes | None = None, **changed: str) -> tupl
 
 
 def operator(local: LocalStack) -> Key:
-    keys = local_keys.read(local.port)
+    keys = access_keys.read(local.port)
     assert keys
     return keys.operator
 
@@ -186,7 +186,7 @@ def test_a_signed_call_that_is_sent_again_later_is_refused(local: LocalStack, mo
     request = signed(local, operator(local), b"{}", "/2015-03-31/functions/nothing/invocations")
     assert send(request) == (404, "ResourceNotFoundException")
     sent_at = local.clock()
-    monkeypatch.setattr("infra.embedded_aws.time.time", lambda: sent_at + 301)
+    monkeypatch.setattr("infra.local.embedded_aws.time.time", lambda: sent_at + 301)
     assert send(request) == (403, "InvalidSignatureException")
 
 
@@ -248,7 +248,7 @@ def reader(local: LocalStack) -> Any:
     """Lambda, asked with ApiFunction's access key."""
     environment = local.environment("ApiFunction")
     key = Key(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-    return local_keys.session(key).client("lambda", endpoint_url=local.aws_url)
+    return access_keys.session(key).client("lambda", endpoint_url=local.aws_url)
 
 
 def state(local: LocalStack) -> tuple[int, Any]:
@@ -409,7 +409,7 @@ def test_the_keys_are_for_their_owner_and_this_run_alone() -> None:
     found = []
     for _ in range(2):
         with LocalStack() as local:
-            folder = local_keys.folder(local.port)
+            folder = access_keys.folder(local.port)
             # Then only their owner reads the keys
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {

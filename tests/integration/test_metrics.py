@@ -1,4 +1,4 @@
-"""What the functions tell CloudWatch in a real run, held against what infra/monitoring.yaml watches."""
+"""What the functions tell CloudWatch in a real run, held against what infra/cloudformation/monitoring.yaml watches."""
 
 import json
 import re
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
+from infra.local.simulated_wechat import Fault
 from infra.stack import nested, schedules, translate
 from tests.integration.wechats_calls import token_query
-from tests.world import START, World
+from tests.support.world import START, World
 
 STACK = "production"
 TOKEN = "/cgi-bin/token"

@@ -1,4 +1,4 @@
-"""The user data of the NAT instance, run for real: in a network like that of infra/egress.yaml, made of namespaces.
+"""The user data of the NAT instance, run for real: in a network like that of infra/cloudformation/egress.yaml, made of namespaces.
 
 Stand-ins: `dnf`, `systemctl`, `swapon` and `poweroff`, which would change this machine, and the size of the swap file. The
 system is Debian, or whatever the tests run on, and not Amazon Linux 2023.
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def user_data() -> str:
-    resources: Any = yaml_parse((TEMPLATE.parent / "infra" / "egress.yaml").read_text())["Resources"]
+    resources: Any = yaml_parse((TEMPLATE.parent / "infra/cloudformation/egress.yaml").read_text())["Resources"]
     script: str = resources["InstanceTemplate"]["Properties"]["LaunchTemplateData"]["UserData"]["Fn::Base64"]
     return script
 

@@ -22,13 +22,13 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ParamValid
 from werkzeug import Request, Response
 
 import api
-from infra.loopback import Server
-from infra.simulated_wechat import Fault
-from tests.leaks import QUIET, Said, forms, listening, spellings
+from infra.local.loopback import Server
+from infra.local.simulated_wechat import Fault
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import APPID, Clock, World, gateway_event
-from token_keeper import wechat
+from tests.support.leaks import QUIET, Said, forms, listening, spellings
+from tests.support.world import APPID, Clock, World, gateway_event
 from token_keeper.model import fingerprint
+from token_keeper.refresh import wechat
 
 SECRET = "S3cret/+\"\\&=%41<?>'#of-main"
 """Of all the letters that a secret may have, those that look different in an URL, in JSON, in HTML or in Python."""

@@ -14,7 +14,7 @@ from tests.integration.wechats_calls import (
     refused,
     token_query,
 )
-from tests.world import APPID, REQUEST_ID, World
+from tests.support.world import APPID, REQUEST_ID, World
 
 OTHER_APPID = "wx89abcdef01234567"
 REVOKED = "wtk_" + "A" * 43

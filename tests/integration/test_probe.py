@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
-from tests.world import APPID, SECRET, START, World
-from token_keeper import checker
+from infra.local.simulated_wechat import Fault
+from tests.support.world import APPID, SECRET, START, World
+from token_keeper.refresh import checker
 
 pytestmark = pytest.mark.in_memory  # hours and days pass in some tests
 

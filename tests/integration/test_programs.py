@@ -4,14 +4,12 @@ from importlib import import_module
 
 import pytest
 
-from tests import bill
+from tests.reports import bill
 
 
-@pytest.mark.parametrize(
-    "program", ["bill", "benchmark.__main__", "scale.__main__", "simulation.day", "simulation.year", "pictures"]
-)
+@pytest.mark.parametrize("program", ["bill", "benchmark.__main__", "scale.__main__", "day", "year", "pictures"])
 def test_a_program_can_be_loaded(program: str) -> None:
-    assert callable(import_module(f"tests.{program}").main)
+    assert callable(import_module(f"tests.reports.{program}").main)
 
 
 def test_the_bill_grows_with_the_accounts() -> None:

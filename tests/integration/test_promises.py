@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
-from tests.world import APPID, SECRET, World
+from infra.local.simulated_wechat import Fault
+from tests.support.world import APPID, SECRET, World
 from token_keeper.errors import RecordChangedError
 
 pytestmark = pytest.mark.in_memory

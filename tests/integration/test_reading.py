@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault, SimulatedWeChat
-from tests.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from infra.local.simulated_wechat import Fault, SimulatedWeChat
+from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 
 TOKEN_PATH = "/v1/accounts/main/access-token"
 TOKEN = "/cgi-bin/token"

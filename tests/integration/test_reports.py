@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
+from infra.local.simulated_wechat import Fault
 from tests.integration.wechats_calls import ask_stable_token
-from tests.world import APPID, SECRET, World, gateway_event
+from tests.support.world import APPID, SECRET, World, gateway_event
 from token_keeper import budget
 from token_keeper.model import Kind, fingerprint
 

@@ -11,11 +11,11 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from infra import local_keys
 from infra.cli import app
-from infra.local import DEMO_RECORD, Clock, LocalStack
-from infra.simulated_wechat import Fault
-from tests.documents import NOT_RUN, OPERATIONS, blocks, first_command
+from infra.local import access_keys
+from infra.local.local_stack import DEMO_RECORD, Clock, LocalStack
+from infra.local.simulated_wechat import Fault
+from tests.support.documents import NOT_RUN, OPERATIONS, blocks, first_command
 
 APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
 OLD_SECRET, NEW_SECRET = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
@@ -63,11 +63,11 @@ def test_no_command_of_the_command_line_is_left_out() -> None:
 
 
 def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.local.Clock", JumpingClock)
+    monkeypatch.setattr("infra.local.local_stack.Clock", JumpingClock)
     with LocalStack(accounts={"main": DEMO_RECORD}) as local:
         # What services' descriptions cost to load, each command would pay again.
         session = local.aws_session()
-        monkeypatch.setattr(local_keys, "session", lambda _: session)
+        monkeypatch.setattr(access_keys, "session", lambda _: session)
         monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
         assert local.tried.wait(30)
         leaked: list[str] = []  # consumers' keys

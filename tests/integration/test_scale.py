@@ -1,10 +1,10 @@
-"""The program that measures many accounts works, with a few: `tests.scale`."""
+"""The program that measures many accounts works, with a few: `tests.reports.scale`."""
 
 import sys
 
 import pytest
 
-from tests.scale.__main__ import TIMEOUT, Report, measure
+from tests.reports.scale.__main__ import TIMEOUT, Report, measure
 
 ACCOUNTS = 5
 

@@ -10,8 +10,8 @@ import requests
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
-from infra.local import LocalStack
-from infra.simulated_wechat import Fault
+from infra.local.local_stack import LocalStack
+from infra.local.simulated_wechat import Fault
 
 SECRET, NEW_SECRET = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
 TOKEN, TICKET = "/cgi-bin/token", "/cgi-bin/ticket/getticket"

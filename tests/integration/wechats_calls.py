@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tests.world import APPID, REQUEST_ID, World
+from tests.support.world import APPID, REQUEST_ID, World
 
 CORPID = "ww0123456789abcdef"
 

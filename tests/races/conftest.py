@@ -9,9 +9,9 @@ import pytest
 from botocore.config import Config
 from moto import mock_aws
 
-from tests import dynamodb_local
 from tests.races.race import RUNNERS, RaceWorld
-from tests.world import REGION, create_table
+from tests.support import dynamodb_local
+from tests.support.world import REGION, create_table
 from token_keeper.table import Table
 
 dynamodb_url = dynamodb_local.dynamodb_url

@@ -8,8 +8,8 @@ from functools import partial
 from itertools import cycle, repeat
 from typing import Any
 
-from infra.simulated_wechat import Answer, SimulatedWeChat
-from tests.world import Clock, World
+from infra.local.simulated_wechat import Answer, SimulatedWeChat
+from tests.support.world import Clock, World
 
 RUNNERS = 24
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from infra.simulated_wechat import Fault
+from infra.local.simulated_wechat import Fault
 from tests.races.race import RUNNERS, RaceWorld
-from tests.world import ACCOUNTS_PATH, APPID, SECRET
+from tests.support.world import ACCOUNTS_PATH, APPID, SECRET
 from token_keeper.model import Kind, fingerprint
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
-from tests.world import START
+from tests.support.world import START
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
 from token_keeper.table import Table
 

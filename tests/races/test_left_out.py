@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import dynamodb_local
+from tests.support import dynamodb_local
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_what_a_java_that_cannot_run_it_says_is_told(tmp_path: Path, monkeypatch
 def layer(tmp_path: Path) -> Path:
     """A layer of tests with two that need DynamoDB Local, and one that does not."""
     (tmp_path / "conftest.py").write_text(
-        "from tests.conftest import pytest_terminal_summary\nfrom tests.dynamodb_local import dynamodb_url\n"
+        "from tests.conftest import pytest_terminal_summary\nfrom tests.support.dynamodb_local import dynamodb_url\n"
     )
     (tmp_path / "test_layer.py").write_text(
         "def test_1(dynamodb_url): pass\ndef test_2(dynamodb_url): pass\ndef test_3(): pass\n"
@@ -99,10 +99,10 @@ def tools(tmp_path: Path) -> Path:
     """A file that needs a program of the group `ci`, and a test of another file that does."""
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_terminal_summary\n")
     (tmp_path / "test_file.py").write_text(
-        "from tests.tools import needed\ntool = needed('no_such_tool.part')\ndef test_1(): pass\n"
+        "from tests.support.tools import needed\ntool = needed('no_such_tool.part')\ndef test_1(): pass\n"
     )
     (tmp_path / "test_single.py").write_text(
-        "from tests.tools import needed\ndef test_2(): needed('no_such_tool.part')\ndef test_3(): pass\n"
+        "from tests.support.tools import needed\ndef test_2(): needed('no_such_tool.part')\ndef test_3(): pass\n"
     )
     return tmp_path
 

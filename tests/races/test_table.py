@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from infra.operations import new_consumer
-from tests.world import START
+from infra.cli.operations import new_consumer
+from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
@@ -334,11 +334,23 @@ def tokens(table: Table) -> None:
     assert sorted(table.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
 
 
-def entry_and_owner(table: Table) -> None:
-    assert table.entry_and_owner(account()) == (None, None)
+def in_force(table: Table) -> None:
+    def found() -> Credential | None:
+        return table.in_force(account(), ACCESS_TOKEN, ENTRY.version)
+
+    # Given a credential and its record, but no claim; then another account's claim
+    token = enrolled(table)
     table.put_entry(ENTRY)
+    assert found() is None
     table.claim(account("other"))
-    assert table.entry_and_owner(account()) == (ENTRY, "other")
+    assert found() is None
+    table.release_claims("other", APP_ID)
+    # When the account owns its appid
+    table.claim(account())
+    # Then its credential comes, unless another version of the record is in force
+    assert found() == token
+    table.put_entry(replace(ENTRY, version="2"))
+    assert found() is None
 
 
 def claim(table: Table) -> None:
@@ -533,7 +545,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     for exercise in (
         *(credential, entry, entries, page, credentials, due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
-        *(progress, put_progress, tokens, entry_and_owner),
+        *(progress, put_progress, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         *(drop_credential, drop_entry),

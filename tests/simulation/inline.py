@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.watched import WatchedWorld
-from token_keeper import checker, keeper, wechat
+from token_keeper.refresh import checker, keeper, wechat
 
 LOGGED: list[str] = []
 """What the functions have logged, each line with its extra fields."""

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from infra.simulated_wechat import BEIJING, DAY, LIFE, OVERLAP, Fault
+from infra.local.simulated_wechat import BEIJING, DAY, LIFE, OVERLAP, Fault
 from tests.simulation.inline import LOGGED, InTurn, Session, inline
 from tests.simulation.memory_aws import Item
 from tests.simulation.watched import (
@@ -44,11 +44,11 @@ from tests.simulation.watched import (
     Promise,
     WatchedWorld,
 )
-from tests.world import ACCOUNTS_PATH
+from tests.support.world import ACCOUNTS_PATH
 from token_keeper import renewal
+from token_keeper.api.reader import REMEMBERED_FOR
 from token_keeper.budget import CHECK_SERVES, CHECKS_A_DAY, FORCED_A_DAY, FORCED_APART, REPORT_BURST, REPORT_INTERVAL
 from token_keeper.model import ACCESS_TOKEN, CORP_TICKETS, PUBLIC_TICKETS, FailureClass, Kind, fingerprint
-from token_keeper.reader import REMEMBERED_FOR
 from token_keeper.renewal import MARGIN, UNKNOWN_AGE_LIFE
 
 GUARD_EVERY, PROBE_EVERY, TICK_EVERY = 60, 300, 110 * 60

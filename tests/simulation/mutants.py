@@ -8,14 +8,16 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.inline import Session
-from token_keeper import budget, reader, renewal, renewer, table, wechat
-from token_keeper.checker import Checker
-from token_keeper.enrolment import Enrolment
-from token_keeper.keeper import Keeper
-from token_keeper.model import ACCESS_TOKEN, Account, Failed, Grant, Probed
-from token_keeper.renewer import Renewer
+from token_keeper import budget, renewal, table
+from token_keeper.api import reader
+from token_keeper.model import ACCESS_TOKEN, Account, Due, Failed, Grant, Probed
+from token_keeper.refresh import renewer, wechat
+from token_keeper.refresh.checker import Checker
+from token_keeper.refresh.enrolment import Enrolment
+from token_keeper.refresh.keeper import Keeper
+from token_keeper.refresh.renewer import Renewer
+from token_keeper.refresh.wechat import WeChat
 from token_keeper.table import Table
-from token_keeper.wechat import WeChat
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, account: Account, version: str | None) -> bool:
-    return True
+def _owner_unasked(self: Enrolment, task: Due, account: Account, version: str | None) -> Due:
+    return task
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
@@ -191,7 +193,7 @@ MUTANTS = {
     "a deleted account stays": Mutant(Enrolment, "_drop", _still_served, ("deleted",)),
     "a claim is released before its credentials are gone": Mutant(Enrolment, "_drop", _claims_first, ("claim",)),
     "an account fetches for an appid that it does not own": Mutant(
-        Enrolment, "is_in_force", _owner_unasked, ("claim", "promise")
+        Enrolment, "permit", _owner_unasked, ("claim", "promise")
     ),
 }
 """By what is broken; in the order of the invariants in infra/docs/DESIGN.md."""

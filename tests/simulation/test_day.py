@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.day import BareTimer, Result, ThisProject, run
+from tests.reports.day import BareTimer, Result, ThisProject, run
 from token_keeper.model import Kind
 
 SPAN = 4 * 3600

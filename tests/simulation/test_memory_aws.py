@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
-from tests import dynamodb_local
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import REGION, create_table
+from tests.support import dynamodb_local
+from tests.support.world import REGION, create_table
 from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Progress, Usage
 from token_keeper.table import Entry, Table
 
@@ -87,7 +87,11 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
             return table.set_record_error(account, "access_token", FAILURE if now % 2 else None)
         case "claim":
             holder = table.claim(Account(account, "app0", "secret", Kind.TOKEN))
-            return holder, table.entry_and_owner(Account(account, "app0", "secret", Kind.TOKEN)), table.claims("app0")
+            return (
+                holder,
+                table.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
+                table.claims("app0"),
+            )
         case "release_claims":
             return table.release_claims(account, "app0", but=None if now < 5 else "other")
         case "progress":

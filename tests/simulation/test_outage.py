@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation.outage import Outage, run
-from tests.world import START
+from tests.reports.outage import Outage, run
+from tests.support.world import START
 
 
 def of_access_tokens(lost: Counter[str]) -> dict[str, int]:

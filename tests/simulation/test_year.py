@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from infra.simulated_wechat import HOUR
-from tests.simulation.year import CONTENDERS, INTERVAL, Faults, Result, Windows, run
+from infra.local.simulated_wechat import HOUR
+from tests.reports.year import CONTENDERS, INTERVAL, Faults, Result, Windows, run
 
 pytestmark = pytest.mark.long
 

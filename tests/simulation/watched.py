@@ -9,10 +9,10 @@ from typing import Any
 
 import api
 import refresh
-from infra.simulated_wechat import OVERLAP, Answer, Fault, SimulatedWeChat, _RefusedError
+from infra.local.simulated_wechat import OVERLAP, Answer, Fault, SimulatedWeChat, _RefusedError
 from tests.simulation.memory_aws import MemoryAws
-from tests.world import Clock, World
-from token_keeper import wechat
+from tests.support.world import Clock, World
+from token_keeper.refresh import wechat
 
 RUN_TIME = 120
 """Seconds RefreshFunction has."""

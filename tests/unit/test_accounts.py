@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from token_keeper.accounts import Accounts, parse_record
 from token_keeper.errors import InvalidRecordError, ParametersUnavailableError
 from token_keeper.model import Account, Kind
+from token_keeper.refresh.parameter_store import Accounts, parse_record
 
 SECRET = "s3cr3t-0123456789abcdef"
 

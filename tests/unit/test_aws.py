@@ -25,11 +25,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_keeper import aws
+from token_keeper.api.aws import clients, http
+from token_keeper.api.aws.sigv4 import Credentials, sign
+from token_keeper.aws_errors import RefusedError, UnreachableError
 
 NOW = 1_790_000_000
 ITEM = {"Item": {"pk": {"S": "a"}}}
-EXAMPLE = aws.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
+EXAMPLE = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
 EXAMPLE_TOKEN = (
     "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqTflfKD8YUuwth"
     "Ax7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU9HFvlRd8Tx6q6fE8YQcHNVXAki"
@@ -49,8 +51,8 @@ EXAMPLE_TOKEN = (
     ids=["post-vanilla", "post-sts-header-before"],
 )
 def test_the_examples_of_awss_test_suite(token: str | None, signature: str) -> None:
-    credentials = aws.Credentials(EXAMPLE.access_key, EXAMPLE.secret_key, token)
-    signed = aws.sign(
+    credentials = Credentials(EXAMPLE.access_key, EXAMPLE.secret_key, token)
+    signed = sign(
         {"Host": "example.amazonaws.com"}, "/", b"", credentials, region="us-east-1", service="service", at=1440938160
     )
     assert signed["X-Amz-Date"] == "20150830T123600Z"
@@ -78,9 +80,9 @@ def test_a_request_is_signed_as_botocore_signs_it(
 ) -> None:
     host, path = f"{service}.{region}.amazonaws.com", f"/2015-03-31/functions/{quote(name, safe='')}/invocations"
     headers = {"Host": host, "Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": target}
-    credentials = aws.Credentials(key, secret, token)
+    credentials = Credentials(key, secret, token)
     # When both sign the same request
-    ours = aws.sign(headers, path, body, credentials, region=region, service=service, at=at)
+    ours = sign(headers, path, body, credentials, region=region, service=service, at=at)
     request = AWSRequest("POST", f"https://{host}{path}", {**headers}, body)
     signer = SigV4Auth(BotocoreCredentials(key, secret, token), service, region)
     with patch("botocore.auth.get_current_datetime", lambda: _utc(at)):
@@ -159,7 +161,7 @@ def environment(service: Service, **more: str) -> dict[str, str]:
 
 
 def ask(service: Service, **more: str) -> Any:
-    return aws.client("dynamodb", environment(service, **more), lambda: NOW).get_item(TableName="t", Key={})
+    return clients.client("dynamodb", environment(service, **more), lambda: NOW).get_item(TableName="t", Key={})
 
 
 def error(code: str, status: int = 400) -> tuple[int, bytes]:
@@ -169,7 +171,7 @@ def error(code: str, status: int = 400) -> tuple[int, bytes]:
 
 
 def test_requests_share_a_connection(service: Service) -> None:
-    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.client("dynamodb", environment(service), lambda: NOW)
     assert [client.get_item(TableName="t", Key={}) for _ in range(5)] == [ITEM] * 5
     assert len(service.connections) == 1
 
@@ -177,7 +179,7 @@ def test_requests_share_a_connection(service: Service) -> None:
 def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
     # Given a server that hangs up after each answer, as one does while a Lambda is frozen
     service.hangs_up = True
-    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.client("dynamodb", environment(service), lambda: NOW)
     client.get_item(TableName="t", Key={})
     # When it is asked again, then there is an answer, and each request arrived once
     assert client.get_item(TableName="t", Key={}) == ITEM
@@ -186,9 +188,9 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(servi
 
 def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Service) -> None:
     now = [NOW]
-    client = aws.client("dynamodb", environment(service), lambda: now[0])
+    client = clients.client("dynamodb", environment(service), lambda: now[0])
     client.get_item(TableName="t", Key={})
-    now[0] += aws.IDLE
+    now[0] += http.IDLE
     client.get_item(TableName="t", Key={})
     assert len(service.connections) == 2
 
@@ -204,26 +206,26 @@ def test_what_may_pass_is_tried_once_more(service: Service, passing: tuple[int, 
 
 def test_what_does_not_pass_is_told_after_the_second_attempt(service: Service) -> None:
     service.answers = [(503, b"<html>")] * 3
-    with pytest.raises(aws.RefusedError, match="HTTP 503"):
+    with pytest.raises(RefusedError, match="HTTP 503"):
         ask(service)
     service.answers = [None] * 3
-    with pytest.raises(aws.UnreachableError):
+    with pytest.raises(UnreachableError):
         ask(service)
     assert len(service.requests) == 4
 
 
 def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) -> None:
     service.answers = [error("ResourceNotFoundException")]
-    with pytest.raises(aws.RefusedError) as refused:
+    with pytest.raises(RefusedError) as refused:
         ask(service)
     assert refused.value.response == {"Error": {"Code": "ResourceNotFoundException"}}
     assert len(service.requests) == 1
 
 
 def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
-    client = aws.client("lambda", environment(service), lambda: NOW)
+    client = clients.client("lambda", environment(service), lambda: NOW)
     service.answers = [(500, b"{}")]
-    with pytest.raises(aws.RefusedError):
+    with pytest.raises(RefusedError):
         client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
     service.headers["X-Amz-Function-Error"] = "Unhandled"
     answer = client.invoke(FunctionName="f", Payload='{"a": 1}')
@@ -240,7 +242,7 @@ def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> N
     "name", ["refresh", "refresh:readers", "arn:aws:lambda:us-east-1:123456789012:function:f:readers"]
 )
 def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, name: str) -> None:
-    aws.client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
+    clients.client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
     session = boto3.Session("key-id", "secret-key", region_name="us-east-1")
     session.client("lambda", endpoint_url=service.url).invoke(FunctionName=name, Payload="{}")
     (ours, _, _), (boto3s, _, _) = service.requests
@@ -248,7 +250,7 @@ def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, na
 
 
 def test_many_threads_share_a_client(service: Service) -> None:
-    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.client("dynamodb", environment(service), lambda: NOW)
     answers: list[Any] = []
     threads = [
         threading.Thread(target=lambda: answers.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
@@ -271,17 +273,17 @@ def test_only_a_server_that_proves_its_name_is_asked(
     service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
     service.url = service.url.replace("http:", "https:")
     # When nobody vouches for it, then it is told nothing
-    aws._tls.cache_clear()
-    with pytest.raises(aws.UnreachableError):
+    http._tls.cache_clear()
+    with pytest.raises(UnreachableError):
         ask(service)
     assert service.requests == []
     # And when somebody does, it answers, over one connection
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    aws._tls.cache_clear()
-    client = aws.client("dynamodb", environment(service), lambda: NOW)
+    http._tls.cache_clear()
+    client = clients.client("dynamodb", environment(service), lambda: NOW)
     assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
     assert len(service.connections) == 1
-    aws._tls.cache_clear()
+    http._tls.cache_clear()
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:
@@ -320,7 +322,7 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
     ],
 )
 def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
-    assert aws._url("dynamodb", region, more) == url
+    assert clients._url("dynamodb", region, more) == url
 
 
 @pytest.mark.parametrize(
@@ -340,7 +342,7 @@ def test_no_error_tells_a_credential(
     service: Service, answers: list[tuple[int, bytes] | None], more: dict[str, str]
 ) -> None:
     service.answers = list(answers) * 2
-    with pytest.raises((aws.RefusedError, aws.UnreachableError)) as caught:
+    with pytest.raises((RefusedError, UnreachableError)) as caught:
         ask(service, **more)
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
     for value in ("session-token", "secret-key", "key-id"):
@@ -348,5 +350,5 @@ def test_no_error_tells_a_credential(
 
 
 def test_credentials_do_not_show_themselves() -> None:
-    assert "secret" not in repr(aws.Credentials("key-id", "secret-key", "session-token"))
-    assert "key-id" not in repr(aws.Credentials("key-id", "secret-key", "session-token"))
+    assert "secret" not in repr(Credentials("key-id", "secret-key", "session-token"))
+    assert "key-id" not in repr(Credentials("key-id", "secret-key", "session-token"))

@@ -9,7 +9,7 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from infra.stack import TEMPLATE, translate
-from tests.tools import needed
+from tests.support.tools import needed
 
 PROVIDER_SCHEMA_MANAGER = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER
 
@@ -50,7 +50,9 @@ def statements() -> list[dict[str, Any]]:
 def types() -> set[str]:
     resources = [*translate()["Resources"].values()]
     for nested in ("egress.yaml", "monitoring.yaml"):
-        resources += yaml_parse((TEMPLATE.parent / "infra" / nested).read_text(encoding="utf-8"))["Resources"].values()
+        resources += yaml_parse((TEMPLATE.parent / "infra/cloudformation" / nested).read_text(encoding="utf-8"))[
+            "Resources"
+        ].values()
     return {resource["Type"] for resource in resources}
 
 

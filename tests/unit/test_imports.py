@@ -1,5 +1,6 @@
 """What is loaded: by the readers nothing that costs a cold start more than they do, by an operator's commands no emulator."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,27 @@ def test_the_reader_loads_nothing_heavy() -> None:
 
 def test_an_operators_commands_load_no_emulator() -> None:
     # When all that the commands load is loaded, but for those of `local`
-    listed = "import sys; import infra.cli, infra.doctor, infra.operations; print(*sys.modules)"
+    listed = "import sys; import infra.cli.doctor, infra.cli.operations; print(*sys.modules)"
     environment = {"PYTHONPATH": f"{FUNCTIONS}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", listed], env=environment, capture_output=True, text=True, check=True)
     # Then neither the emulator nor a function is among it, nor what only these need
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"infra", "boto3"} <= loaded
     assert not loaded & {"moto", "werkzeug", "flask", "samtranslator", "aws_lambda_powertools", "refresh", "api"}
+
+
+def test_a_functions_package_imports_no_other_functions() -> None:
+    # Given the packages that one function each loads, and the ground that they share
+    keeper = FUNCTIONS / "token_keeper"
+    owned = {"api", "refresh", "notify"}
+    for file in keeper.rglob("*.py"):
+        owner = file.relative_to(keeper).parts[0]
+        # When its imports are read
+        imported = {
+            name.split(".")[1]
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [])
+            if name and name.startswith("token_keeper.")
+        }
+        # Then they are of its own package or the ground, and the ground imports of no package
+        assert imported & owned <= {owner}, file

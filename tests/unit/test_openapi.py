@@ -8,8 +8,8 @@ from jsonschema.exceptions import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from infra import stack
-from tests.openapi import DOCUMENT, check, resolved, validate
-from token_keeper.compatible import ERRMSG
+from tests.support.openapi import DOCUMENT, check, resolved, validate
+from token_keeper.api.wechat_compatible import ERRMSG
 
 METHODS = ("get", "post")
 

@@ -10,7 +10,7 @@ import requests
 from werkzeug.serving import make_server
 from werkzeug.test import Client
 
-from infra.simulated_wechat import Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import Answer, Fault, SimulatedWeChat
 
 APPID, SECRET = "wx617a123bb8bc99cd", "app-secret"
 CORPID, CORP_SECRET, OTHER_CORP_SECRET = "ww0123456789abcdef", "contacts-secret", "orders-secret"
@@ -756,7 +756,7 @@ def test_wsgi_sees_the_callers_address(web: Client, wechat: SimulatedWeChat) -> 
 def test_wsgi_waits_for_a_slow_answer(web: Client, wechat: SimulatedWeChat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a fault of 7.5 seconds
     waited: list[float] = []
-    monkeypatch.setattr("infra.simulated_wechat.time.sleep", waited.append)
+    monkeypatch.setattr("infra.local.simulated_wechat.time.sleep", waited.append)
     wechat.fail("/cgi-bin/token", Fault.slow(7.5))
     # When the call comes / Then it waits that long
     web.get(TOKEN_URL)

@@ -13,17 +13,17 @@ from moto.events.models import EventPattern
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 from werkzeug.test import Client
 
-from infra.local import gateway
+from infra.local.local_stack import gateway
 from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
-from tests.bill import READ_SECONDS
-from tests.tools import needed
+from tests.reports.bill import READ_SECONDS
+from tests.support.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction")
 KEY = "arn:aws:kms:us-east-1:123456789012:key/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
 PROJECT = tomllib.loads((TEMPLATE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTHING = {"Ref": "AWS::NoValue"}
-TEMPLATES = (TEMPLATE, *sorted((TEMPLATE.parent / "infra").glob("*.yaml")))
+TEMPLATES = (TEMPLATE, *sorted((TEMPLATE.parent / "infra").rglob("*.yaml")))
 DEAD_LETTERS = {"Fn::GetAtt": ["DeadLetterQueue", "Arn"]}
 
 READERS_CALLS = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_keeper.compatible import RefusedError, _parameters
+from token_keeper.api.wechat_compatible import RefusedError, _parameters
 from token_keeper.untrusted import LONGEST_BODY, body_text, json_object
 
 

@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from token_keeper import wechat as adapter
 from token_keeper.model import Account, FailureClass, Grant, Kind
-from token_keeper.wechat import WeChat, WeChatError
+from token_keeper.refresh import wechat as adapter
+from token_keeper.refresh.wechat import WeChat, WeChatError
 
 WECHAT, WECOM = "https://api.weixin.qq.com", "https://qyapi.weixin.qq.com"
 SECRET = "s3cr3t+/=&0123456789abcdef"

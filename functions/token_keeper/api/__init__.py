@@ -1,0 +1,1 @@
+"""What only ApiFunction loads: no secret, and no library but Python's own."""

@@ -1,0 +1,149 @@
+"""AWS without boto3, whose loading alone takes longer than all the rest of a reader's cold start.
+
+`client` makes what `boto3.client` would, as far as the readers use it: the same methods, arguments and answers. Nothing that
+AWS or the network says is repeated in an error but AWS's error code: AWS quotes a badly signed request with its token.
+"""
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from token_keeper.api.aws.http import Endpoint, Response
+from token_keeper.api.aws.sigv4 import Credentials, sign
+from token_keeper.aws_errors import RefusedError, UnreachableError
+
+READ_TIMEOUT = 2
+"""Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
+
+PAUSE = 0.05
+"""Seconds before the second and last attempt."""
+
+INVOKE_TIMEOUT = 8
+"""Seconds a reader waits for a function, cold start included; API Gateway itself gives up after 30."""
+
+_THROTTLED = {"ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"}
+_CODE = re.compile(r"\w{1,80}")
+_HEADER_VALUE = re.compile("[!-~]+")
+
+
+def client(service: str, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> Any:
+    """Make a client of `dynamodb` or `lambda` for a function's environment, which may be shared between threads.
+
+    Its methods raise `RefusedError` and `UnreachableError`. `clock`: epoch seconds, as AWS reckons them.
+    """
+    return _SERVICES[service](environment, clock)
+
+
+class _Service:
+    name = ""
+    attempts = 2
+    read_timeout = READ_TIMEOUT
+
+    def __init__(self, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
+        self._region = environment.get("AWS_REGION") or environment["AWS_DEFAULT_REGION"]
+        self._endpoint = Endpoint(_url(self.name, self._region, environment), self.read_timeout, clock)
+        self._environment = environment
+        self._clock = clock
+
+    def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        for _ in range(self.attempts - 1):
+            try:
+                return self._attempt(path, headers, body)
+            except (RefusedError, UnreachableError) as error:
+                if not error.retryable:
+                    raise
+            time.sleep(PAUSE)
+        return self._attempt(path, headers, body)
+
+    def _attempt(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        signed = sign(
+            {"Host": self._endpoint.host, **headers},
+            path,
+            body,
+            _credentials(self._environment),
+            region=self._region,
+            service=self.name,
+            at=self._clock(),
+        )
+        answer = self._endpoint.post(path, signed, body)
+        if answer.status < 300:
+            return answer
+        code = _error_code(answer)
+        raise RefusedError(code, retryable=answer.status >= 500 or code in _THROTTLED)
+
+
+class _DynamoDB(_Service):
+    """DynamoDB's readings."""
+
+    name = "dynamodb"
+
+    def get_item(self, **asked: Any) -> Any:
+        return self._call("GetItem", asked)
+
+    def batch_get_item(self, **asked: Any) -> Any:
+        return self._call("BatchGetItem", asked)
+
+    def query(self, **asked: Any) -> Any:
+        return self._call("Query", asked)
+
+    def _call(self, operation: str, asked: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"DynamoDB_20120810.{operation}"}
+        return json.loads(self._post("/", headers, json.dumps(asked).encode()).body)
+
+
+class _Lambda(_Service):
+    """Lambda's Invoke. A function that gave no answer in time may still run, so it is not asked again."""
+
+    name = "lambda"
+    attempts = 1
+    read_timeout = INVOKE_TIMEOUT
+
+    def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        path = f"/2015-03-31/functions/{quote(FunctionName, safe='')}/invocations"
+        answer = self._post(path, {"Content-Type": "application/json"}, Payload.encode())
+        failed = answer.headers.get("X-Amz-Function-Error")
+        error = {"FunctionError": failed} if failed else {}
+        return {"StatusCode": answer.status, "Payload": io.BytesIO(answer.body), **error}
+
+
+_SERVICES: dict[str, type[_Service]] = {"dynamodb": _DynamoDB, "lambda": _Lambda}
+
+
+def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
+    configured = environment.get(f"AWS_ENDPOINT_URL_{service.upper()}") or environment.get("AWS_ENDPOINT_URL")
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return configured or f"https://{service}.{region}.{suffix}"
+
+
+def _error_code(answer: Response) -> str:
+    """AWS's error code; what does not look like one is left out."""
+    code: object = answer.headers.get("x-amzn-ErrorType")
+    if not code:
+        try:
+            code = json.loads(answer.body)["__type"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            code = None
+    # As AWS's protocols have it: "namespace#Code:address".
+    found = _CODE.fullmatch(str(code).rpartition("#")[2].partition(":")[0]) if code else None
+    return found.group() if found else f"HTTP {answer.status}"
+
+
+def _credentials(environment: Mapping[str, str]) -> Credentials:
+    """A function's credentials, which Lambda puts into its environment. Raises `UnreachableError`."""
+    token = environment.get("AWS_SESSION_TOKEN")
+    return Credentials(
+        _printable(environment.get("AWS_ACCESS_KEY_ID")),
+        _printable(environment.get("AWS_SECRET_ACCESS_KEY")),
+        _printable(token) if token else None,
+    )
+
+
+def _printable(value: str | None) -> str:
+    # http.client would put a value that it cannot send into its exception.
+    if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
+        raise UnreachableError("a credential in the environment is missing or holds blanks")
+    return value

@@ -1,0 +1,90 @@
+"""HTTP with one server of AWS, over connections that are kept."""
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
+from urllib.parse import urlsplit
+
+from token_keeper.aws_errors import UnreachableError
+
+CONNECT_TIMEOUT = 1
+"""Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
+
+IDLE = 60
+"""Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
+out by waiting for an answer. A new one costs a few milliseconds."""
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    headers: HTTPMessage
+    body: bytes
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all: to load the authorities takes as long as half of a reader's other init."""
+    return ssl.create_default_context()
+
+
+class Endpoint:
+    """HTTP with one server over connections that are kept."""
+
+    def __init__(self, url: str, read_timeout: float, clock: Callable[[], float]) -> None:
+        parts = urlsplit(url)
+        self.host = parts.netloc
+        self._read_timeout = read_timeout
+        self._clock = clock
+        self._tls = _tls() if parts.scheme == "https" else None
+        self._unused: list[tuple[HTTPConnection, float]] = []
+
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Send a request. One that a kept connection breaks under is sent again over a new one: it was closed before.
+
+        Raises `UnreachableError`.
+        """
+        while (kept := self._kept()) is not None:
+            try:
+                return self._exchange(kept, path, headers, body)
+            except (ConnectionError, ssl.SSLError):
+                kept.close()
+            except (OSError, HTTPException) as error:
+                kept.close()
+                raise UnreachableError(type(error).__name__) from None
+        connection = self._new()
+        try:
+            connection.connect()
+            connection.sock.settimeout(self._read_timeout)
+            return self._exchange(connection, path, headers, body)
+        except (OSError, HTTPException) as error:
+            connection.close()
+            raise UnreachableError(type(error).__name__) from None
+
+    def _new(self) -> HTTPConnection:
+        if self._tls is None:
+            return HTTPConnection(self.host, timeout=CONNECT_TIMEOUT)
+        return HTTPSConnection(self.host, timeout=CONNECT_TIMEOUT, context=self._tls)
+
+    def _kept(self) -> HTTPConnection | None:
+        while self._unused:
+            try:
+                connection, since = self._unused.pop()
+            except IndexError:  # another thread was faster
+                return None
+            if 0 <= self._clock() - since < IDLE:
+                return connection
+            connection.close()
+        return None
+
+    def _exchange(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        answer = Response(response.status, response.headers, response.read())
+        if response.will_close:
+            connection.close()
+        else:
+            self._unused.append((connection, self._clock()))
+        return answer

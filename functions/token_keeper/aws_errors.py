@@ -1,0 +1,33 @@
+"""What AWS clients raise, whether they are the readers' own or boto3's."""
+
+import sys
+
+
+class RefusedError(Exception):
+    """AWS answered with an error. `response` holds its code as in boto3's ClientError; `retryable`: it may pass."""
+
+    def __init__(self, code: str, *, retryable: bool = False) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}
+        self.retryable = retryable
+
+
+class UnreachableError(Exception):
+    """AWS did not answer, or there are no credentials to ask with."""
+
+    retryable = True
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """For `except`: "AWS answered with an error": ours, and boto3's where that is loaded."""
+    return (RefusedError, *_of_boto3("ClientError"))
+
+
+def outages() -> tuple[type[Exception], ...]:
+    """For `except`: "there was no answer": ours, and boto3's where that is loaded."""
+    return (UnreachableError, *_of_boto3("BotoCoreError"))
+
+
+def _of_boto3(name: str) -> list[type[Exception]]:
+    loaded = sys.modules.get("botocore.exceptions")
+    return [getattr(loaded, name)] if loaded else []

@@ -1,0 +1,1 @@
+"""What only RefreshFunction loads: the only code that handles AppSecrets."""

@@ -1,0 +1,119 @@
+"""The checker: asks WeChat whether access tokens still work. It never renews: what is dead it returns as a task."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import batched
+
+from token_keeper import budget, renewal
+from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
+from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
+from token_keeper.table import Table
+
+CHECK_TIME = 20
+"""Seconds that a check can take."""
+
+PROBE_BATCH = 100
+"""Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
+
+PROBE_TIME = 45
+"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to answer; dead tokens whose renewal
+there is no time for are the next guard's."""
+
+UNCLEAR_AT_MOST = 1000
+"""Accounts that are remembered as unclear; their item then has some 80 KB, and DynamoDB takes 400."""
+
+
+class Checker:
+    """Checks access tokens, one that was reported or all of them. `clock` gives epoch seconds (UTC)."""
+
+    def __init__(self, table: Table, wechat: WeChat, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._wechat = wechat
+        self._clock = clock
+
+    def check(self, account: str, reported: str) -> Verified | Due:
+        """What is to be said of an access token, named by its fingerprint, that a client saw refused; a task if it is dead.
+
+        However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
+        """
+        token = self._table.credential(account, ACCESS_TOKEN)
+        if token is None or token.value is None:
+            return Verified(account, ACCESS_TOKEN, Verdict.UNVERIFIED, None)
+        now = self._now()
+        if token.fingerprint != reported:
+            return _verified(token, Verdict.SUPERSEDED)
+        if renewal.is_checked(token, now):
+            return _verified(token, Verdict.STILL_VALID)
+        if token.refused_at is not None or now < max(token.lease_until, token.check_until):
+            return _verified(token, Verdict.UNVERIFIED)
+        if wait := budget.report_wait(token.checks_booked_until, now):
+            return _verified(token, Verdict.LIMITED, retry_after=wait)
+        booked_until = budget.book_check(token.checks_booked_until, now)
+        if not self._table.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
+            return self.check(account, reported)  # another instance has begun one since
+        accepts = self._accepts(token)
+        if accepts is False:
+            return self._invalidate(token) or _verified(token, Verdict.UNVERIFIED)
+        self._table.end_check(token, accepted_at=now if accepts else None)
+        return _verified(token, Verdict.STILL_VALID if accepts else Verdict.UNVERIFIED)
+
+    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Due] | Probed]:
+        """Ask WeChat about every live access token: yields the dead ones as tasks, batch by batch, and at last the counts.
+
+        A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
+        """
+        progress = self._table.progress()
+        accounts = [entry.account for entry in self._table.entries()]
+        queue = [name for name in accounts if name > (progress.after or "")]
+        queue += [name for name in accounts if name <= (progress.after or "")]
+        unclear_since = {name: since for name, since in progress.unclear_since.items() if name in set(accounts)}
+        counts, after = Counter[bool | None](), progress.after
+        with (
+            self._wechat.probe_session() as session,
+            ThreadPoolExecutor(KEPT_CONNECTIONS) as workers,
+        ):
+            for batch in batched(queue, PROBE_BATCH, strict=False):
+                if time_left() < PROBE_TIME:
+                    break
+                now = self._now()
+                tokens = [token for token in self._table.tokens(batch) if renewal.is_to_be_probed(token, now)]
+                found = list(zip(tokens, workers.map(lambda token: self._accepts(token, session), tokens), strict=True))
+                counts.update(accepts for _, accepts in found)
+                _note_unclear(unclear_since, found, now)
+                tasks = [self._invalidate(token) for token, accepts in found if accepts is False]
+                yield [task for task in tasks if task]
+                after = batch[-1]
+                queue = queue[len(batch) :]
+        reached = Progress(after if queue else None, dict(sorted(unclear_since.items())[:UNCLEAR_AT_MOST]))
+        if reached != progress:
+            self._table.put_progress(reached)
+        yield Probed(counts[True], counts[False], counts[None], len(queue))
+
+    def _invalidate(self, token: Credential) -> Due | None:
+        """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
+        # A renewal of our own whose outcome is unknown may be the reason, too.
+        foreign = token.at_risk_since is None
+        return due_task(token) if self._table.mark_refused(token, now=self._now(), foreign=foreign) else None
+
+    def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
+        """Whether WeChat accepts the token; None where it gave no clear answer."""
+        try:
+            return self._wechat.accepts(token.kind, token.value or "", session)
+        except Exception:  # noqa: BLE001 - WeChatError, or a defect, which must not keep the other accounts from being probed
+            return None
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _verified(token: Credential, verdict: Verdict, retry_after: int = 0) -> Verified:
+    return Verified(token.account, token.name, verdict, token.fingerprint, retry_after)
+
+
+def _note_unclear(unclear_since: dict[str, int], found: list[tuple[Credential, bool | None]], now: int) -> None:
+    for token, accepts in found:
+        if accepts is None:
+            unclear_since.setdefault(token.account, now)
+        else:
+            unclear_since.pop(token.account, None)

@@ -1,0 +1,190 @@
+"""The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from token_keeper import renewal
+from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failed,
+    Failure,
+    FailureClass,
+    Kind,
+    Skipped,
+    due_task,
+)
+from token_keeper.refresh.parameter_store import Record
+from token_keeper.refresh.wechat import WeChat, WeChatError
+from token_keeper.table import Entry, Table
+
+MAX_WAIT = 15
+"""Seconds for which a change waits for a renewal that is under way; one that takes longer has probably died."""
+
+CLAIM_RETRY = 60
+"""Seconds until a record is tried again whose appid another account keeps."""
+
+
+class Enrolment:
+    """Brings the table in line with accounts' records.
+
+    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    """
+
+    def __init__(
+        self, table: Table, wechat: WeChat, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        self._table = table
+        self._wechat = wechat
+        self._clock = clock
+        self._sleep = sleep
+
+    def permit(self, task: Due, account: Account, version: str | None) -> Due | Skipped | None:
+        """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
+        appid. None where that is not so. Raises `StoreUnavailableError`.
+        """
+        credential = self._table.in_force(account, task.credential, version)
+        if credential is None:
+            return None
+        if task.epoch is not None:
+            return task
+        if not renewal.is_still_due(task, credential, self._now()):
+            return Skipped(task.account, task.credential, "not due any more")
+        return replace(task, epoch=credential.epoch)
+
+    def apply(self, name: str, record: Record) -> list[Due | Failed]:
+        """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
+
+        Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
+        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again.
+        """
+        try:
+            if record.content is None:
+                self._drop(name)
+                return []
+            if isinstance(record.content, KeeperError):
+                raise record.content
+            return self._enrol(record.content, record.version)
+        except InvalidRecordError as error:
+            return [self.mark_invalid(name, error)]
+
+    def mark_invalid(self, name: str, error: KeeperError) -> Failed:
+        """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
+        failure = error.failure(self._now())
+        wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
+        retry_at = failure.at + wait
+        entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.put_entry(replace(entry, version=None))
+        self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
+        self._table.set_record_error(name, ACCESS_TOKEN, failure)
+        for credential in self._table.credentials([entry]).values():
+            if credential.due_at <= failure.at:
+                self._table.reschedule(credential, due_at=retry_at)
+        return Failed(name, ACCESS_TOKEN, failure, retry_at)
+
+    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
+        old = self._table.entry(account.name)
+        if old is not None and _written_at(version) < _written_at(old.version):
+            raise RecordChangedError("an older version of the record was read than the one that is in force")
+        stays = old is not None and old.app_id == account.app_id
+        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
+        # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
+        # because until then another account must not fetch, (3) write the entry without a version, (4) claim the appid,
+        # (5) create the new credentials, (6) write the version. An entry without a version is applied again.
+        if old is not None:
+            for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
+                self._table.drop_credential(account.name, name)
+            self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
+        self._table.put_entry(entry, applying=version)
+        owner = self._table.claim(account)
+        if owner != account.name:
+            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+        for name, kind in account.credentials.items():
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now())
+        is_known = old is not None and old.version == version
+        found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
+        if not self._table.finish_entry(account.name, version=version):
+            raise RecordChangedError("the account's record has changed once more; that change is being applied")
+        return [task for task in found if task]
+
+    def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it.
+
+        `is_known`: this very record was applied before, and its secret checked.
+        """
+        gives_up_at = self._now() + MAX_WAIT
+        while (credential := self._table.credential(account.name, name)) is not None:
+            now = self._now()
+            if now < credential.lease_until:
+                if now >= gives_up_at:
+                    raise RecordChangedError("another renewal is in progress; the change is applied after it")
+                self._sleep(1)  # it may use the old record: its outcome decides
+            elif credential.kind is not kind:
+                self._change_kind(credential, kind)
+            elif credential.due_at <= now:
+                return due_task(credential)
+            elif not credential.failures and now < renewal.usable_until(credential):
+                return None if is_known else self._check_change(account, credential)
+            else:
+                self._table.reschedule(credential, due_at=now)
+        return None
+
+    def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
+        """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
+        if account.kind is Kind.CORP_TOKEN:
+            # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
+            # another app the tickets are others, too.
+            self._table.reschedule(token, due_at=self._now())
+            return due_task(token)
+        if token.name != ACCESS_TOKEN:
+            return None
+        if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
+            return due_task(token)
+        failure = self._secret_failure(account)
+        self._table.set_record_error(account.name, token.name, failure)
+        return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
+
+    def _change_kind(self, credential: Credential, kind: Kind) -> None:
+        # The rules of the old endpoint say how long its value still works, and until when no call may end it.
+        expires_at = min(credential.expires_at, renewal.usable_until(credential))
+        minted_at = credential.minted_at
+        if credential.kind is Kind.TOKEN and credential.value is not None:
+            minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
+        self._table.change_kind(credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at)
+
+    def _is_refused(self, token: Credential) -> bool:
+        if renewal.is_too_young_to_check(token, self._now()):
+            return False
+        try:
+            return not self._wechat.accepts(token.kind, token.value or "")
+        except WeChatError:
+            return False  # the probe asks again
+
+    def _secret_failure(self, account: Account) -> Failure | None:
+        try:
+            self._wechat.fetch_token(account, isolated=True)
+        except WeChatError as error:
+            if error.failure_class is FailureClass.TRANSIENT:
+                raise  # the record is not applied yet, so it is checked again
+            return None if error.failure_class is FailureClass.QUOTA else error.failure(self._now())
+        return None
+
+    def _drop(self, name: str) -> None:
+        entry = self._table.entry(name)
+        if entry is None:
+            return
+        for credential in entry.credentials:
+            self._table.drop_credential(name, credential)
+        self._table.release_claims(name, entry.app_id)
+        self._table.drop_entry(name)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _written_at(version: str | None) -> float:
+    """When a version of a record was written (see `accounts.record_version`)."""
+    return float(version.partition("@")[2]) if version else 0

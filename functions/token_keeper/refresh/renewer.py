@@ -1,0 +1,264 @@
+"""The renewer: one credential's renewal, from the lease to the published value.
+
+take the lease ──► fetch from WeChat ──► publish                    (epoch still ours: the new value is served)
+     │                    └─ failed ───► record the failure         (the old value stays; it is retried later)
+     └ the process dies anywhere ──────► due again when the lease ends
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from token_keeper import budget, renewal
+from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError, StoreUnavailableError
+from token_keeper.model import (
+    ACCESS_TOKEN,
+    Account,
+    Credential,
+    Due,
+    Failed,
+    Failure,
+    FailureClass,
+    Grant,
+    Kind,
+    Outcome,
+    Renewed,
+    Skipped,
+    Usage,
+    fingerprint,
+)
+from token_keeper.refresh.checker import Checker
+from token_keeper.refresh.wechat import WeChat, WeChatError
+from token_keeper.table import Table
+
+DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
+
+
+@dataclass
+class Attempt:
+    """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
+
+    `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh,
+    which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`. `outcome_unknown`: a response was lost
+    that may have held a new value.
+    """
+
+    leased: Credential
+    began_at: int
+    usage: Usage = field(init=False)
+    isolated: bool = False
+    forced: bool = False
+    mint_asked_at: int | None = None
+    outcome_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        self.usage = self.leased.usage
+
+    @property
+    def at_risk(self) -> bool:
+        """Whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor."""
+        return self.outcome_unknown or self.leased.at_risk_since != self.began_at
+
+
+class Renewer:
+    """Renews one credential at a time. `clock` gives epoch seconds (UTC)."""
+
+    def __init__(self, table: Table, wechat: WeChat, checker: Checker, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._wechat = wechat
+        self._checker = checker
+        self._clock = clock
+
+    def renew(self, task: Due, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+        """Renew what the task names, with the account's record (or why there is none); `rotate`: even a live value.
+
+        Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
+        """
+        others: list[Outcome] = []
+        try:
+            if task.credential != ACCESS_TOKEN and self._is_token_renewal_under_way(task.account):
+                reason = "its access token is being renewed; the ticket comes next"
+                return [Skipped(task.account, task.credential, reason)]
+            now = self._now()
+            leased = self._table.take_lease(task, now=now, until=now + renewal.LEASE)
+            if leased is None:
+                return [Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")]
+            attempt = Attempt(leased, now)
+            try:
+                grant = self._fetch(attempt, record, rotate, others)
+            except KeeperError as error:
+                return [*others, self._fail(attempt, error)]
+            return [*others, self._publish(attempt, grant)]
+        except StoreUnavailableError as error:
+            return [*others, not_stored(task.account, task.credential, error.failure(self._now()))]
+        except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
+            failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
+            return [*others, not_stored(task.account, task.credential, failure)]
+
+    # --- fetching
+
+    def _fetch(self, attempt: Attempt, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Grant:
+        if isinstance(record, KeeperError):
+            raise record
+        leased = attempt.leased
+        if record.app_id != leased.app_id or record.credentials.get(leased.name) is not leased.kind:
+            raise RecordChangedError("the account's record has changed; the change is being applied")
+        if leased.name != ACCESS_TOKEN:
+            return self._fetch_ticket(attempt, record, others)
+        if record.kind is Kind.CORP_TOKEN:
+            return self._fetch_corp_token(attempt, record)
+        return self._fetch_public_token(attempt, record, rotate)
+
+    def _fetch_public_token(self, attempt: Attempt, account: Account, rotate: bool) -> Grant:
+        """The next token of an appid: from `stable_token` in normal mode wherever minting might break a promise.
+
+        Where that repeats the token that WeChat has refused, or refuses itself, a new one is minted.
+        """
+        leased, is_stable = attempt.leased, account.kind is Kind.STABLE_TOKEN
+        if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at)):
+            try:
+                grant = self._ask_stable_token(attempt, account)
+                if not _is_refused(leased, grant):
+                    return grant
+            except WeChatError as error:
+                may_mint = not is_stable and renewal.may_mint(leased, attempt.began_at)
+                # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
+                is_first_try = leased.refused_at is None or leased.failures == 0
+                if not may_mint or (error.failure_class is FailureClass.TRANSIENT and is_first_try):
+                    raise
+        try:
+            grant = self._mint(attempt, account)
+        except WeChatError as error:
+            if error.outcome_known:
+                raise
+            # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
+            grant = self._ask_stable_token(attempt, account)
+        if _is_refused(leased, grant):
+            raise WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
+        return grant
+
+    def _fetch_corp_token(self, attempt: Attempt, account: Account) -> Grant:
+        grant = self._ask(attempt, lambda: self._wechat.fetch_token(account))
+        if _is_refused(attempt.leased, grant) and not self._wechat.accepts(account.kind, grant.value):
+            raise WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
+        return grant
+
+    def _ask_stable_token(self, attempt: Attempt, account: Account) -> Grant:
+        attempt.isolated = account.kind is Kind.TOKEN
+        return self._ask(
+            attempt,
+            lambda: self._wechat.fetch_token(account, isolated=True),
+            mints=False,
+            is_counted=not attempt.isolated,  # the quota of /cgi-bin/token is another
+        )
+
+    def _mint(self, attempt: Attempt, account: Account) -> Grant:
+        leased, now = attempt.leased, self._now()
+        if leased.refused_at is not None and not budget.may_fetch_on_demand(leased.kind, attempt.usage, now):
+            raise QuotaError("the day's calls for refused tokens are used up; what is left is kept for renewals")
+        if account.kind is Kind.TOKEN:
+            attempt.mint_asked_at, attempt.isolated = now, False
+            return self._ask(attempt, lambda: self._wechat.fetch_token(account))
+        if not budget.may_force(attempt.usage, now):
+            raise QuotaError("WeChat repeats the old token, and may not be forced to mint another one yet")
+        # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
+        attempt.usage = budget.record(attempt.usage, now, forced=True)
+        if not self._table.begin_forced(leased, attempt.usage, now=now):
+            raise LeaseOverError("a later renewal has superseded this one")
+        attempt.forced = True
+        return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
+
+    def _fetch_ticket(self, attempt: Attempt, account: Account, others: list[Outcome]) -> Grant:
+        token = self._usable_token(account.name)
+        try:
+            return self._ask_ticket(attempt, account, token)
+        except WeChatError as error:
+            if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
+                raise
+        found = self._checker.check(account.name, token.fingerprint)
+        others += self.renew(found, account) if isinstance(found, Due) else [found]
+        return self._ask_ticket(attempt, account, self._usable_token(account.name))
+
+    def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:
+        return self._ask(attempt, lambda: self._wechat.fetch_ticket(account, attempt.leased.name, token.value or ""))
+
+    def _usable_token(self, account: str) -> Credential:
+        token = self._table.credential(account, ACCESS_TOKEN)
+        if token is None or self._now() >= renewal.usable_until(token):
+            raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
+        return token
+
+    def _is_token_renewal_under_way(self, account: str) -> bool:
+        # Its renewer goes on with the account's tickets; a failure here would only have them wait.
+        token = self._table.credential(account, ACCESS_TOKEN)
+        return token is not None and renewal.usable_until(token) <= self._now() < token.lease_until
+
+    def _ask(
+        self, attempt: Attempt, fetch: Callable[[], Grant], *, mints: bool = True, is_counted: bool = True
+    ) -> Grant:
+        """Call WeChat under the lease. `mints`: the call may mint a value. `is_counted`: it uses the endpoint's quota."""
+        now = self._now()
+        if now >= attempt.leased.lease_until:
+            # Its result would be discarded, but WeChat would have minted it, and ended what another instance publishes.
+            raise LeaseOverError("the lease ended before WeChat could be asked")
+        attempt.usage = budget.record(attempt.usage, now, calls=int(is_counted))
+        try:
+            return fetch()
+        except WeChatError as error:
+            attempt.outcome_unknown |= mints and not error.outcome_known
+            raise
+
+    # --- what comes of it
+
+    def _publish(self, attempt: Attempt, grant: Grant) -> Outcome:
+        leased = attempt.leased
+        expires_at = renewal.expiry(leased, grant)
+        due_at = renewal.next_due(leased, grant, isolated=attempt.isolated)
+        overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
+        published = self._table.publish(
+            leased,
+            grant,
+            attempt.usage,
+            expires_at=expires_at,
+            due_at=due_at,
+            minted_at=attempt.mint_asked_at or renewal.last_mint(leased, attempt.began_at),
+            previous_until=min(renewal.usable_until(leased), grant.asked_at + overlap),
+        )
+        if published is None or published.fingerprint is None:
+            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+        return Renewed(
+            account=leased.account,
+            credential=leased.name,
+            fingerprint=published.fingerprint,
+            expires_at=expires_at,
+            promised_until=renewal.promised_until(published, grant.asked_at),
+            renews_at=due_at,
+            foreign=leased.refused_at is not None and leased.refused_at == leased.foreign_rotation_at,
+            budget_used=budget.used(leased.kind, attempt.usage, self._now()),
+        )
+
+    def _fail(self, attempt: Attempt, error: KeeperError) -> Outcome:
+        leased, failure = attempt.leased, error.failure(self._now())
+        # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
+        due_at = attempt.began_at + renewal.retry_after(failure, leased.failures + 1)
+        refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
+        is_recorded = self._table.record_failure(
+            leased, failure, attempt.usage, due_at=due_at, at_risk=attempt.at_risk, refused=refused
+        )
+        if not is_recorded:
+            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+        left = replace(leased, at_risk_since=leased.at_risk_since if attempt.at_risk else None)
+        usable_until = None if leased.value is None else failure.at if refused else renewal.usable_until(left)
+        used = budget.used(leased.kind, attempt.usage, failure.at)
+        return Failed(leased.account, leased.name, failure, due_at, usable_until, used)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def not_stored(account: str, credential: str, failure: Failure) -> Failed:
+    """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
+    return Failed(account, credential, failure, failure.at + renewal.LEASE)
+
+
+def _is_refused(leased: Credential, grant: Grant) -> bool:
+    return fingerprint(grant.value) in leased.refused_fingerprints.split()

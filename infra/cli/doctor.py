@@ -1,0 +1,302 @@
+"""`token-keeper doctor`: looks at all that a stack depends on, and says what is wrong and what to do about it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+
+from infra.cli.operations import Json, Kept, Parameter, Stack
+from infra.errors import OperatorError
+from token_keeper.model import ACCOUNT_NAME
+from token_keeper.refresh.wechat import IP_NOT_ALLOWED
+
+SCHEDULES = ("tick", "guard", "probe")
+
+OVERDUE = {"guard": 5 * 60, "probe": 15 * 60}
+"""Seconds after which a wake-up of RefreshFunction is missed: it should come every 1 or 2, and every 5 minutes."""
+
+LOG_SEARCHED = 3600
+"""Seconds of RefreshFunction's log that are searched for its last wake-ups."""
+
+FEW_EXECUTIONS = 100
+"""Concurrent executions of Lambda in the AWS account below which the stack has to share too few. A new account has 10."""
+
+FIXED_ADDRESSES = {
+    "managed": "EgressMode=managed, a NAT gateway, about 36.50 USD a month",
+    "instance": "EgressMode=instance, a small server, about 7 USD a month, not yet run on real AWS",
+}
+"""What gives a fixed address, by `EgressMode`. The prices are counted by `python -m tests.reports.bill`."""
+
+
+class Verdict(StrEnum):
+    """What became of one look. `UNKNOWN`: it could not be made."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at `subject` showed, and what to do where that is called for."""
+
+    subject: str
+    verdict: Verdict
+    says: str
+    remedy: str | None = None
+
+
+def examine(stack: Stack) -> Iterator[Finding]:
+    """Look at everything. What cannot be looked at is a finding too; nothing is raised."""
+    looks: tuple[Callable[[Stack], Iterator[Finding]], ...] = (
+        _stack_itself,
+        _code,
+        _schedules,
+        _wake_ups,
+        _concurrency,
+        _accounts,
+        _consumers,
+        _address,
+        _dead_letters,
+        _alarms,
+    )
+    for look in looks:
+        try:
+            yield from look(stack)
+        except OperatorError as error:
+            yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.UNKNOWN, str(error))
+        except KeyError as missing:
+            says = f"the stack, or what AWS says of it, lacks {missing}"
+            yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.UNKNOWN, says, "Deploy it again.")
+
+
+def _stack_itself(stack: Stack) -> Iterator[Finding]:
+    if stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+        yield Finding(f"stack {stack.name}", Verdict.OK, stack.status)
+    elif stack.status.endswith("_IN_PROGRESS"):
+        yield Finding(f"stack {stack.name}", Verdict.NOTE, stack.status, "Look again when that has ended.")
+    else:
+        remedy = "Read the stack's events in CloudFormation for the first failure, fix it and redeploy."
+        yield Finding(f"stack {stack.name}", Verdict.WRONG, stack.status, remedy)
+
+
+def _code(stack: Stack) -> Iterator[Finding]:
+    function, ours = stack.outputs["RefreshFunctionName"], version("wechat-token-keeper")
+    configuration = stack.ask("lambda", "get_function_configuration", function, FunctionName=function)
+    deployed = configuration.get("Environment", {}).get("Variables", {}).get("VERSION")
+    if deployed == ours:
+        yield Finding("code", Verdict.OK, f"version {ours}, as this command line")
+    elif deployed is None or _in_order(deployed) < _in_order(ours):
+        remedy = "Deploy it again: `uv run sam build && uv run sam deploy`."
+        says = f"version {deployed or 'unknown'} is deployed, and this command line is {ours}"
+        yield Finding("code", Verdict.WRONG, says, remedy)
+    else:
+        remedy = "Update this checkout (`git pull`) before you change the stack."
+        yield Finding("code", Verdict.NOTE, f"version {deployed} is deployed; this command line is {ours}", remedy)
+
+
+def _in_order(version_number: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version_number.split(".") if part.isdecimal())
+
+
+def _schedules(stack: Stack) -> Iterator[Finding]:
+    for schedule in SCHEDULES:
+        name = f"{stack.name}-{schedule}"
+        try:
+            found = stack.ask("scheduler", "get_schedule", name, Name=name)
+        except OperatorError as error:
+            remedy = "If it was deleted: `uv run --group deploy sam deploy` with any change makes it again. Until then, nothing of it runs."
+            yield Finding(f"schedule {name}", Verdict.UNKNOWN, str(error), remedy)
+            continue
+        if found["State"] == "ENABLED":
+            yield Finding(f"schedule {name}", Verdict.OK, f"enabled, {found['ScheduleExpression']}")
+        else:
+            remedy = f"It was disabled: enable it in EventBridge Scheduler (schedule group default, {name})."
+            yield Finding(f"schedule {name}", Verdict.WRONG, str(found["State"]).lower(), remedy)
+
+
+def _wake_ups(stack: Stack) -> Iterator[Finding]:
+    """When the guard and the probe last ran, by RefreshFunction's log: the table would cost each of them a write."""
+    if stack.is_local:  # it runs its schedules itself, and nothing keeps its log
+        return
+    function = stack.outputs["RefreshFunctionName"]
+    configuration = stack.ask("lambda", "get_function_configuration", function, FunctionName=function)
+    log = configuration.get("LoggingConfig", {}).get("LogGroup") or f"/aws/lambda/{function}"
+    now = time.time()
+    for wake, overdue in OVERDUE.items():
+        pattern = f'{{ $.message = "woken" && $.woken_by = "{wake}" }}'
+        since = {"startTime": int((now - LOG_SEARCHED) * 1000), "filterPattern": pattern}
+        found = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
+        ended_at = [event["timestamp"] / 1000 for event in found if _says(event["message"], wake)]
+        remedy = (
+            f"See that the schedule {stack.name}-{wake} is enabled, and whether {function} fails (its log is {log})."
+        )
+        if not ended_at:
+            says = f"has not run to its end in the last {LOG_SEARCHED // 60} minutes"
+            yield Finding(f"last {wake}", Verdict.WRONG, says, remedy)
+            continue
+        ago = max(0, round(now - max(ended_at)))
+        says = f"{ago} s ago" if ago < 120 else f"{ago // 60} minutes ago"
+        if ago > overdue:
+            yield Finding(f"last {wake}", Verdict.WRONG, says, remedy)
+        else:
+            yield Finding(f"last {wake}", Verdict.OK, says)
+
+
+def _says(line: str, wake: str) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and (entry.get("message"), entry.get("woken_by")) == ("woken", wake)
+
+
+def _concurrency(stack: Stack) -> Iterator[Finding]:
+    if stack.is_local:
+        return
+    limit = stack.ask("lambda", "get_account_settings", "the AWS account")["AccountLimit"]["ConcurrentExecutions"]
+    says = f"{limit} concurrent executions for all functions of the AWS account"
+    if limit < FEW_EXECUTIONS:
+        remedy = (
+            "Ask AWS for more (Service Quotas, Lambda, Concurrent executions; free of charge): when other functions use "
+            "them up, nothing is renewed or handed out."
+        )
+        yield Finding("lambda quota", Verdict.NOTE, says, remedy)
+    else:
+        yield Finding("lambda quota", Verdict.OK, says)
+
+
+def _accounts(stack: Stack) -> Iterator[Finding]:
+    # The directory is read first: a record that is applied in between is then not taken for one that is not.
+    directory = stack.directory()
+    stored = stack.parameters_below_path()
+    document, _ = stack.health()
+    kept = {one["account"]: one for one in document["accounts"]}
+    if not stored and not kept:
+        yield Finding("accounts", Verdict.NOTE, "none is kept", "Add one: `token-keeper accounts add`.")
+    for name, parameter in sorted(stored.items()):
+        yield _parameter(stack, name, parameter, directory.get(name))
+    for name, account in kept.items():
+        if name not in stored:
+            remedy = "Its parameter is gone; the next main tick drops it. If this was not intended, add it again."
+            yield Finding(f"account {name}", Verdict.WRONG, "kept, but there is no parameter", remedy)
+        for credential in account["credentials"]:
+            yield _credential(name, credential)
+
+
+def _parameter(stack: Stack, name: str, parameter: Parameter, kept: Kept | None) -> Finding:
+    subject = f"parameter {name}"
+    if "/" in name:
+        remedy = (
+            f"An account lies directly below {stack.outputs['AccountsPath']}: store it there under a name without a slash, and "
+            "delete this one. If it belongs to another stack, give that an AccountsPath outside of this one."
+        )
+        return Finding(subject, Verdict.WRONG, "one level too deep to be an account", remedy)
+    if not ACCOUNT_NAME.fullmatch(name):
+        remedy = "An account's name is up to 64 lower-case letters, digits and dashes: store it under such a name."
+        return Finding(subject, Verdict.WRONG, "not a valid account name", remedy)
+    if parameter.kind != "SecureString":
+        remedy = f"Its secret is stored unencrypted. `token-keeper accounts remove {name}`, add it again, and reset the secret at WeChat."
+        return Finding(subject, Verdict.WRONG, f"a {parameter.kind}, not a SecureString", remedy)
+    if kept is None or kept.version != parameter.version:
+        says = "not in force yet" if kept is None else "changed, and the change is not in force"
+        remedy = (
+            f"A change is applied within seconds, else by the next main tick. `token-keeper status {name}` says what is wrong "
+            f"with the record; if it says nothing, see the log of {stack.outputs['RefreshFunctionName']}."
+        )
+        return Finding(subject, Verdict.WRONG, says, remedy)
+    return Finding(subject, Verdict.OK, "in force")
+
+
+def _consumers(stack: Stack) -> Iterator[Finding]:
+    keys = stack.consumer_keys()
+    for key in keys:
+        subject = f"consumer {key.name or '(without a name)'}"
+        if not key.is_registered:
+            remedy = (
+                f"The command line has not made this key (SHA-256 {key.key_digest[:16]}…). If you do not know who did, treat "
+                "the tokens that it could read as leaked, and delete its item from the table."
+            )
+            says = f"an unknown key may read {', '.join(key.accounts) or 'nothing'}"
+            yield Finding(subject, Verdict.WRONG, says, remedy)
+        elif key.rotated_at is not None:
+            remedy = f"When its service uses the new one: `token-keeper consumers revoke {key.name} --old`."
+            yield Finding(subject, Verdict.NOTE, "has an old key that still works", remedy)
+    if all(key.is_registered for key in keys):
+        says = f"{len(keys)} key(s), all made by the command line" if keys else "none"
+        yield Finding("consumers", Verdict.OK, says)
+
+
+def _credential(account: str, credential: Json) -> Finding:
+    subject = f"{account} {credential['credential']}"
+    state, error, foreign = credential["state"], credential["last_error"], credential["foreign_rotations"]
+    if error:
+        code = "" if error["errcode"] is None else f" {error['errcode']}"
+        return Finding(subject, Verdict.WRONG, f"{state}, {error['class']}{code}: {error['errmsg']}", error["remedy"])
+    if state in ("never_fetched", "expired"):
+        remedy = f"`token-keeper refresh {account}` tries now and says what prevents it."
+        return Finding(subject, Verdict.WRONG, state, remedy)
+    if foreign:
+        return Finding(
+            subject,
+            Verdict.NOTE,
+            f"{state}; invalidated by another client {foreign['count']} time(s)",
+            foreign["remedy"],
+        )
+    return Finding(subject, Verdict.OK, state)
+
+
+def _address(stack: Stack) -> Iterator[Finding]:
+    mode = stack.parameters.get("EgressMode", "none")
+    if mode in FIXED_ADDRESSES:
+        own = stack.parameters.get("EgressAllocationId")
+        address = stack.outputs.get("EgressIp") or f"the Elastic IP address {own}"
+        says = f"calls to WeChat come from {address} ({FIXED_ADDRESSES[mode]})"
+        yield Finding("address", Verdict.OK, says, f"Every account's IP whitelist (IP白名单) must name {address}.")
+    elif mode == "existing":
+        remedy = "Put the address of their NAT gateway on every account's IP whitelist (IP白名单)."
+        yield Finding("address", Verdict.NOTE, "calls to WeChat leave through your own subnets", remedy)
+    else:
+        document, _ = stack.health()
+        errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
+        refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
+        remedy = f"Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with {', or '.join(FIXED_ADDRESSES.values())}."
+        verdict = Verdict.WRONG if refused else Verdict.NOTE
+        yield Finding("address", verdict, "calls to WeChat come from changing addresses", remedy)
+
+
+def _dead_letters(stack: Stack) -> Iterator[Finding]:
+    url = stack.outputs["DeadLetterQueueUrl"]
+    count = "ApproximateNumberOfMessages"
+    answer = stack.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
+    if waiting := int(answer["Attributes"][count]):
+        remedy = f"Read their attributes for the reason, correct that, then `aws sqs purge-queue --queue-url {url}`."
+        yield Finding("dead letters", Verdict.WRONG, f"{waiting} event(s) could not be handled", remedy)
+    else:
+        yield Finding("dead letters", Verdict.OK, "none")
+
+
+def _alarms(stack: Stack) -> Iterator[Finding]:
+    topic = stack.outputs["AlarmTopicArn"]
+    subscriptions = stack.ask_all("sns", "list_subscriptions_by_topic", "Subscriptions", topic, TopicArn=topic)
+    confirmed = [one for one in subscriptions if one["SubscriptionArn"].startswith("arn:")]
+    for one in subscriptions:
+        if one not in confirmed:
+            remedy = (
+                "Open the mail from AWS Notifications and confirm; if it is lost or older than 3 days, deploy again."
+            )
+            yield Finding("alarm mail", Verdict.WRONG, f"{one['Endpoint']} has not confirmed", remedy)
+    if confirmed:
+        yield Finding("alarm mail", Verdict.OK, f"{len(confirmed)} confirmed subscription(s)")
+    elif not subscriptions:
+        remedy = "Deploy with AlarmEmail=…, or subscribe something else to the topic."
+        yield Finding("alarm mail", Verdict.NOTE, "no subscriber", remedy)
+    arguments = {"AlarmNamePrefix": f"{stack.name}-", "StateValue": "ALARM"}
+    firing = stack.ask_all("cloudwatch", "describe_alarms", "MetricAlarms", "its alarms", **arguments)
+    for alarm in firing:
+        yield Finding(f"alarm {alarm['AlarmName']}", Verdict.WRONG, "in ALARM state", alarm.get("AlarmDescription"))
+    if not firing:
+        yield Finding("alarms", Verdict.OK, "none firing")

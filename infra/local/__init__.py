@@ -1,0 +1,1 @@
+"""The local stack: an embedded AWS, a simulated WeChat, both functions and their schedules on loopback."""

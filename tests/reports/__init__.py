@@ -1,0 +1,1 @@
+"""Programs that print the tables of the documents. `pytest` does not run them."""

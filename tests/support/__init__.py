@@ -1,0 +1,1 @@
+"""What tests share: worlds to act in, and stand-ins that run here."""

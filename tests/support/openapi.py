@@ -1,0 +1,66 @@
+"""The OpenAPI document, and whether an answer of the API is one that it describes."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from openapi_schema_validator import OAS31Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+DOCUMENT: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parents[2] / "infra" / "openapi.yaml").read_text(encoding="utf-8")
+)
+
+
+def check(route_key: str, answer: Mapping[str, Any]) -> None:
+    """Hold an answer (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
+    method, path = route_key.split()
+    if method == "ANY":  # what is served nowhere else: no operation for clients
+        validate(json.loads(answer["body"]), {"$ref": "#/components/schemas/WeChatError"})
+        return
+    responses = DOCUMENT["paths"][path][method.lower()]["responses"]
+    status = str(answer["statusCode"])
+    assert status in responses, f"{route_key} is not said to answer {status}"
+    response = resolved(responses[status])
+    media_type = answer["headers"]["Content-Type"].partition(";")[0]
+    assert media_type in response["content"], f"{route_key} is not said to answer {media_type} for {status}"
+    for name, header in response.get("headers", {}).items():
+        assert name in answer["headers"] or not resolved(header).get("required"), f"{route_key} says no {name}"
+    validate(json.loads(answer["body"]), response["content"][media_type]["schema"])
+
+
+def validate(instance: Any, schema: Mapping[str, Any]) -> None:
+    """Raise jsonschema's ValidationError where the instance does not fit, or has a field that the schema does not name."""
+    _validator(json.dumps(schema)).validate(instance)
+
+
+def resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a `$ref` within the document stands for."""
+    while "$ref" in node:
+        found: Any = DOCUMENT
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        node = found
+    return node
+
+
+@cache
+def _validator(schema: str) -> Any:
+    closed = _closed(json.loads(json.dumps(DOCUMENT)))
+    registry = Registry().with_resource("urn:document", Resource(contents=closed, specification=DRAFT202012))
+    absolute = schema.replace('"#/', '"urn:document#/')
+    return OAS31Validator(_closed(json.loads(absolute)), registry=registry)
+
+
+def _closed(node: Any) -> Any:
+    """With no field allowed but those that are named. The document itself leaves room for more, as clients should."""
+    if isinstance(node, list):
+        return [_closed(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {name: _closed(one) for name, one in node.items()}
+    return closed | {"additionalProperties": False} if node.get("type") == "object" else closed
