@@ -43,7 +43,7 @@ NOT_RUN = {
     "python3.13 -m venv .venv-operator": _INSTALLS,
     "pip install uv": _INSTALLS,
     "uv run pytest": "runs these tests",
-    "uv run python -m tests.reports.day": "takes hours; tests/integration/test_programs.py loads each program",
+    "uv run python -m tests.reports.day": "takes hours; tests/integration/test_programs.py and tests/simulation load the programs",
     "uvx openapi-python-client generate --path infra/openapi.yaml": "installs from the network",
 }
 """Shell blocks by their first command, and why no test runs them."""
