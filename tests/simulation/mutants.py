@@ -196,4 +196,4 @@ MUTANTS = {
         Enrolment, "permit", _owner_unasked, ("claim", "promise")
     ),
 }
-"""By what is broken; in the order of the design's invariants."""
+"""By what is broken; in the order of the invariants in infra/docs/DESIGN.md."""
