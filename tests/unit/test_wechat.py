@@ -835,3 +835,23 @@ def test_a_short_secret_is_masked_too(wechat: WeChat, internet: Internet) -> Non
     answer(internet, '{"errcode": 40125, "errmsg": "invalid appsecret hunter22"}')
     error = refused(wechat, lambda wechat: wechat.fetch_token(Account("main", "wx1", "hunter22", Kind.TOKEN)))
     assert "hunter22" not in f"{error} {error.errmsg}"
+
+
+@pytest.mark.parametrize(
+    ("account", "errcode", "where"),
+    [
+        (PUBLIC, 40125, "微信开发者平台"),
+        (PUBLIC, 40013, "微信开发者平台"),
+        (PUBLIC, 40164, "微信开发者平台"),
+        (CORP, 40001, "企业微信管理后台"),
+        (CORP, 40013, "企业微信管理后台"),
+        (CORP, 60020, "企业微信管理后台"),
+    ],
+)
+def test_a_remedy_names_the_accounts_own_console(
+    wechat: WeChat, internet: Internet, account: Account, errcode: int, where: str
+) -> None:
+    # When WeChat refuses what an operator can correct
+    answer(internet, f'{{"errcode": {errcode}, "errmsg": "refused"}}')
+    # Then the remedy says where, on the platform of that account
+    assert where in refused(wechat, lambda wechat: wechat.fetch_token(account)).remedy
