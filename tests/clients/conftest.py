@@ -49,7 +49,7 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def local() -> Iterator[LocalStack]:
     """The whole system in this process, with the demo account. What it says goes to `SAID`."""
     with LocalStack(tell=SAID.append) as running:
-        assert running.tried.wait(60)
+        assert running.tried.wait(240)
         yield running
 
 

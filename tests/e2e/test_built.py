@@ -63,7 +63,7 @@ class Aws(EmbeddedAws):
     def _forward(self, request: Request) -> Response:
         # DynamoDB Local checks no signature, and has a table for each access key.
         headers = {name: request.headers[name] for name in ("X-Amz-Target", "Content-Type")} | {"Authorization": _LOCAL}
-        answer = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=10)
+        answer = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=60)
         return Response(answer.content, answer.status_code, content_type=answer.headers["Content-Type"])
 
 

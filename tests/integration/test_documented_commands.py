@@ -109,7 +109,7 @@ def test_the_documented_curl_commands_work_and_show_no_key(tmp_path: Path) -> No
     ]
     record = DEMO_RECORD | {"appid": "wx617a123bb8bc99cd"}
     with LocalStack(accounts={"main": record, DEMO: DEMO_RECORD}) as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         keys = local_keys.read(local.port)
         assert keys
         for block in found:
@@ -127,7 +127,7 @@ def test_the_documented_curl_commands_work_and_show_no_key(tmp_path: Path) -> No
                 }
                 # When a command is run as it is documented
                 shell = ["bash", "-euc", block.replace("http://127.0.0.1:3000", local.api_url)]
-                ended = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60, check=True)
+                ended = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=240, check=True)
                 # Then it does what it should
                 shown = "not use that of execute-api" if "aws-sigv4" in block else '"access_token":"simulated_token_'
                 assert shown in ended.stdout, f"{block}\n{ended}"

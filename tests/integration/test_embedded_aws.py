@@ -18,7 +18,7 @@ from infra.local_keys import OPERATOR
 from token_keeper.aws import RefusedError
 from token_keeper.aws import client as reader_client
 
-DEADLINE = 10
+DEADLINE = 120
 """Seconds after which an event that has not come is taken not to come."""
 
 type Json = dict[str, Any]

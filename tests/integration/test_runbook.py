@@ -70,7 +70,7 @@ def test_every_command_of_the_runbook_does_what_it_says(monkeypatch: pytest.Monk
         session = local.aws_session()
         monkeypatch.setattr(local_keys, "session", lambda _: session)
         monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         leaked: list[str] = []  # consumers' keys
         trouble: dict[str, Callable[[], object]] = {
             "40164": lambda: refused(local, 40164),
@@ -131,7 +131,7 @@ def used_key(local: LocalStack) -> str:
 def ask(local: LocalStack, key: str) -> dict[str, Any]:
     """What WeChat's own format answers to a consumer's key."""
     call = {"grant_type": "client_credential", "appid": APPID, "secret": key}
-    answer = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=30).json()
+    answer = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=120).json()
     return cast("dict[str, Any]", answer)
 
 
