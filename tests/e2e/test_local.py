@@ -338,8 +338,11 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(local: Local) -> No
     reads, refused = 0, 0
     ends = time.monotonic() + 2 * 6600 / SPEED
     while time.monotonic() < ends:
-        token = local.get("/v1/accounts/demo/access-token").json()["access_token"]
-        reads, refused = reads + 1, refused + (not local.accepts(token))
+        asked_at = time.monotonic()
+        answer = local.get("/v1/accounts/demo/access-token").json()
+        token, accepted = answer["access_token"], local.accepts(answer["access_token"])
+        within_promise = (time.monotonic() - asked_at) * SPEED < answer["expires_in"]
+        reads, refused = reads + 1, refused + (within_promise and not accepted)
         if token != first:
             break
         time.sleep(0.4)
