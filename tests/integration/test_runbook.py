@@ -20,7 +20,7 @@ from infra.stack import TEMPLATE
 RUNBOOK = TEMPLATE.parent / "infra" / "RUNBOOK.md"
 APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
 OLD_SECRET, NEW_SECRET = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
-TRIES_FOR = 60
+TRIES_FOR = 240
 """Real seconds after which a command that does not come out as the runbook says has failed."""
 
 TOKEN = "/cgi-bin/token"
