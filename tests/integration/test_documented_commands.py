@@ -123,7 +123,7 @@ def test_the_documented_commands_do_what_they_should(tmp_path: Path, monkeypatch
     }
     record = DEMO_RECORD | {"appid": "wx617a123bb8bc99cd"}
     with LocalStack(accounts={"main": record, DEMO: DEMO_RECORD}) as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         keys = access_keys.read(local.port)
         assert keys
         session = local.aws_session()
@@ -157,7 +157,7 @@ def test_the_documented_commands_do_what_they_should(tmp_path: Path, monkeypatch
                     cwd=tmp_path,
                     capture_output=True,
                     text=True,
-                    timeout=60,
+                    timeout=240,
                     check=False,
                 )
                 assert ended.returncode == 0, f"{document.name}: {block}\n{ended}"

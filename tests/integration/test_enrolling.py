@@ -518,6 +518,7 @@ def test_a_record_that_becomes_invalid_while_it_fails_shows_at_once(world: World
     assert "JSON" in world.health()["last_error"]["errmsg"]
 
 
+@pytest.mark.moto
 def test_a_parameter_that_cannot_be_decrypted_breaks_no_other_account(world: World) -> None:
     for name in ("a", "broken", "z"):
         world.add_account(name, appid=f"wx-{name}")
@@ -763,7 +764,6 @@ def next_tick(world: World) -> None:
     world.wake("tick")
 
 
-@pytest.mark.in_memory
 def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: World) -> None:
     for call in itertools.count(1):
         # Given a new account, and a process that dies while it acts on it
@@ -779,7 +779,6 @@ def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: Worl
     assert call > 5
 
 
-@pytest.mark.in_memory
 @pytest.mark.parametrize("new_appid", [OTHER_APPID, None], ids=["another appid", "deleted"])
 def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: str | None) -> None:
     for call in itertools.count(1):
@@ -806,7 +805,6 @@ def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: 
     assert call > 5
 
 
-@pytest.mark.in_memory
 def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: World) -> None:
     for call in itertools.count(1):
         # Given an account that gives up its ticket, and a process that dies while it acts on it
@@ -824,7 +822,6 @@ def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: 
     assert summary["failed"] == []
 
 
-@pytest.mark.in_memory
 def test_a_ticket_whose_item_was_lost_is_not_promised_anew_wherever_its_return_dies(world: World) -> None:
     for call in itertools.count(1):
         # Given a ticket whose item the table has lost, and a process that dies while it takes the account over again

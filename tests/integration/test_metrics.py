@@ -93,6 +93,7 @@ def stack_or(value: Any) -> str:
 # --- what is watched is told, and nothing else
 
 
+@pytest.mark.moto
 def test_all_that_is_watched_is_told_in_a_run_and_nothing_else_is(world: World, told: Told) -> None:
     # Given an account with a ticket
     world.add_account(tickets=["jsapi"])
