@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from secrets import token_urlsafe
 from unittest.mock import patch
 
@@ -54,7 +55,9 @@ def local() -> Iterator[LocalStack]:
     It has no probe: the probe's checks, every 300 real seconds, would be counted, and would answer reports, on a slow machine.
     """
     without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
-    with patch.object(stack, "schedules", lambda _: without_probe), LocalStack(tell=SAID.append) as running:
+    with ExitStack() as started:
+        with patch.object(stack, "schedules", lambda _: without_probe):
+            running = started.enter_context(LocalStack(tell=SAID.append))
         assert running.tried.wait(240)
         yield running
 

@@ -349,7 +349,10 @@ def test_an_account_dropped_while_it_is_renewed_stays_dropped(world: RaceWorld) 
         # Then nothing is published
         assert renewed([summary_of_renewal()]) == []
     assert world.get(PATH)[0] == 404
-    assert world.dynamodb.scan(TableName=world.environment["TABLE_NAME"])["Items"] == []
+    # And nothing is kept of it but when its appid is free, which is after the lease of that renewal
+    items = world.dynamodb.scan(TableName=world.environment["TABLE_NAME"])["Items"]
+    assert [item["pk"]["S"] for item in items] == [f"claim#{APPID}"]
+    assert int(items[0]["free_at"]["N"]) <= world.clock() + 60
 
 
 @pytest.mark.parametrize("late", ["published", "failed"])
