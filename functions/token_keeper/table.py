@@ -344,8 +344,8 @@ class Table:
 
     # --- enrolling and dropping accounts
 
-    def claim(self, account: Account) -> str:
-        """Claim the account's appid (or WeCom app); returns its owner, which may be another account."""
+    def claim(self, account: Account, *, now: int) -> str:
+        """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
         # The release before named the claim of a stable_token account otherwise.
         keys = [_wire({"pk": f"claim#{account.app_id}", "sk": kind}) for kind in (Kind.TOKEN, Kind.STABLE_TOKEN)]
         held = {item["sk"]: str(item["account"]) for item in self._items(keys)}
@@ -357,19 +357,25 @@ class Table:
                 self._dynamodb.put_item(
                     TableName=self._name,
                     Item=item,
-                    ConditionExpression="attribute_not_exists(pk) OR account = :account",
-                    ExpressionAttributeValues=_wire({":account": account.name}),
+                    ConditionExpression="attribute_not_exists(pk) OR account = :account OR free_at <= :now",
+                    ExpressionAttributeValues=_wire({":account": account.name, ":now": now}),
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
         except _ConditionFailedError as refused:
             return str(refused.item["account"])
         return account.name
 
-    def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
-        """Release what the account has claimed of this appid, except the claim `but`."""
+    def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
+        """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
         for claim, holder in self.claims(app_id).items():
-            if holder == account and claim != but:
-                self._delete({"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account})
+            key, owned, values = {"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account}
+            if holder != account or claim == but:
+                continue
+            if free_at <= now:
+                self._delete(key, owned, values)
+            else:
+                times = {":free_at": free_at, ":ttl": free_at + HOUSEKEEPING}
+                self._update(_wire(key), "SET free_at = :free_at, #ttl = :ttl", owned, values | times)
 
     def enrol(
         self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int, before: Credential | None = None
@@ -457,9 +463,11 @@ class Table:
         key, values = _directory_key(account), {":version": version}
         return self._update(key, "SET version = :version", "applying = :version", values) is not None
 
-    def drop_credential(self, account: str, name: str) -> None:
-        """Delete a credential and its value."""
-        self._delete({"pk": f"credential#{account}", "sk": name})
+    def drop_credential(self, account: str, name: str) -> int | None:
+        """Delete a credential and its value. Returns when its last lease ends; None where there is no such credential."""
+        with _translated_errors():
+            answer = self._dynamodb.delete_item(TableName=self._name, Key=_key(account, name), ReturnValues="ALL_OLD")
+        return int(_plain(answer["Attributes"])["lease_until"]) if "Attributes" in answer else None
 
     def drop_entry(self, account: str) -> None:
         """Delete the account's directory entry."""

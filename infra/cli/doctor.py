@@ -311,6 +311,8 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
 
 
 def _notifications(stack: Stack) -> Iterator[Finding]:
+    if "NotifyFunctionName" not in stack.outputs:  # of the release before, which `_code` tells
+        return
     robots = stack.robots()
     for name, robot in robots.items():
         if isinstance(robot, KeeperError):

@@ -126,7 +126,7 @@ def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
         if not value.strip():
             raise OperatorError(f"{name} is blank: set both {' and '.join(forms)}, or neither for a simulated account.")
         if not form.fullmatch(value):
-            raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
+            raise OperatorError(f"{name} is malformed: it is {meaning}.")
     appid, secret = (environment[name] for name in forms)
     return {"appid": appid, "secret": secret, "endpoint": "stable_token"}
 

@@ -87,14 +87,14 @@ class Clock:
 
 
 class _Context:
-    """What Lambda tells a function of its invocation, as far as ours ask."""
+    """What Lambda tells a function of its invocation, as far as ours ask. Its seconds are real ones, at any speed."""
 
-    def __init__(self, clock: Clock, timeout: int, function: str) -> None:
-        self._clock, self._ends_at = clock, clock() + timeout
+    def __init__(self, timeout: int, function: str) -> None:
+        self._ends_at = monotonic() + timeout
         self.invoked_function_arn = f"arn:aws:lambda:{REGION}:123456789012:function:{LOCAL_STACK}-{function}"
 
     def get_remaining_time_in_millis(self) -> int:
-        return int((self._ends_at - self._clock()) * 1000)
+        return int((self._ends_at - monotonic()) * 1000)
 
 
 class LocalStack:
@@ -209,7 +209,7 @@ class LocalStack:
     # --- the functions
 
     def _refresh(self, event: Mapping[str, Any], name: str = "RefreshFunction") -> dict[str, Any]:
-        summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"], name))
+        summary = self._refresh_handler(event, _Context(self._timeouts["RefreshFunction"], name))
         for line in told(summary):
             self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
         if summary["renewed"] or summary["failed"]:
@@ -217,7 +217,7 @@ class LocalStack:
         return summary
 
     def _api(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return self._api_handler(event, _Context(self.clock, self._timeouts["ApiFunction"], "ApiFunction"))
+        return self._api_handler(event, _Context(self._timeouts["ApiFunction"], "ApiFunction"))
 
     def _notify(self, event: Mapping[str, Any]) -> dict[str, Any]:
         return self._notify_handler(event, _Context(self.clock, self._timeouts["NotifyFunction"], "NotifyFunction"))

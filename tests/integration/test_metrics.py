@@ -42,7 +42,6 @@ def test_only_the_keys_that_are_tried_have_a_metric_of_their_own() -> None:
     ]
 
 
-@pytest.mark.in_memory
 def test_what_the_dashboard_asks_the_log_is_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
     # Given the queries
     widgets = dashboard(monitoring()["Dashboard"]["Properties"])["widgets"]

@@ -91,7 +91,6 @@ def failing(account: str = "main", **detail: Any) -> dict[str, Any]:
 # --- from cause to message
 
 
-@pytest.mark.in_memory
 def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people: People) -> None:
     # Given an account that is kept, and a group
     people.add_robot("ops", f"{WECOM}ops")
@@ -126,7 +125,6 @@ def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people
     assert "main" in text
 
 
-@pytest.mark.in_memory
 def test_a_hundred_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
     # Given
     people.add_robot("ops", f"{FEISHU}ops")
@@ -143,7 +141,6 @@ def test_a_hundred_accounts_behind_a_blocked_address_are_one_message(world: Worl
     assert len(text.encode()) < MAX_BYTES["wecom"]
 
 
-@pytest.mark.in_memory
 def test_a_token_that_another_client_kills_is_one_message(world: World, people: People) -> None:
     # Given
     people.add_robot("ops", f"{DINGTALK}ops")

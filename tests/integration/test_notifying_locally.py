@@ -3,13 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from infra.cli import app
+from infra.cli import app, doctor
 from infra.local.local_stack import DEMO_RECORD, LocalStack
 from infra.local.simulated_robots import SIGNING_SECRET
+from token_keeper.notify.robots import PATHS, parse_robot
 
 pytestmark = pytest.mark.xdist_group("local")
 
@@ -97,3 +100,34 @@ def test_a_failure_becomes_an_event_and_a_message(local: Local) -> None:
     ssm.put_parameter(Name=parameter, Value=json.dumps(DEMO_RECORD), Type="SecureString", Overwrite=True)
     # Then
     wait_until(lambda: any("Recovered" in text for _, text in local.written()))
+
+
+def test_doctor_shows_a_robot_that_cannot_be_used(local: Local) -> None:
+    # Given
+    ssm = local.stack.aws_session().client("ssm", endpoint_url=local.stack.aws_url)
+    ssm.put_parameter(Name="/wechat-token-keeper/notifications/bad", Value="{", Type="SecureString")
+    # When
+    options = ["--local", "--local-port", str(local.stack.port)]
+    result = CliRunner().invoke(app, [*options, "doctor"])
+    # Then
+    assert "wrong   robot bad: unusable" in result.output
+    assert "token-keeper notifications remove bad" in result.output
+
+
+def test_doctor_shows_a_robot_that_failed_lately() -> None:
+    # Given the log of a deployed stack's NotifyFunction
+    origins = {name: "https://robots.example" for name in PATHS}
+    urls = {name: json.dumps({"url": f"https://robots.example{path}1"}) for name, path in PATHS.items()}
+    line = json.dumps({"message": "robot failed", "robot": "feishu", "reason": "it refused the message"})
+    stack = SimpleNamespace(
+        name="production",
+        is_local=False,
+        outputs={"NotifyFunctionName": "notify"},
+        robots=lambda: {name: parse_robot(name, value, origins) for name, value in urls.items()},
+        ask_all=lambda *_, **__: [{"message": line}, {"message": "no JSON"}],
+    )
+    # When
+    findings = list(doctor._notifications(cast(Any, stack)))
+    # Then
+    assert [(finding.subject, finding.verdict) for finding in findings] == [("robot feishu", "wrong")]
+    assert "notifications test feishu" in (findings[0].remedy or "")

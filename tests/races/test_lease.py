@@ -248,7 +248,7 @@ def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Tabl
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
         # When all claim it at one moment
-        told = at_once(*[partial(table.claim, account) for account in accounts])
+        told = at_once(*[partial(table.claim, account, now=START) for account in accounts])
         # Then all are told the same holder, who is one of them
         (holder,) = set(told)
         assert holder in {account.name for account in accounts}
@@ -258,11 +258,11 @@ def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a claim that is held
         holder, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
-        table.claim(holder)
+        table.claim(holder, now=START)
         # When it is released several times, at the moment in which many others claim the same
-        release = partial(table.release_claims, holder.name, holder.app_id)
-        told = at_once(*[release] * (RUNNERS // 2), *[partial(table.claim, account) for account in others])
+        release = partial(table.release_claims, holder.name, holder.app_id, now=START)
+        told = at_once(*[release] * (RUNNERS // 2), *[partial(table.claim, account, now=START) for account in others])
         # Then those that came too early are told of the old holder, all others of one new one, who holds it
         holders = set(told) - {None, holder.name}
         assert len(holders) <= 1
-        assert table.claim(replace(holder, name="late")) == (holders.pop() if holders else "late")
+        assert table.claim(replace(holder, name="late"), now=START) == (holders.pop() if holders else "late")

@@ -343,11 +343,11 @@ def in_force(table: Table) -> None:
     token = enrolled(table)
     table.put_entry(ENTRY)
     assert found() is None
-    table.claim(account("other"))
+    table.claim(account("other"), now=START)
     assert found() is None
-    table.release_claims("other", APP_ID)
+    table.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
-    table.claim(account())
+    table.claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
     assert found() == token
     table.put_entry(replace(ENTRY, version="2"))
@@ -356,27 +356,31 @@ def in_force(table: Table) -> None:
 
 def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
-    assert table.claim(account()) == table.claim(account()) == "main"
+    assert table.claim(account(), now=START) == table.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
     # Then it is told who owns it
-    assert table.claim(account("other")) == "main"
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "main"
+    assert table.claim(account("other"), now=START) == "main"
+    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
 
 def release_claims(table: Table) -> None:
     # Given an account with claims on two apps of a corp
     first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
-    table.claim(first)
-    table.claim(second)
+    table.claim(first, now=START)
+    table.claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
-    table.release_claims("main", "ww0", but=second.claim)
-    table.release_claims("other", "ww0")
+    table.release_claims("main", "ww0", now=START, but=second.claim)
+    table.release_claims("other", "ww0", now=START)
     # Then it owns that one
-    assert table.claim(replace(first, name="other")) == "other"
-    assert table.claim(replace(second, name="other")) == "main"
+    assert table.claim(replace(first, name="other"), now=START) == "other"
+    assert table.claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
-    table.release_claims("main", APP_ID)
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
+    table.release_claims("main", APP_ID, now=START)
+    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
+    # And one that is released for later can be claimed from then on
+    table.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
+    assert table.claim(account(), now=LEASE_END - 1) == "other"
+    assert table.claim(account(), now=LEASE_END) == "main"
 
 
 def enrol(table: Table) -> None:
@@ -531,8 +535,8 @@ def claims(table: Table) -> None:
     # Given a corp with two apps
     corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
     others = replace(corp, name="other", secret="other")
-    table.claim(corp)
-    table.claim(others)
+    table.claim(corp, now=START)
+    table.claim(others, now=START)
     # Then both are found, and nothing of a corp that nobody keeps
     assert table.claims("ww0") == {corp.claim: "app", others.claim: "other"}
     assert table.claims("ww1") == {}

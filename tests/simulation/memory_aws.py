@@ -229,10 +229,12 @@ class _MemoryDynamoDB(_Client):
 
     def delete_item(self, Key: Any, **asked: Any) -> dict[str, Any]:  # noqa: N803
         self._begin("DeleteItem")
-        _known(asked, *_WRITTEN_IF)
+        _known(asked, *_WRITTEN_IF, "ReturnValues")
+        if asked.get("ReturnValues", "ALL_OLD") != "ALL_OLD":
+            raise NotImplementedError(asked["ReturnValues"])
         before = self._checked(self._key(Key), asked, _parsed(asked))
         self._write("DeleteItem", before, None)
-        return {}
+        return {"Attributes": dict(before)} if before and asked.get("ReturnValues") else {}
 
     def update_item(self, Key: Any, **asked: Any) -> Any:  # noqa: N803
         values = asked.get("ExpressionAttributeValues", {})

@@ -1,6 +1,6 @@
 """The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from token_keeper import renewal
@@ -105,11 +105,10 @@ class Enrolment:
         # What others were told of the account stays open where another appid takes its place, until that one's first renewal.
         before = None if stays else self._table.credential(account.name, ACCESS_TOKEN)
         if old is not None:
-            for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
-                self._table.drop_credential(account.name, name)
-            self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
+            gone = set(old.credentials) - (account.credentials.keys() if stays else set())
+            self._give_up(old, gone, but=account.claim if stays else None)
         self._table.put_entry(entry, applying=version)
-        owner = self._table.claim(account)
+        owner = self._table.claim(account, now=self._now())
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
@@ -202,10 +201,16 @@ class Enrolment:
         entry = self._table.entry(name)
         if entry is None:
             return
-        for credential in entry.credentials:
-            self._table.drop_credential(name, credential)
-        self._table.release_claims(name, entry.app_id)
+        self._give_up(entry, entry.credentials)
         self._table.drop_entry(name)
+
+    def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> None:
+        """Delete credentials of an account, then release what it claims of its appid, except the claim `but`."""
+        now = self._now()
+        leases = [self._table.drop_credential(entry.account, name) for name in credentials]
+        # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
+        free_at = max([now + renewal.LEASE if lease is None else lease for lease in leases], default=now)
+        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=free_at, but=but)
 
     def _now(self) -> int:
         return int(self._clock())
