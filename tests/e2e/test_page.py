@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
-from tests.support.browser import chromium, violations
+from tests.support.browser import chromium, pass_time, violations
 
 SPEED = 60
 RENEWAL = 111 * 60
@@ -83,11 +83,6 @@ def visit(browser: Any) -> Iterator[Open]:
 def local() -> Iterator[LocalStack]:
     with LocalStack(speed=SPEED) as local:
         yield local
-
-
-def pass_time(local: LocalStack, seconds: float) -> None:
-    """Move the stack's clock forward."""
-    local.clock._began_at += seconds
 
 
 def box(item: Any) -> tuple[float, float]:

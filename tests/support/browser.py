@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infra.local.local_stack import LocalStack
 from tests.support.tools import needed
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -26,6 +27,11 @@ def chromium() -> Iterator[Any]:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def pass_time(local: LocalStack, seconds: float) -> None:
+    """Move the local stack's clock forward."""
+    local.clock._began_at += seconds
 
 
 def violations(page: Any) -> list[str]:
