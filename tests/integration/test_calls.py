@@ -15,6 +15,7 @@ from tests.support.world import ACCOUNTS_PATH, Clock, create_table
 from token_keeper.api.reader import REMEMBERED_FOR, Reader
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
 from token_keeper.refresh.parameter_store import Accounts
 from token_keeper.table import Table
@@ -49,7 +50,8 @@ class Kept:
         self.wechat = Granting(self.clock, self.calls)
         self.table = Table(self.aws.client("dynamodb"), "tokens")
         found = Accounts(self.aws.client("ssm"), ACCOUNTS_PATH)
-        self.keeper = Keeper(self.table, found, self.wechat, self.clock, self.clock.sleep)  # type: ignore[arg-type]
+        events = Events(self.aws.client("events"), self.table, "production")
+        self.keeper = Keeper(self.table, found, self.wechat, events, self.clock, self.clock.sleep)  # type: ignore[arg-type]
         for number in range(accounts):
             record = f'{{"appid": "wx{number}", "secret": "s"}}'
             self.aws.client("ssm").put_parameter(Name=f"{ACCOUNTS_PATH}/a{number}", Value=record)

@@ -493,10 +493,10 @@ def test_the_keys_are_for_their_owner_and_this_run_alone() -> None:
             }
             # And a role each has its own
             text = (folder / "credentials").read_text()
-            for role in ("operator", "RefreshFunction", "ApiFunction"):
+            for role in ("operator", "RefreshFunction", "ApiFunction", "NotifyFunction"):
                 assert f"[{role}]" in text
             found += [line for line in text.splitlines() if line.startswith("aws_secret_access_key")]
             found.append((folder / "api-key").read_text())
         # And when the run is over they are gone
         assert not folder.exists()
-    assert len(set(found)) == len(found) == 8
+    assert len(set(found)) == len(found) == 10

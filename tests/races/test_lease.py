@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from tests.races.race import RUNNERS, at_once
 from tests.support.world import START
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
+from token_keeper.refresh import alerts
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -110,9 +111,12 @@ def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) ->
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
         # When many find at one moment that WeChat refuses it
-        mark = partial(table.mark_refused, seen, now=START + 100, foreign=True)
-        # Then one of them has it replaced, and it is counted once
-        assert at_once(*[mark] * RUNNERS).count(True) == 1
+        mark = partial(
+            table.mark_refused, seen, now=START + 100, foreign=True, transition=alerts.invalidated(START + 100)
+        )
+        # Then one of them has it replaced, it is counted once, and others are told once
+        assert at_once(*[mark] * RUNNERS).count(None) == RUNNERS - 1
+        assert len(alerts.waiting(read(table, f"a{number}").unsent)) == 1
         assert read(table, f"a{number}").foreign_rotations == 1
 
 
@@ -171,7 +175,7 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
         # Then what it published is all there is
-        assert recorded[1:] == [False] * (RUNNERS - 1)
+        assert recorded[1:] == [None] * (RUNNERS - 1)
         assert read(table, f"a{number}") == recorded[0]
         assert read(table, f"a{number}").failures == 0
 
@@ -200,7 +204,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         )
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
         winners = [result for result in taken if result]
-        assert recorded is not bool(winners)
+        assert bool(recorded) is not bool(winners)
         now = read(table, f"a{number}")
         assert now.failures == int(bool(recorded))
         assert not winners or winners == [now]

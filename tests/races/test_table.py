@@ -24,6 +24,7 @@ from token_keeper.model import (
     digest,
     fingerprint,
 )
+from token_keeper.refresh import alerts
 from token_keeper.table import Entry, Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -75,7 +76,7 @@ def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -
 
 def fail(
     table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, refused: bool = False
-) -> bool:
+) -> Credential | None:
     """Record a failure under the lease."""
     return table.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
 
@@ -459,6 +460,38 @@ def set_record_error(table: Table) -> None:
     assert table.credential("other", ACCESS_TOKEN) is None
 
 
+def change_unsent(table: Table) -> None:
+    # Given a failure that others are to be told of, and a renewal that met it when it had not been yet
+    published(table)
+    held = leased(table, DUE)
+    told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
+    written = table.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    assert written is not None
+    assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
+    # When it fails, too
+    failed = table.record_failure(held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told)
+    # Then that is no second transition
+    assert failed is not None
+    assert (failed.failing_since, failed.unsent) == (START, written.unsent)
+    # When it is renewed, and what waits is sent
+    renewed = table.publish(
+        leased(table, DUE + 60),
+        Grant("second", 7200, DUE + 60),
+        USAGE,
+        expires_at=EXPIRES + 7200,
+        due_at=EXPIRES,
+        minted_at=DUE,
+        transition=alerts.recovered(DUE + 60),
+    )
+    assert renewed is not None
+    first, second = alerts.waiting(renewed.unsent)
+    table.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
+    # Then only that is gone, and what nobody keeps does not begin to exist
+    assert (read(table).failing_since, read(table).unsent) == (0, second)
+    table.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
 def put_entry(table: Table) -> None:
     # Given an entry without a version, as of an account whose record was never usable
     table.put_entry(Entry("main", "", Kind.TOKEN, (ACCESS_TOKEN,), None))
@@ -552,6 +585,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
         *(progress, put_progress, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
+        change_unsent,
         *(drop_credential, drop_entry),
     )
 }
