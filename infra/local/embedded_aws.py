@@ -118,6 +118,8 @@ class EmbeddedAws:
         self._moto = cache(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
         self._one_at_a_time = Lock()
+        self.unavailable: set[str] = set()
+        """The services, as requests are signed for them, that fail for the moment."""
         self.told: Callable[[dict[str, Any]], None] = lambda _event: None
         """Is given each event that a function puts on the bus."""
 
@@ -255,6 +257,8 @@ class EmbeddedAws:
             return self._put_events(call)
         if caller.service not in _SERVICES or (caller.service == "lambda" and request.method != "GET"):
             raise _RefusedError("AccessDeniedException", f"This stack does not use that of {caller.service}", 403)
+        if caller.service in self.unavailable:
+            raise _RefusedError("InternalServerError", f"{caller.service} is made to fail here", 500)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
         return self._pass_on(request, caller.service)

@@ -33,6 +33,7 @@ import notify
 import refresh
 from infra import stack
 from infra.cli.operations import LOCAL_STACK
+from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
 from infra.local.access_keys import OPERATOR, REGION, KeysError
@@ -45,6 +46,7 @@ from infra.local.loopback import (
     has_api_key,
     three_free_ports,
 )
+from infra.local.page import LocalPage
 from infra.local.simulated_robots import SimulatedRobots
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
 from token_keeper.errors import InvalidRecordError
@@ -150,11 +152,17 @@ class LocalStack:
         template = stack.translate()
         self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
         # Every port is taken before anything runs, so that one in use is met at once.
-        api_app = gateway(template, self._api, self.api_key if self.asks_for_key else None)
+        api_key = self.api_key if self.asks_for_key else None
+        page = PageServer(
+            lambda: self._page.state(self.clock.speed), press=lambda name: self._page.press(name), api_key=api_key
+        )
+        api_app = in_front_of(gateway(template, self._api, api_key), page)
         wechat, http = self._server(started, self._simulated, 2), self._server(started, api_app, 0)
         self.wechat_url, self.api_url = wechat.url, http.url
         self._aws = EmbeddedAws(LOCAL_STACK, self.port + 1, self.api_url, self._host)
         started.callback(self._aws.stop)
+        self._page = LocalPage(self.clock, self.wechat, self._aws, self._api, self._refresh, real=self._real)
+        started.callback(self._page.stop)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
         self._aws.told = self._tell_event
         self._aws.start(functions)
@@ -181,6 +189,11 @@ class LocalStack:
         server = Server(application, self.port + offset, self.clock, self._host)
         started.callback(server.stop)
         return server
+
+    @property
+    def page_url(self) -> str:
+        """The address of the page; where the API asks for its key, with that in the fragment, which no request carries."""
+        return f"{self.api_url}/" + (f"#key={self.api_key}" if self.asks_for_key else "")
 
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, except for the embedded AWS and the simulated WeChat."""
@@ -210,6 +223,7 @@ class LocalStack:
 
     def _refresh(self, event: Mapping[str, Any], name: str = "RefreshFunction") -> dict[str, Any]:
         summary = self._refresh_handler(event, _Context(self._timeouts["RefreshFunction"], name))
+        self._page.history.add_summary(self.clock(), summary)
         for line in told(summary):
             self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
         if summary["renewed"] or summary["failed"]:
@@ -343,6 +357,7 @@ def _greeting(local: LocalStack, account: str, real_wechat: str | None) -> str:
     key = f"-H {shlex.quote(f'@{key_file}')} " if local.asks_for_key else ""
     where = "" if local.port == 3000 else f"TOKEN_KEEPER_LOCAL_PORT={local.port} "
     return f"""ready: {local.api_url}
+page:  {local.page_url}
 try:   curl {key}{local.api_url}/v1/accounts/{account}/access-token
        {where}uv run token-keeper --local status
 AWS:   {local.aws_url} (embedded)

@@ -286,7 +286,9 @@ class SimulatedWeChat:
         api_key: str | None = None,
     ) -> None:
         self.calls: list[Call] = []
-        self._fault, self._api_key = fault, api_key
+        self.fault = fault
+        """What each call meets for which no other fault was asked; `Fault()` is none."""
+        self._api_key = api_key
         self._clock = clock
         self._wecom_mints_anew = wecom_mints_anew
         self._lock = threading.Lock()
@@ -349,6 +351,15 @@ class SimulatedWeChat:
             for faults in [faults for (at, _), faults in self._faults.items() if at == path]:
                 faults.clear()
 
+    def kill_tokens(self) -> list[str]:
+        """Let every live access token die early, as when another client fetches; returns them."""
+        with self._lock:
+            now = self._clock()
+            killed = [value for value in self._values.values() if value.is_token and now < value.dies_at]
+            for value in killed:
+                value.dies_by(now)
+            return [value.text for value in killed]
+
     def answer(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
     ) -> Answer:
@@ -390,7 +401,7 @@ class SimulatedWeChat:
 
     def _next_fault(self, path: str, account: str | None) -> Fault:
         queue = self._faults.get((path, account)) or self._faults.get((path, None))
-        return queue.popleft() if queue else self._fault
+        return queue.popleft() if queue else self.fault
 
     def _reply(self, ask: _Ask, fault: Fault) -> dict[str, Any]:
         required_method, endpoint = self._endpoints[ask.path]

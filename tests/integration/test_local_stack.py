@@ -1,7 +1,10 @@
 """The ports of the local stack, met by those who merely reach them: web pages, other users of the machine, the network."""
 
+import hashlib
 import json
+import re
 import stat
+from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
@@ -22,6 +25,8 @@ from infra.local import access_keys
 from infra.local.access_keys import Key
 from infra.local.embedded_aws import REGION
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
+from infra.local.simulated_wechat import Fault
+from token_keeper.model import fingerprint
 
 TOKEN_PATH = "/v1/accounts/demo/access-token"
 INVOKE_PATH = "/2015-03-31/functions/local-RefreshFunction/invocations"
@@ -40,9 +45,14 @@ def local() -> Iterator[LocalStack]:
 
 
 def url_of(local: LocalStack, port: str) -> str:
-    return {"api": local.api_url + TOKEN_PATH, "aws": local.aws_url, "wechat": local.wechat_url + "/cgi-bin/token"}[
-        port
-    ]
+    return {
+        "api": local.api_url + TOKEN_PATH,
+        "page": local.api_url,
+        "page's state": local.api_url + "/console/state",
+        "page's buttons": local.api_url + "/console/press",
+        "aws": local.aws_url,
+        "wechat": local.wechat_url + "/cgi-bin/token",
+    }[port]
 
 
 def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], str]:
@@ -88,7 +98,7 @@ def fetches(local: LocalStack) -> int:
 # --- web pages
 
 
-@pytest.mark.parametrize("port", ["api", "aws", "wechat"])
+@pytest.mark.parametrize("port", ["api", "page", "page's state", "page's buttons", "aws", "wechat"])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -359,7 +369,10 @@ def test_only_its_operator_steers_the_simulated_wechat(local: LocalStack) -> Non
         ("GET", f"{TOKEN_PATH}/"),
         ("GET", "/v1/accounts/"),
         ("GET", "/v1/accounts//access-token"),
-        ("GET", "/"),
+        ("POST", "/"),
+        ("GET", "/console/"),
+        ("GET", "/console/press"),
+        ("POST", "/console/state"),
         ("GET", "/cgi-bin/"),
     ],
 )
@@ -384,7 +397,8 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
     with kind(accounts={DEMO: DEMO_RECORD}, **options) as local:
         assert local.tried.wait(120)
         # Then what API Gateway would want signed takes the key
-        for path in (TOKEN_PATH, "/v1/accounts", "/v1/accounts/demo", "/v1/accounts/demo/tickets/jsapi"):
+        health = "/v1/accounts", "/v1/accounts/demo", "/console/state"
+        for path in (TOKEN_PATH, *health, "/v1/accounts/demo/tickets/jsapi"):
             for key in ({}, {"X_Api_Key": "guessed"}, {"X_Api_Key": ""}):
                 status, _, text = exchange(local.api_url + path, **key)
                 assert (status, text) == (403, '{"message":"Forbidden"}')
@@ -399,6 +413,67 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
         host = f"host.docker.internal:{local.port}"
         status, _, _ = exchange(local.api_url + TOKEN_PATH, Host=host, X_Api_Key=local.api_key)
         assert status == (403 if kind is Real else 200)
+
+
+# --- the page
+
+
+def test_the_page_needs_nothing_from_elsewhere(local: LocalStack) -> None:
+    status, answered, text = exchange(local.api_url)
+    assert (status, answered["content-type"]) == (200, "text/html; charset=utf-8")
+    # Then the policy names the page's own script and style, and allows nothing else to run or to be asked
+    policy = dict(part.split(" ", 1) for part in answered["content-security-policy"].split("; "))
+    for tag in ("script", "style"):
+        (inline,) = re.findall(f"<{tag}.*?>(.*?)</{tag}>", text, re.DOTALL)
+        digest = b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert policy.pop(f"{tag}-src") == f"'sha256-{digest}'"
+    nothing = dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'")
+    assert policy == nothing | {"connect-src": "'self'", "img-src": "data:"}
+    # And it names no other place, and holds neither an inline handler nor an inline style
+    assert not re.findall(r"https?://|<[^>]+ on[a-z]+=|<[^>]+ style=", text)
+
+
+def test_the_page_gets_no_value(local: LocalStack) -> None:
+    # Given tokens and tickets that were handed out, and a token that was killed
+    press(local, "kill")
+    _, _, text = exchange(f"{local.api_url}/console/state")
+    # Then the page knows them by their fingerprints
+    known = [span["fingerprint"] for lane in json.loads(text)["lanes"] for span in lane["tokens"]]
+    values = list(local.wechat._values)
+    assert {fingerprint(value) for value in values} & set(known)
+    assert not [
+        value for value in [*values, DEMO_RECORD["secret"], local.api_key, operator(local).secret_key] if value in text
+    ]
+
+
+def press(local: LocalStack, button: str, **headers: str) -> int:
+    body = json.dumps({"button": button}).encode()
+    headers = {"Origin": local.api_url} | headers
+    status, _, _ = exchange(f"{local.api_url}/console/press", "POST", body, **headers)
+    return status
+
+
+def test_only_the_page_presses_its_buttons(local: LocalStack) -> None:
+    # Given a request that no browser sends, or for something else
+    for body in (b'{"button": "busy"}', b"{}", b"[]", b"busy"):
+        assert exchange(f"{local.api_url}/console/press", "POST", body)[0] == 403
+        if b"button" not in body:
+            assert exchange(f"{local.api_url}/console/press", "POST", body, Origin=local.api_url)[0] == 400
+    assert press(local, "other") == 400
+    # Then nothing fails; and the page itself has it fail, and work again
+    assert local.wechat.fault == Fault()
+    assert press(local, "dynamodb") == 200
+    assert exchange(f"{local.api_url}/v1/accounts")[0] == 503
+    assert press(local, "dynamodb") == 200
+    assert exchange(f"{local.api_url}/v1/accounts")[0] == 200
+
+
+def test_a_real_wechat_has_no_buttons() -> None:
+    with Real(accounts={DEMO: DEMO_RECORD}, real=True) as local:
+        _, _, text = exchange(f"{local.api_url}/console/state", X_Api_Key=local.api_key)
+        assert json.loads(text)["buttons"] == []
+        for button in ("busy", "kill", "dynamodb", "heal"):
+            assert press(local, button, X_Api_Key=local.api_key) == 400
 
 
 # --- the keys

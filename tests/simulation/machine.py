@@ -560,6 +560,10 @@ class Simulation(RuleBasedStateMachine):
             return
         self.another_client(name, "kill", ticket=False)
         identity = self.wechat.minted[text].value.owner.account
+        # Then a token is minted at once, though that may end the one before the dead one while it is still promised.
+        self.wechat.spoiled |= {
+            other for other, minted in self.wechat.minted.items() if minted.value.owner.account == identity
+        }
         self.wechat.repeats_until[identity] = self.clock.now + seconds
         self._trouble(seconds, identity)
         self.clock.sleep(PROBE_EVERY + GUARD_EVERY)
