@@ -108,9 +108,26 @@ def test_the_success_after_a_failure_is_a_repair() -> None:
 
 def test_the_same_value_again_prolongs_its_bar() -> None:
     history = History()
-    history.add(START, "renewed", renewed("same", START))
-    history.add(START + 60, "renewed", renewed("same", START + 60))
-    assert ends(lane(history, START + 100, "same")) == [("same", LIFE + 60, "expiry")]
+    for at in (START, START + 60, START + 120):
+        history.add(at, "renewed", renewed("same", at))
+    drawn = lane(history, START + 200, "same")
+    assert ends(drawn) == [("same", LIFE + 120, "expiry")]
+    # And many such answers are one mark
+    assert [(mark["what"], mark["at"] - START) for mark in drawn["marks"]] == [("renewed", 0), ("repeated", 120)]
+
+
+def test_health_that_is_ahead_of_the_report_changes_nothing() -> None:
+    # Given a token that was found dead, and whose successor health shows already
+    history = History()
+    history.add(START - 1000, "renewed", renewed("old", START - 1000))
+    lane(history, START + 1, "new")
+    # When its report comes, perhaps after a while
+    history.add(START + 20, "renewed", renewed("new", START, "probe"))
+    # Then it is what the report says
+    drawn = lane(history, START + 30, "new")
+    assert ends(drawn) == [("old", 0, "killed"), ("new", LIFE, "expiry")]
+    assert drawn["tokens"][1]["promised_until"] == START + LIFE - 365
+    assert drawn["marks"][-1]["what"] == "repaired"
 
 
 def test_a_token_of_before_the_reports_is_drawn_from_health() -> None:
