@@ -24,7 +24,6 @@ from token_keeper.api.reader import (
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.api.wechat_compatible import CompatibleApi
 from token_keeper.errors import KeeperError
-from token_keeper.metrics import Metrics
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
 from token_keeper.summary import failure_shown
 from token_keeper.table import Entry, Table
@@ -65,12 +64,11 @@ _STATUS = {
 class Api:
     """The HTTP API (infra/openapi.yaml)."""
 
-    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float], metrics: Metrics) -> None:
+    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
         self._table = table
         self._reader = reader
         self._clock = clock
         self._compatible = CompatibleApi(table, reader, clock)
-        self._metrics = metrics
         self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "GET /v1/accounts": self._accounts,
             "GET /v1/accounts/{account}": self._account,
@@ -116,7 +114,6 @@ class Api:
 
     def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
         account, reported = _account_name(event), _reported(event)
-        self._metrics.tell({"Reports": 1})
         verdict, reading = self._reader.report(account, reported)
         return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
 
@@ -143,8 +140,6 @@ class Api:
 
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         logger.info("handed out", extra=_handed_out(event, reading))
-        if reading.stale:
-            self._metrics.tell({"StaleAnswers": 1})
         return {
             "account": reading.credential.account,
             "credential": reading.credential.name,
@@ -170,8 +165,7 @@ def connect(
     client = client or partial(clients.client, environment=environment)
     table = Table(client("dynamodb"), environment["TABLE_NAME"])
     refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
-    metrics = Metrics(environment.get("STACK_NAME"), clock)
-    api = Api(table, Reader(table, refresher, clock, sleep), clock, metrics)
+    api = Api(table, Reader(table, refresher, clock, sleep), clock)
     return lambda event, context: api.answer(event)
 
 

@@ -12,8 +12,8 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from token_keeper.metrics import Metrics
-from token_keeper.model import Outcome, Probed
+from token_keeper.model import Failed, Outcome, Probed, Renewed
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
 from token_keeper.refresh.parameter_store import Accounts
 from token_keeper.refresh.wechat import WeChat
@@ -44,7 +44,8 @@ def connect(
     sleep: Callable[[float], None] = time.sleep,
     client: Callable[..., Any] = boto3.client,
 ) -> Handler:
-    """Make the handler for a stack's environment: `TABLE_NAME`, `ACCOUNTS_PATH`, `WECHAT_API_URL`, `WECOM_API_URL`.
+    """Make the handler for a stack's environment: `STACK_NAME`, `TABLE_NAME`, `ACCOUNTS_PATH`, `WECHAT_API_URL`,
+    `WECOM_API_URL`.
 
     It returns what was renewed, skipped and failed: fingerprints and times, never a value. `client` makes AWS clients
     as `boto3.client` does.
@@ -55,35 +56,41 @@ def connect(
     accounts = Accounts(client("ssm", config=config), environment["ACCOUNTS_PATH"])
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
     wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
-    keeper = Keeper(table, accounts, wechat, clock, sleep)
-    metrics = Metrics(environment.get("STACK_NAME"), clock)
-
-    return partial(_handle, keeper, accounts, metrics)
+    # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
+    quickly = Config(connect_timeout=2, read_timeout=3, retries={"mode": "standard", "max_attempts": 2})
+    events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
+    keeper = Keeper(table, accounts, wechat, events, clock, sleep)
+    return partial(_handle, keeper, accounts, events)
 
 
 def _handle(
-    keeper: Keeper, accounts: Accounts, metrics: Metrics, event: Mapping[str, Any], context: Any
+    keeper: Keeper, accounts: Accounts, events: Events, event: Mapping[str, Any], context: Any
 ) -> dict[str, Any]:
     def time_left() -> float:
         return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
 
     _check_caller(event, context)
-    woken_by, found = _wake(keeper, accounts, event, time_left)
-    outcomes: list[Outcome] = []
-    summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
     try:
-        for outcome in found:
-            if isinstance(outcome, Probed):
-                summary["probed"] = asdict(outcome)
-                logger.info("probed", extra=asdict(outcome))
-                continue
-            outcomes.append(outcome)
-            what, fields = outcome_fields(outcome)
-            write = logger.error if what == "failed" else logger.info
-            write(what, extra={"woken_by": woken_by, **fields})
-            summary.setdefault(what, []).append(fields)
+        woken_by, found = _wake(keeper, accounts, event, time_left)
+        return _summarize(woken_by, found)
     finally:
-        metrics.tell_outcomes(outcomes)
+        events.send()
+
+
+def _summarize(woken_by: str, found: Iterable[Outcome | Probed]) -> dict[str, Any]:
+    """Log each outcome as it comes; returns the summary."""
+    summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
+    for outcome in found:
+        if isinstance(outcome, Probed):
+            summary["probed"] = asdict(outcome)
+            logger.info("probed", extra=asdict(outcome))
+            continue
+        what, fields = outcome_fields(outcome)
+        # What the dashboard shows of the day's calls.
+        budget = {"budget_used": outcome.budget_used} if isinstance(outcome, (Renewed, Failed)) else {}
+        write = logger.error if what == "failed" else logger.info
+        write(what, extra={"woken_by": woken_by, **fields, **budget})
+        summary.setdefault(what, []).append(fields)
     logger.info("woken", extra={"woken_by": woken_by})  # `token-keeper doctor` looks for the last guard and probe
     return summary
 

@@ -1,5 +1,7 @@
 """What all layers share: botocore's descriptions of services, and that a run tells which tests it left out, and why."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -8,6 +10,10 @@ from unittest.mock import patch
 
 import pytest
 from botocore.loaders import JSONFileLoader
+
+# Workers, and the programs that tests start again and again, keep their bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,6 +33,21 @@ class Kind(StrEnum):
     CORP_TICKET = "corp_ticket"
 
 
+_FOREIGN_REMEDY = (
+    "Another client fetches tokens with this AppSecret, which invalidates this one early. Find it and switch it to this "
+    "server; until then, use `stable_token`, which is isolated."
+)
+_CORP_REMEDY = (
+    "WeCom refused this token before its end. WeCom may end tokens early; where it happens often, another client of this app "
+    "may be the cause."
+)
+
+
+def foreign_remedy(kind: Kind) -> str:
+    """What to do about a token that ended early, and not because of us."""
+    return _CORP_REMEDY if kind is Kind.CORP_TOKEN else _FOREIGN_REMEDY
+
+
 class FailureClass(StrEnum):
     """What a failure calls for."""
 
@@ -147,6 +162,8 @@ class Credential:
     `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
     `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
     `foreign_rotations`: how often another client invalidated the value; the last time at `foreign_rotation_at`.
+    `failing_since`: since when it fails in a way that others are told of; 0 while that is not so. `unsent`: events that
+    are still to be sent, one a line.
     """
 
     account: str
@@ -174,6 +191,8 @@ class Credential:
     checks_booked_until: int = 0
     foreign_rotations: int = 0
     foreign_rotation_at: int = 0
+    failing_since: int = 0
+    unsent: str = ""
     usage: Usage = Usage()
 
 

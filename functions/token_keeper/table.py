@@ -16,7 +16,7 @@ value, or by the value before, which works for a while after a rotation. The att
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,20 @@ _BATCH_GET_ROUNDS = 4
 """DynamoDB leaves out what it is too busy for; so often in all that is asked for."""
 
 _BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
+_ALERT_CHANGE = "failing_since = :failing_since, unsent = :unsent"
+_ALERT_AS_SEEN = "(attribute_not_exists(unsent) OR (failing_since = :failing_seen AND unsent = :unsent_seen))"
+"""An item of the release before has neither."""
+
 _ACCOUNTS = "accounts"
 _CONSUMERS = "consumers"
 _PROGRESS = {"pk": "probe", "sk": "progress"}
+
+
+type AlertState = tuple[int, str]
+"""A credential's `failing_since` and `unsent`."""
+
+type Transition = Callable[[Credential], AlertState]
+"""What a write makes of the alert state of the credential as it was before."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,7 @@ class Table:
         due_at: int,
         minted_at: int,
         previous_until: int = 0,
+        transition: Transition | None = None,
     ) -> Credential | None:
         """Store a granted value under the lease; None where a later lease was taken (or the account dropped) meanwhile.
 
@@ -245,13 +257,20 @@ class Table:
                     ":digest": digest(leased.value),
                     ":until": previous_until,
                 }
-        item = self._update_leased(leased, f"{update} REMOVE {removed}", values)
-        return _credential(item) if item else None
+        return self._update_leased(leased, f"{update} REMOVE {removed}", values, transition)
 
     def record_failure(
-        self, leased: Credential, failure: Failure, usage: Usage, *, due_at: int, at_risk: bool, refused: bool
-    ) -> bool:
-        """Give the lease back after a failure; the value stays. False where a later lease was taken meanwhile.
+        self,
+        leased: Credential,
+        failure: Failure,
+        usage: Usage,
+        *,
+        due_at: int,
+        at_risk: bool,
+        refused: bool,
+        transition: Transition | None = None,
+    ) -> Credential | None:
+        """Give the lease back after a failure; the value stays. None where a later lease was taken meanwhile.
 
         `at_risk`: whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor.
         `refused`: whether the value is still one that must not be served.
@@ -270,7 +289,7 @@ class Table:
         )
         removed = [*([] if at_risk else ["at_risk_since"]), *([] if refused else ["refused_at"])]
         update += f" REMOVE {', '.join(removed)}" if removed else ""
-        return self._update_leased(leased, update, values) is not None
+        return self._update_leased(leased, update, values, transition)
 
     # --- a check of a token
 
@@ -294,19 +313,21 @@ class Table:
             values[":accepted_at"] = accepted_at
         self._update(_key(token.account, token.name), update, "fingerprint = :fingerprint", values)
 
-    def mark_refused(self, token: Credential, *, now: int, foreign: bool) -> bool:
-        """Stop serving a token that WeChat refuses, and have it replaced now; False if it has changed since it was seen.
+    def mark_refused(
+        self, token: Credential, *, now: int, foreign: bool, transition: Transition | None = None
+    ) -> Credential | None:
+        """Stop serving a token that WeChat refuses, and have it replaced now; None if it has changed since it was seen.
 
         `foreign`: another client has invalidated it.
         """
-        values: dict[str, Any] = {":now": now, ":epoch": token.epoch, ":fingerprint": token.fingerprint}
+        values: dict[str, Any] = {":now": now, ":fingerprint": token.fingerprint}
         values[":refused"] = f"{token.refused_fingerprints.rpartition(' ')[2]} {token.fingerprint}"
         update = "SET refused_at = :now, refused_fingerprints = :refused, due_at = :now"
         if foreign:
             update += ", foreign_rotation_at = :now ADD foreign_rotations :one"
             values[":one"] = 1
-        condition = "epoch = :epoch AND fingerprint = :fingerprint AND attribute_not_exists(refused_at)"
-        return self._update(_key(token.account, token.name), update, condition, values) is not None
+        condition = "fingerprint = :fingerprint AND attribute_not_exists(refused_at)"
+        return self._update_leased(token, update, values, transition, condition)
 
     def progress(self) -> Progress:
         """How far the probe has come."""
@@ -323,8 +344,8 @@ class Table:
 
     # --- enrolling and dropping accounts
 
-    def claim(self, account: Account) -> str:
-        """Claim the account's appid (or WeCom app); returns its owner, which may be another account."""
+    def claim(self, account: Account, *, now: int) -> str:
+        """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
         # The release before named the claim of a stable_token account otherwise.
         keys = [_wire({"pk": f"claim#{account.app_id}", "sk": kind}) for kind in (Kind.TOKEN, Kind.STABLE_TOKEN)]
         held = {item["sk"]: str(item["account"]) for item in self._items(keys)}
@@ -336,29 +357,42 @@ class Table:
                 self._dynamodb.put_item(
                     TableName=self._name,
                     Item=item,
-                    ConditionExpression="attribute_not_exists(pk) OR account = :account",
-                    ExpressionAttributeValues=_wire({":account": account.name}),
+                    ConditionExpression="attribute_not_exists(pk) OR account = :account OR free_at <= :now",
+                    ExpressionAttributeValues=_wire({":account": account.name, ":now": now}),
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
         except _ConditionFailedError as refused:
             return str(refused.item["account"])
         return account.name
 
-    def release_claims(self, account: str, app_id: str, *, but: str | None = None) -> None:
-        """Release what the account has claimed of this appid, except the claim `but`."""
+    def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
+        """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
         for claim, holder in self.claims(app_id).items():
-            if holder == account and claim != but:
-                self._delete({"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account})
+            key, owned, values = {"pk": f"claim#{app_id}", "sk": claim}, "account = :account", {":account": account}
+            if holder != account or claim == but:
+                continue
+            if free_at <= now:
+                self._delete(key, owned, values)
+            else:
+                times = {":free_at": free_at, ":ttl": free_at + HOUSEKEEPING}
+                self._update(_wire(key), "SET free_at = :free_at, #ttl = :ttl", owned, values | times)
 
-    def enrol(self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int) -> None:
-        """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid."""
-        item = {
+    def enrol(
+        self, account: str, name: str, kind: Kind, app_id: str, *, due_at: int, before: Credential | None = None
+    ) -> None:
+        """Begin to keep a credential; one that is kept already stays as it is, unless it belongs to another appid.
+
+        `before`: the credential of another appid that it takes the place of; an alert about it stays open.
+        """
+        item: dict[str, Any] = {
             **{"pk": f"credential#{account}", "sk": name, "kind": kind, "app_id": app_id, "due": "due"},
             **{"due_at": due_at, "lease_until": 0, "failures": 0, "ttl": due_at + HOUSEKEEPING},
             "check_until": 0,  # the release before cannot read an item without it
             # Random, so that a renewal that began before an account was dropped and added again cannot publish into it.
             "epoch": secrets.randbits(48),
         }
+        if before is not None:
+            item |= {"failing_since": before.failing_since, "unsent": before.unsent}
         with _unless_refused(), _translated_errors():
             self._dynamodb.put_item(
                 TableName=self._name,
@@ -382,14 +416,35 @@ class Table:
         update = "SET due_at = :now, kind = :kind, expires_at = :expires_at, minted_at = :minted_at"
         self._update(_key(seen.account, seen.name), update, "due_at = :seen AND epoch = :epoch", values)
 
-    def set_record_error(self, account: str, name: str, failure: Failure | None) -> None:
-        """Show in a credential's health what is wrong with its record; None: nothing any more, unless a renewal failed."""
-        key = _key(account, name)
-        if failure is None:
-            self._update(key, "REMOVE last_error", "failures = :zero", {":zero": 0})
-        else:
-            values = {":last_error": asdict(failure)}
-            self._update(key, "SET last_error = :last_error", "attribute_exists(pk)", values)
+    def set_record_error(
+        self, account: str, name: str, failure: Failure | None, transition: Transition | None = None
+    ) -> Credential | None:
+        """Show in a credential's health what is wrong with its record; None: nothing any more, unless a renewal failed.
+
+        Returns the credential as it is then; None where nothing was written.
+        """
+        seen = self.credential(account, name)
+        while seen is not None:
+            values: dict[str, Any] = {":zero": 0} if failure is None else {":last_error": asdict(failure)}
+            update, condition = "SET last_error = :last_error", "attribute_exists(pk)"
+            if failure is None:
+                update, condition = "REMOVE last_error", "failures = :zero"
+            written = self._update_leased(seen, update, values, transition, condition)
+            if written is not None:
+                return written
+            found = self.credential(account, name)
+            # Where a lease was taken since it was seen, it is written all the same.
+            seen = found if found is not None and found.epoch != seen.epoch else None
+        return None
+
+    def change_unsent(self, account: str, name: str, change: Callable[[str], str]) -> None:
+        """Replace the events that wait in a credential's item; `change` may be called more than once."""
+        seen = self.credential(account, name)
+        while seen is not None and (unsent := change(seen.unsent)) != seen.unsent:
+            values: dict[str, Any] = {":seen": seen.unsent, ":unsent": unsent}
+            if self._update(_key(account, name), "SET unsent = :unsent", "unsent = :seen", values) is not None:
+                return
+            seen = self.credential(account, name)
 
     def put_entry(self, entry: Entry, *, applying: str | None = None) -> None:
         """Write the account's directory entry. `applying`: the version of the record that is being applied."""
@@ -408,9 +463,11 @@ class Table:
         key, values = _directory_key(account), {":version": version}
         return self._update(key, "SET version = :version", "applying = :version", values) is not None
 
-    def drop_credential(self, account: str, name: str) -> None:
-        """Delete a credential and its value."""
-        self._delete({"pk": f"credential#{account}", "sk": name})
+    def drop_credential(self, account: str, name: str) -> int | None:
+        """Delete a credential and its value. Returns when its last lease ends; None where there is no such credential."""
+        with _translated_errors():
+            answer = self._dynamodb.delete_item(TableName=self._name, Key=_key(account, name), ReturnValues="ALL_OLD")
+        return int(_plain(answer["Attributes"])["lease_until"]) if "Attributes" in answer else None
 
     def drop_entry(self, account: str) -> None:
         """Delete the account's directory entry."""
@@ -442,25 +499,53 @@ class Table:
             items += [_plain(item) for item in answer["Responses"].get(self._name, [])]
         return items
 
-    def _update_leased(self, leased: Credential, update: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        key = _key(leased.account, leased.name)
-        return self._update(key, update, "epoch = :epoch", {**values, ":epoch": leased.epoch})
+    def _update_leased(
+        self,
+        leased: Credential,
+        update: str,
+        values: Mapping[str, Any],
+        transition: Transition | None = None,
+        condition: str = "",
+    ) -> Credential | None:
+        """Update the credential while it has the epoch it was seen with, and make the transition of its alert state."""
+        seen, key = leased, _key(leased.account, leased.name)
+        condition = f"epoch = :epoch AND {condition}" if condition else "epoch = :epoch"
+        values = {**values, ":epoch": leased.epoch}
+        if transition is None:
+            item = self._update(key, update, condition, values)
+            return _credential(item) if item else None
+        update = f"SET {_ALERT_CHANGE}{', ' if update.startswith('SET ') else ' '}{update.removeprefix('SET ')}"
+        while True:
+            values |= {":failing_seen": seen.failing_since, ":unsent_seen": seen.unsent}
+            values[":failing_since"], values[":unsent"] = transition(seen)
+            try:
+                return _credential(self._try_update(key, update, f"{condition} AND {_ALERT_AS_SEEN}", values))
+            except _ConditionFailedError as refused:
+                found = _credential(refused.item) if refused.item else None
+            if found is None or found.epoch != leased.epoch or _alert_state(found) == _alert_state(seen):
+                return None
+            seen = found  # another write has made a transition since
 
     def _update(self, key: Any, update: str, condition: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        names = {f"#{reserved}": reserved for reserved in ("ttl", "value") if f"#{reserved}" in update + condition}
         try:
-            with _translated_errors():
-                answer = self._dynamodb.update_item(
-                    TableName=self._name,
-                    Key=key,
-                    UpdateExpression=update,
-                    ConditionExpression=condition,
-                    ExpressionAttributeValues=_wire(values),
-                    ReturnValues="ALL_NEW",
-                    **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
-                )
+            return self._try_update(key, update, condition, values)
         except _ConditionFailedError:
             return None
+
+    def _try_update(self, key: Any, update: str, condition: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Update an item; raises `_ConditionFailedError` with the item as it is where the condition does not hold."""
+        names = {f"#{reserved}": reserved for reserved in ("ttl", "value") if f"#{reserved}" in update + condition}
+        with _translated_errors():
+            answer = self._dynamodb.update_item(
+                TableName=self._name,
+                Key=key,
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeValues=_wire(values),
+                ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
+            )
         return _plain(answer["Attributes"])
 
     def _delete(self, key: Mapping[str, str], condition: str = "", values: Mapping[str, str] | None = None) -> None:
@@ -496,6 +581,10 @@ def _translated_errors() -> Iterator[None]:
 def _unless_refused() -> Iterator[None]:
     with suppress(_ConditionFailedError):
         yield
+
+
+def _alert_state(credential: Credential) -> AlertState:
+    return credential.failing_since, credential.unsent
 
 
 def _key(account: str, name: str) -> Any:

@@ -9,8 +9,10 @@ from importlib.metadata import version
 
 from infra.cli.operations import Json, Kept, Parameter, Stack
 from infra.errors import OperatorError
+from token_keeper.errors import KeeperError
 from token_keeper.model import ACCOUNT_NAME
 from token_keeper.refresh.wechat import IP_NOT_ALLOWED
+from token_keeper.untrusted import json_object
 
 SCHEDULES = ("tick", "guard", "probe")
 
@@ -22,6 +24,11 @@ LOG_SEARCHED = 3600
 
 FEW_EXECUTIONS = 100
 """Concurrent executions of Lambda in the AWS account below which the stack has to share too few. A new account has 10."""
+
+FAILED_HOURS = 24
+"""Hours of NotifyFunction's log that are searched for robots that failed."""
+
+ROBOT_FAILED = '{ $.message = "robot failed" }'
 
 FIXED_ADDRESSES = {
     "managed": "EgressMode=managed, a NAT gateway, about 36.50 USD a month",
@@ -62,6 +69,7 @@ def examine(stack: Stack) -> Iterator[Finding]:
         _address,
         _dead_letters,
         _alarms,
+        _notifications,
     )
     for look in looks:
         try:
@@ -300,3 +308,34 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
         yield Finding(f"alarm {alarm['AlarmName']}", Verdict.WRONG, "in ALARM state", alarm.get("AlarmDescription"))
     if not firing:
         yield Finding("alarms", Verdict.OK, "none firing")
+
+
+def _notifications(stack: Stack) -> Iterator[Finding]:
+    if "NotifyFunctionName" not in stack.outputs:  # of the release before, which `_code` tells
+        return
+    robots = stack.robots()
+    for name, robot in robots.items():
+        if isinstance(robot, KeeperError):
+            remedy = f"`token-keeper notifications remove {name}`, and add it again."
+            yield Finding(f"robot {name}", Verdict.WRONG, f"unusable: {robot}", remedy)
+    if not robots:
+        remedy = "Where a team reads 企业微信, 飞书 or 钉钉: `token-keeper notifications add NAME`."
+        yield Finding("notifications", Verdict.NOTE, "no group robot", remedy)
+        return
+    failed = set() if stack.is_local else _failed_robots(stack)
+    for name in sorted(failed & robots.keys()):
+        remedy = f"`token-keeper notifications test {name}` says whether it works now; is the robot still in its group?"
+        yield Finding(
+            f"robot {name}", Verdict.WRONG, f"did not write a message in the last {FAILED_HOURS} hours", remedy
+        )
+    if not failed & robots.keys():
+        yield Finding("notifications", Verdict.OK, f"{len(robots)} group robot(s)")
+
+
+def _failed_robots(stack: Stack) -> set[str]:
+    """The robots that NotifyFunction's log says have failed lately."""
+    log = f"/aws/lambda/{stack.name}-notify"
+    since = {"startTime": int((time.time() - FAILED_HOURS * 3600) * 1000), "filterPattern": ROBOT_FAILED}
+    events = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
+    entries = [json_object(event["message"]) or {} for event in events]
+    return {str(entry.get("robot")) for entry in entries if entry.get("message") == "robot failed"}

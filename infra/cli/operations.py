@@ -31,6 +31,7 @@ from infra.errors import NoTokenError, OperatorError, UnknownAccountError
 from infra.local import access_keys
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import ACCOUNT_NAME, CORP_TICKETS, PUBLIC_TICKETS, digest
+from token_keeper.notify.robots import Robot, RobotError, parse_robot
 from token_keeper.refresh.parameter_store import parse_record, record_version
 
 type Json = dict[str, Any]
@@ -125,7 +126,7 @@ def real_record(environment: Mapping[str, str]) -> dict[str, str] | None:
         if not value.strip():
             raise OperatorError(f"{name} is blank: set both {' and '.join(forms)}, or neither for a simulated account.")
         if not form.fullmatch(value):
-            raise OperatorError(f"{name} is malformed: it is {meaning} (公众平台 > 设置与开发 > 基本配置).")
+            raise OperatorError(f"{name} is malformed: it is {meaning}.")
     appid, secret = (environment[name] for name in forms)
     return {"appid": appid, "secret": secret, "endpoint": "stable_token"}
 
@@ -231,6 +232,7 @@ class Stack:
         Without `region`, AWS_REGION is taken (botocore itself does not know it), AWS_DEFAULT_REGION or the profile's.
         """
         self.is_local = local_port is not None
+        self._local_port = local_port
         self._keys = None if local_port is None else access_keys.read(local_port)
         if self.is_local and not self._keys:
             raise OperatorError(f"On port {local_port} there is no local stack of yours: {START_LOCAL}")
@@ -250,6 +252,9 @@ class Stack:
         self.parameters = parameters = {
             one["ParameterKey"]: one["ParameterValue"] for one in stack.get("Parameters", [])
         }
+        # A stack of the release before has neither; only `notifications` needs them.
+        self._notify_function = outputs.get("NotifyFunctionName", "")
+        self._notifications_path = outputs.get("NotificationsPath", "").rstrip("/")
         try:
             self._api_url = outputs["ApiUrl"].rstrip("/")
             self._accounts_path = outputs["AccountsPath"].rstrip("/")
@@ -391,6 +396,58 @@ class Stack:
             return Judgement(None, {})
         in_force = entry.get("Item", {}).get("version", {}).get("S") == changed.version
         return judge(document, in_force=in_force, credentials=credentials, before=before)
+
+    # --- group robots
+
+    def robot_origins(self) -> list[dict[str, str]]:
+        """Scheme and host of each platform's robots as NotifyFunction knows them; for a local stack also the simulated ones."""
+        function = self._notify_function
+        if not function:
+            raise OperatorError(f"The stack '{self.name}' has no notifications: deploy this version first.")
+        configuration = self.ask("lambda", "get_function_configuration", function, FunctionName=function)
+        variables = configuration["Environment"]["Variables"]
+        names = ("wecom", "feishu", "dingtalk")
+        origins = [{name: variables[f"{name.upper()}_ROBOT_URL"] for name in names}]
+        if self._local_port is not None:
+            origins.append(dict.fromkeys(names, f"http://127.0.0.1:{self._local_port + 2}"))
+        return origins
+
+    def put_robot(self, name: str, value: str) -> None:
+        """Store a new robot's record, which holds its address."""
+        key: Any = {"KeyId": self._kms_key} if self._kms_key else {}
+        with self._aws(f"robot {name}"):
+            self._client("ssm").put_parameter(
+                Name=f"{self._notifications_path}/{name}", Value=value, Type="SecureString", **key
+            )
+
+    def remove_robot(self, name: str) -> None:
+        """Delete a robot's record."""
+        with self._aws(f"robot {name}"):
+            self._client("ssm").delete_parameter(Name=f"{self._notifications_path}/{name}")
+
+    def robots(self) -> dict[str, Robot | RobotError]:
+        """Every robot, or what is wrong with its record, by name."""
+        all_origins, path = self.robot_origins(), self._notifications_path
+        found = self.ask_all("ssm", "get_parameters_by_path", "Parameters", path, Path=path, WithDecryption=True)
+        robots: dict[str, Robot | RobotError] = {}
+        for one in found:
+            name = one["Name"].rpartition("/")[2]
+            for origins in all_origins:
+                try:
+                    robots[name] = parse_robot(name, one["Value"], origins)
+                except RobotError as error:
+                    robots.setdefault(name, error)
+        return robots
+
+    def test_robot(self, name: str) -> Json:
+        """Have NotifyFunction write a test message: `delivered`, and the `reason` where it was not."""
+        function = self._notify_function
+        payload = json.dumps({"test": name})
+        answer = self.ask("lambda", "invoke", function, FunctionName=function, Payload=payload)
+        told: Json = json.load(answer["Payload"])
+        if "FunctionError" in answer:
+            raise OperatorError(f"{function} failed with {plain(told.get('errorType'))}: read its log to see why.")
+        return told
 
     # --- consumers
 

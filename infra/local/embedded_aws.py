@@ -23,6 +23,7 @@ from hmac import compare_digest
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import parse_qsl
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
@@ -50,6 +51,7 @@ _PASSED_OVER = (
     *("AWS::ApiGatewayV2::", "AWS::Scheduler::", "AWS::Lambda::EventInvokeConfig", "AWS::SQS::QueuePolicy"),
     *("AWS::Lambda::Permission", "AWS::Lambda::Alias", "AWS::IAM::RolePolicy", "AWS::EC2::EIPAssociation"),
     *("AWS::SNS::TopicPolicy", "AWS::SNS::Subscription", "AWS::CloudWatch::Alarm", "AWS::Logs::MetricFilter"),
+    *("AWS::Lambda::EventSourceMapping",),
     "AWS::CloudFormation::WaitConditionHandle",
 )
 """The types of resources that moto's CloudFormation does not know, and those that refer to them."""
@@ -57,12 +59,16 @@ _PASSED_OVER = (
 _TEMPLATES = "templates"
 """The bucket that nested templates lie in, as `sam deploy` puts them into one."""
 
-_NAMED = {"TokenTable": "TableName", "RefreshFunction": "FunctionName", "ApiFunction": "FunctionName"}
+_NAMED = {
+    "TokenTable": "TableName",
+    **dict.fromkeys(("RefreshFunction", "ApiFunction", "NotifyFunction"), "FunctionName"),
+}
 """What gets its name without CloudFormation's random suffix, so that it can be written into a file for `sam local`."""
 
 _SERVICES = {
     "cloudformation": "cloudformation",
     "dynamodb": "dynamodb",
+    "events": "events",
     "lambda": "lambda",
     "monitoring": "cloudwatch",
     "scheduler": "scheduler",
@@ -115,6 +121,8 @@ class EmbeddedAws:
         self._one_at_a_time = Lock()
         self.unavailable: set[str] = set()
         """The services, as requests are signed for them, that fail for the moment."""
+        self.told: Callable[[dict[str, Any]], None] = lambda _event: None
+        """Is given each event that a function puts on the bus."""
 
     def start(self, functions: Mapping[str, Function]) -> Self:
         """Make the stack and listen.
@@ -204,6 +212,14 @@ class EmbeddedAws:
             if resource["Type"] == "AWS::Lambda::Alias":
                 name, alias = resource["Properties"]["FunctionName"]["Ref"], resource["Properties"]["Name"]
                 self._logical_ids[f"{self._resources[name].function_name}:{alias}"] = f"{name}:{alias}"
+        self._readers = {
+            self._resources[resource["Properties"]["EventSourceArn"]["Fn::GetAtt"][0]].name: resource["Properties"][
+                "FunctionName"
+            ]["Ref"]
+            for resource in declared.values()
+            if resource["Type"] == "AWS::Lambda::EventSourceMapping"
+        }
+        """The function that reads a queue, by the queue's name."""
         self._statements: dict[str, list[_Statement]] = {
             name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
             for name, role in roles.items()
@@ -244,6 +260,11 @@ class EmbeddedAws:
             raise _RefusedError("InternalServerError", f"{caller.service} is made to fail here", 500)
         if call.action in _CHANGES:
             return self._change_parameters(request, call)
+        if call.action == "events:PutEvents":
+            for entry in call.body["Entries"]:
+                event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [])
+                self.told(event)
+                self._publish(event)
         return self._pass_on(request, caller.service)
 
     def _pass_on(self, request: Request, service: str) -> Response:
@@ -325,12 +346,18 @@ class EmbeddedAws:
         return response
 
     def _publish(self, event: dict[str, Any]) -> None:
-        """Put an event on the default bus: to the functions whose rules match it, each in its own thread."""
+        """Put an event on the default bus: to the functions whose rules match it, each in its own thread.
+
+        What a rule puts into a queue goes on to the queue's function, in a batch of its own.
+        """
         for rule in get_backend("events")[ACCOUNT][REGION].event_buses["default"].rules.values():
             if rule.event_pattern.matches_event(event):  # type: ignore[arg-type]
                 for target in rule.targets:
-                    function_name = target["Arn"].rpartition(":")[2]
-                    self.send(self._logical_ids[function_name], event)
+                    name = target["Arn"].rpartition(":")[2]
+                    if ":sqs:" in target["Arn"]:
+                        self.send(self._readers[name], {"Records": [{"body": json.dumps(event)}]})
+                    else:
+                        self.send(self._logical_ids[name], event)
 
 
 def for_moto(template: Template, *, api_url: str, region: str = REGION) -> Template:
@@ -422,6 +449,9 @@ class _Call:
             return cls(caller.role, "lambda:InvokeFunction", [_arn("lambda", f"function:{function[1]}")], {})
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = json.loads(request.get_data()) if operation else {}
+        if request.mimetype == "application/x-www-form-urlencoded":  # the protocol of SNS
+            body = dict(parse_qsl(request.get_data(as_text=True)))
+            operation = body.get("Action", "")
         action = f"{caller.service}:{operation}"
         return cls(caller.role, action, _resources_of(caller.service, body), body)
 
@@ -433,6 +463,10 @@ def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
         return [_arn("dynamodb", f"table/{table}{index}") for table in tables]
     if service == "ssm" and (names := body.get("Names") or [body.get("Name") or body.get("Path")]):
         return [_arn("ssm", f"parameter/{str(name).removeprefix('/')}") for name in names]
+    if service == "sns" and isinstance(body.get("TopicArn"), str):
+        return [body["TopicArn"]]
+    if service == "events" and "Entries" in body:
+        return [_arn("events", "event-bus/default")]
     return ["*"]
 
 
@@ -458,6 +492,8 @@ def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> boo
         case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
             keys = _leading_keys(call.body)
             return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+        case "StringEquals", "events:source":
+            return all(entry.get("Source") == wanted for entry in call.body.get("Entries", ()))
         case "StringEquals", "ssm:Recursive":
             return json.dumps(call.body.get("Recursive", False)) == str(wanted)
         case _:
@@ -484,16 +520,23 @@ def _arn(service: str, resource: str) -> str:
 def _parameter_event(parameter: Any, operation: str) -> dict[str, Any]:
     """The event that Parameter Store sends (AWS Systems Manager User Guide, "Parameter Store Change")."""
     detail = {"operation": operation, "name": parameter.name, "type": parameter.parameter_type}
+    resources = [_arn("ssm", f"parameter/{parameter.name.removeprefix('/')}")]
+    detail |= {"description": parameter.description} if parameter.description else {}
+    return _event("aws.ssm", "Parameter Store Change", detail, resources)
+
+
+def _event(source: str, detail_type: str, detail: dict[str, Any], resources: list[str]) -> dict[str, Any]:
+    """An event as EventBridge delivers it."""
     return {
         "version": "0",
         "id": str(uuid4()),
-        "detail-type": "Parameter Store Change",
-        "source": "aws.ssm",
+        "detail-type": detail_type,
+        "source": source,
         "account": ACCOUNT,
         "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "region": REGION,
-        "resources": [_arn("ssm", f"parameter/{parameter.name.removeprefix('/')}")],
-        "detail": detail | ({"description": parameter.description} if parameter.description else {}),
+        "resources": resources,
+        "detail": detail,
     }
 
 

@@ -29,12 +29,13 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 import api
+import notify
 import refresh
 from infra import stack
 from infra.cli.operations import LOCAL_STACK
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
-from infra.local import access_keys
+from infra.local import access_keys, simulated_robots
 from infra.local.access_keys import OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import (
@@ -46,6 +47,7 @@ from infra.local.loopback import (
     three_free_ports,
 )
 from infra.local.page import LocalPage
+from infra.local.simulated_robots import SimulatedRobots
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import ACCOUNT_NAME
@@ -64,7 +66,7 @@ DEMO_RECORD: dict[str, Any] = {
 
 REAL = "main"
 
-FUNCTIONS = ("RefreshFunction", "ApiFunction")
+FUNCTIONS = ("RefreshFunction", "ApiFunction", "NotifyFunction")
 
 FASTEST = 120
 """A call over loopback takes some 10 ms; at this speed that is a second of the keeper's time."""
@@ -87,14 +89,14 @@ class Clock:
 
 
 class _Context:
-    """What Lambda tells a function of its invocation, as far as ours ask."""
+    """What Lambda tells a function of its invocation, as far as ours ask. Its seconds are real ones, at any speed."""
 
-    def __init__(self, clock: Clock, timeout: int, function: str) -> None:
-        self._clock, self._ends_at = clock, clock() + timeout
+    def __init__(self, timeout: int, function: str) -> None:
+        self._ends_at = monotonic() + timeout
         self.invoked_function_arn = f"arn:aws:lambda:{REGION}:123456789012:function:{LOCAL_STACK}-{function}"
 
     def get_remaining_time_in_millis(self) -> int:
-        return int((self._ends_at - self._clock()) * 1000)
+        return int((self._ends_at - monotonic()) * 1000)
 
 
 class LocalStack:
@@ -128,6 +130,7 @@ class LocalStack:
         self.asks_for_key = real or host is not None
         """Whether the API's routes below /v1 take the key in `X-Api-Key`."""
         self.wechat = SimulatedWeChat(self.clock, fault=fault, api_key=self.api_key)
+        self.robots = SimulatedRobots(self.clock, lambda robot, text: tell(f"robot {robot} writes:\n{text}"))
         self._host = host
         self._accounts, self._real, self._tell = accounts, real, tell
         self._stopping = Event()
@@ -154,13 +157,14 @@ class LocalStack:
             lambda: self._page.state(self.clock.speed), press=lambda name: self._page.press(name), api_key=api_key
         )
         api_app = in_front_of(gateway(template, self._api, api_key), page)
-        wechat, http = self._server(started, self.wechat, 2), self._server(started, api_app, 0)
+        wechat, http = self._server(started, self._simulated, 2), self._server(started, api_app, 0)
         self.wechat_url, self.api_url = wechat.url, http.url
         self._aws = EmbeddedAws(LOCAL_STACK, self.port + 1, self.api_url, self._host)
         started.callback(self._aws.stop)
         self._page = LocalPage(self.clock, self.wechat, self._aws, self._api, self._refresh, real=self._real)
         started.callback(self._page.stop)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
+        self._aws.told = self._tell_event
         self._aws.start(functions)
         self.aws_url = self._aws.endpoint_url
         started.callback(access_keys.remove, self.port)
@@ -169,7 +173,9 @@ class LocalStack:
         time = self.clock, self.clock.sleep
         self._refresh_handler = refresh.connect(self.environment("RefreshFunction"), *time, client)
         self._api_handler = api.connect(self.environment("ApiFunction"), *time)
-        functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api}
+        notify_client = partial(self._aws.session("NotifyFunction").client, endpoint_url=self.aws_url)
+        self._notify_handler = notify.connect(self.environment("NotifyFunction"), self.clock, notify_client)
+        functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api, "NotifyFunction": self._notify}
         functions["RefreshFunction:readers"] = partial(self._refresh, name="RefreshFunction:readers")
         wechat.start()
         http.start()
@@ -191,9 +197,9 @@ class LocalStack:
 
     def environment(self, function: str) -> dict[str, str]:
         """The function's environment here: the template's, except for the embedded AWS and the simulated WeChat."""
-        simulated = {"WECHAT_API_URL": self.wechat_url, "WECOM_API_URL": self.wechat_url}
-        # No CloudWatch reads what the functions write here, so they emit no metrics.
-        return self._aws.environment(function) | {"STACK_NAME": ""} | ({} if self._real else simulated)
+        names = ("WECHAT_API_URL", "WECOM_API_URL", "WECOM_ROBOT_URL", "FEISHU_ROBOT_URL", "DINGTALK_ROBOT_URL")
+        simulated = {name: self.wechat_url for name in names if name in self._aws.environment(function)}
+        return self._aws.environment(function) | ({} if self._real else simulated)
 
     def aws_session(self) -> boto3.Session:
         """A session with the operator's key; its clients are to be given `aws_url`."""
@@ -208,10 +214,15 @@ class LocalStack:
             parameter = f"{self._aws.outputs['AccountsPath']}/{name}"
             ssm.put_parameter(Name=parameter, Value=json.dumps(record), Type="SecureString")
 
+    def _tell_event(self, event: Mapping[str, Any]) -> None:
+        detail = event["detail"]
+        what = f"event {event['detail-type']}: {detail['account']} {detail['credential']}"
+        self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {what}")
+
     # --- the functions
 
     def _refresh(self, event: Mapping[str, Any], name: str = "RefreshFunction") -> dict[str, Any]:
-        summary = self._refresh_handler(event, _Context(self.clock, self._timeouts["RefreshFunction"], name))
+        summary = self._refresh_handler(event, _Context(self._timeouts["RefreshFunction"], name))
         self._page.history.add_summary(self.clock(), summary)
         for line in told(summary):
             self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
@@ -220,7 +231,15 @@ class LocalStack:
         return summary
 
     def _api(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return self._api_handler(event, _Context(self.clock, self._timeouts["ApiFunction"], "ApiFunction"))
+        return self._api_handler(event, _Context(self._timeouts["ApiFunction"], "ApiFunction"))
+
+    def _notify(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        return self._notify_handler(event, _Context(self.clock, self._timeouts["NotifyFunction"], "NotifyFunction"))
+
+    def _simulated(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """WeChat, and the group robots, some of which have the same host."""
+        is_robots = environ["PATH_INFO"].startswith(simulated_robots.PATHS)
+        return (self.robots if is_robots else self.wechat)(environ, start_response)
 
     def _run_schedule(self, schedule: stack.Schedule) -> None:
         while not self._stopping.is_set():

@@ -77,7 +77,7 @@ def test_100_tasks_and_a_thread_make_one_call(keeper: Keeper, stub: StubKeeper) 
 
     def wait(_call: Call) -> None:
         asked.set()
-        answer.wait(20)
+        answer.wait(120)
 
     stub.before_answer = wait
 
@@ -101,7 +101,7 @@ def test_100_tasks_and_a_thread_make_one_call(keeper: Keeper, stub: StubKeeper) 
 def test_a_task_that_ends_its_loop_early_leaves_nothing_behind(keeper: Keeper, stub: StubKeeper) -> None:
     # Given a loop that is over before the keeper answers
     answer = Event()
-    stub.before_answer = lambda _call: answer.wait(20)
+    stub.before_answer = lambda _call: answer.wait(120)
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
@@ -135,12 +135,12 @@ def test_others_use_the_cached_token_while_one_asks(keeper: Keeper, stub: StubKe
 
     def wait(_call: Call) -> None:
         asked.set()
-        answer.wait(20)
+        answer.wait(120)
 
     stub.before_answer, stub.token = wait, "token-2"
     slow = Thread(target=keeper.token)
     slow.start()
-    assert asked.wait(20)
+    assert asked.wait(120)
     # When another thread wants it meanwhile, then it does not wait
     assert keeper.token() == "token-1"
     answer.set()
@@ -314,12 +314,12 @@ def test_an_answer_that_was_overtaken_by_a_report_is_dropped(keeper: Keeper, stu
     def delay(call: Call) -> None:
         if not asked.is_set():
             asked.set()
-            answer.wait(20)
+            answer.wait(120)
 
     stub.before_answer = delay
     slow = Thread(target=keeper.token)
     slow.start()
-    assert asked.wait(20)
+    assert asked.wait(120)
     # When a report brings a newer token first
     time.pass_by(1)
     stub.successor = "token-2"
@@ -391,12 +391,12 @@ def test_after_a_fork_the_child_asks_by_itself(keeper: Keeper, stub: StubKeeper,
     def wait(_call: Call) -> None:
         if not asked.is_set():
             asked.set()
-            answer.wait(20)
+            answer.wait(120)
 
     stub.before_answer = wait
     slow = Thread(target=keeper.token)
     slow.start()
-    assert asked.wait(20)
+    assert asked.wait(120)
     keeper._cache._lock.acquire()  # as another thread may hold it
     child = os.fork()
     if child == 0:

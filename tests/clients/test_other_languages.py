@@ -128,7 +128,7 @@ def _made(local: LocalStack, before: int) -> Counter[str]:
 
 
 def _run(command: list[str], directory: Path) -> str:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=110)
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,7 +6,6 @@ a test cannot move. Time passes all the same: every time in the table becomes ea
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import Server
 from infra.local.simulated_wechat import SimulatedWeChat
 from tests.support import dynamodb_local
-from tests.support.lambda_runtime import BuildError, LambdaRuntime, build
+from tests.support.lambda_runtime import LambdaRuntime
 from tests.support.world import create_table, gateway_event
 from token_keeper import renewal
 from token_keeper.model import Kind
@@ -63,7 +62,7 @@ class Aws(EmbeddedAws):
     def _forward(self, request: Request) -> Response:
         # DynamoDB Local checks no signature, and has a table for each access key.
         headers = {name: request.headers[name] for name in ("X-Amz-Target", "Content-Type")} | {"Authorization": _LOCAL}
-        answer = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=10)
+        answer = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=60)
         return Response(answer.content, answer.status_code, content_type=answer.headers["Content-Type"])
 
 
@@ -145,16 +144,9 @@ class Deployed:
 
 
 @pytest.fixture(scope="module")
-def stack(dynamodb_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    directory = tmp_path_factory.mktemp("built")
-    try:
-        built = build(directory / "build")
-    except BuildError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs sam build and the Lambda emulator: {error}")
+def stack(built_download: Path, dynamodb_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     with ExitStack() as started:
-        yield Deployed(built, dynamodb_url, directory, started)
+        yield Deployed(built_download, dynamodb_url, tmp_path_factory.mktemp("built"), started)
 
 
 @pytest.fixture

@@ -79,9 +79,9 @@ def test_plain_http_as_a_php_or_java_team_sends_it(local: "Local", key: str) -> 
     token_url, stable_url = f"{local.api}/cgi-bin/token", f"{local.api}/cgi-bin/stable_token"
     java = {"Content-Type": "application/json;charset=UTF-8", "User-Agent": "Apache-HttpClient/5.3 (Java/17)"}
     for answer in (
-        requests.get(token_url, params=query, timeout=30),
-        requests.post(token_url, data=query, timeout=30),
-        requests.post(stable_url, json=query, headers=java, timeout=30),
+        requests.get(token_url, params=query, timeout=120),
+        requests.post(token_url, data=query, timeout=120),
+        requests.post(stable_url, json=query, headers=java, timeout=120),
         requests.post(
             stable_url, json={**query, "force_refresh": True}, headers={"Expect": "100-continue"}, timeout=30
         ),
@@ -93,6 +93,6 @@ def test_plain_http_as_a_php_or_java_team_sends_it(local: "Local", key: str) -> 
         assert local.accepts(token)
         # And with the token its ticket
         ask = {"access_token": token, "type": "jsapi"}
-        ticket = requests.get(f"{local.api}/cgi-bin/ticket/getticket", params=ask, timeout=30).json()
+        ticket = requests.get(f"{local.api}/cgi-bin/ticket/getticket", params=ask, timeout=120).json()
         assert ticket["errcode"] == 0
         assert local.accepts(ticket["ticket"])

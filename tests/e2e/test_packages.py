@@ -1,15 +1,14 @@
 """What `sam build` packages: the tracked sources and the pinned libraries, whatever else is in the directory, wherever it is built."""
 
-import os
 import re
-import shutil
 import subprocess
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from tests.support.lambda_runtime import PROJECT, BuildError, build
+from tests.e2e.conftest import build_or_skip, copy
+from tests.support.lambda_runtime import PROJECT
 
 FUNCTIONS = ("ApiFunction", "RefreshFunction")
 STRAYS = (
@@ -20,28 +19,15 @@ STRAYS = (
     "token_keeper/__pycache__/model.cpython-313.pyc",
 )
 
+pytestmark = pytest.mark.xdist_group("built")
+
 type Package = dict[str, str]
 """Digests of a package's files by path."""
 
 
-def copy(target: Path) -> Path:
-    """What of the project is needed to build it."""
-    for directory in ("functions", "infra"):
-        shutil.copytree(PROJECT / directory, target / directory, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("template.yaml", "samconfig.toml"):
-        shutil.copy(PROJECT / file, target)
-    return target
-
-
-def packages(project: Path, target: Path) -> dict[str, Package]:
-    """Build the project; returns what would be uploaded for each function."""
-    try:
-        build(target, project)
-    except BuildError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    return {function: files(target / function) for function in FUNCTIONS}
+def packages(built: Path) -> dict[str, Package]:
+    """What would be uploaded for each function."""
+    return {function: files(built / function) for function in FUNCTIONS}
 
 
 def files(directory: Path) -> Package:
@@ -63,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    return packages(project, tmp_path_factory.mktemp("built"))
+    return packages(build_or_skip(tmp_path_factory.mktemp("built"), project))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -88,8 +74,5 @@ def test_a_package_is_the_same_for_both_architectures(built: dict[str, Package])
     assert not [name for package in built.values() for name in package if name.endswith(machine_code)]
 
 
-def test_what_is_built_again_elsewhere_is_the_same(built: dict[str, Package], tmp_path: Path) -> None:
-    # Given a download of the project, which is no repository
-    project = copy(tmp_path / "download")
-    # When it is built, then the packages are those of the repository
-    assert packages(project, tmp_path / "built") == built
+def test_what_is_built_again_elsewhere_is_the_same(built: dict[str, Package], built_download: Path) -> None:
+    assert packages(built_download) == built

@@ -27,20 +27,26 @@ class _Log(logging.Handler):
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Over moto, or over AWS in memory where a test that makes very many calls is marked `in_memory`."""
-    if request.node.get_closest_marker("in_memory"):
-        clock = Clock()
-        with _watched(World(MemoryAws(clock).client, clock=clock)) as world:
+    """Over AWS in memory, which takes a hundredth of moto's time; over moto where a test is marked `moto`."""
+    if request.node.get_closest_marker("moto"):
+        with mock_aws(), _watched(World()) as world:
             yield world
     else:
-        with mock_aws(), _watched(World()) as world:
+        with _in_memory() as world:
             yield world
 
 
 @pytest.fixture(scope="module")
 def shared_world() -> Iterator[World]:
     """One for all tests of a module that change nothing in it. No such module may use `world` too."""
-    with mock_aws(), _watched(World()) as world:
+    with _in_memory() as world:
+        yield world
+
+
+@contextmanager
+def _in_memory() -> Iterator[World]:
+    clock = Clock()
+    with _watched(World(MemoryAws(clock).client, clock=clock)) as world:
         yield world
 
 

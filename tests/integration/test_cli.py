@@ -1098,7 +1098,7 @@ def test_any_encoding_of_the_output_will_do(service: Service, encoding: str) -> 
         env=os.environ | {"PYTHONIOENCODING": encoding},
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     # Then it can be read, as far as the encoding goes
     shown = ended.stdout.decode(encoding)
@@ -1112,7 +1112,7 @@ def test_any_encoding_of_the_output_will_do(service: Service, encoding: str) -> 
 def test_a_full_disk_is_said(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         command = [PROGRAM, *arguments]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
     assert ended.returncode == 2
     assert ended.stderr == "Error: the operating system says: No space left on device.\n"
 
@@ -1140,7 +1140,7 @@ def test_a_shell_completes_commands_and_options() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         assert completed in ended.stdout.split()
 

@@ -12,7 +12,6 @@ from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, SECRET, World
 from token_keeper.model import fingerprint
 
-pytestmark = pytest.mark.in_memory
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 CALLS = 12
 """Calls of AWS at which a flow dies, one after the other; most make fewer."""

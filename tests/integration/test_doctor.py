@@ -35,7 +35,7 @@ pytestmark = pytest.mark.xdist_group("local")
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalStack]:
     with LocalStack() as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         yield local
 
 

@@ -18,7 +18,7 @@ from infra.local.embedded_aws import EmbeddedAws
 from token_keeper.api.aws.clients import client as reader_client
 from token_keeper.aws_errors import RefusedError
 
-DEADLINE = 10
+DEADLINE = 120
 """Seconds after which an event that has not come is taken not to come."""
 
 type Json = dict[str, Any]

@@ -9,6 +9,7 @@ from tests.support import openapi
 from tests.support.tools import needed
 
 schemathesis = needed("schemathesis")
+pytest_plugins = ("schemathesis.pytest.plugin",)
 
 schema = schemathesis.openapi.from_dict(openapi.DOCUMENT)
 schema.app = front().app

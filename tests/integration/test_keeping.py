@@ -9,12 +9,10 @@ from botocore.exceptions import EndpointConnectionError
 
 from infra.local.simulated_wechat import Fault
 from refresh import UnknownEventError
-from tests.support.world import ACCOUNTS_PATH, SECRET, START, World
+from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError
 from token_keeper.refresh import keeper
 from token_keeper.table import Table
-
-pytestmark = pytest.mark.in_memory  # hours and days pass in nearly every test
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 MAIN_TICK = 110 * 60
@@ -555,7 +553,9 @@ def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
     assert {one["account"] for one in summary["failed"]} == {"broken"}
 
 
-def test_a_good_account_is_renewed_before_a_hundred_broken_ones_are_tried_again(world: World) -> None:
+def test_a_good_account_is_renewed_before_a_hundred_broken_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Side by side it begins first all the same, but which thread calls WeChat first depends on the machine
+    monkeypatch.setattr(keeper, "WORKERS", 1)
     # Given a hundred accounts that WeChat refuses or whose records are broken, and one good account
     broken = 100
     for number in range(broken):
@@ -568,10 +568,10 @@ def test_a_good_account_is_renewed_before_a_hundred_broken_ones_are_tried_again(
     world.clock.now = START + MAIN_TICK + 60
     called = len(world.wechat.calls)
     summary = world.wake("guard")
-    # Then the good one is renewed, among the first
+    # Then the good one is renewed, and first
     assert [one["account"] for one in summary["renewed"]] == ["main"]
     assert len(summary["failed"]) == broken
-    assert "wx0123456789abcdef" in [call.account for call in world.wechat.calls[called : called + 20]]
+    assert world.wechat.calls[called].account == APPID
 
 
 # --- who else asks

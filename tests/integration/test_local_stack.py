@@ -40,7 +40,7 @@ pytestmark = pytest.mark.xdist_group("local")
 def local() -> Iterator[LocalStack]:
     """One for all: what is refused changes nothing."""
     with LocalStack() as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         yield local
 
 
@@ -58,7 +58,7 @@ def url_of(local: LocalStack, port: str) -> str:
 def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], str]:
     """Send exactly this request: status, headers in lower case, body."""
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=30)
+    connection = HTTPConnection(parts.netloc, timeout=120)
     connection.putrequest(method, url[len(f"http://{parts.netloc}") :] or "/", skip_host=True)
     for name, value in ({"Host": parts.netloc, "Content-Length": str(len(body))} | headers).items():
         connection.putheader(name.replace("_", "-"), value)
@@ -81,7 +81,7 @@ def signed(local: LocalStack, key: Key, body: bytes = ROTATE, path: str = INVOKE
 
 def send(request: AWSRequest, body: bytes | None = None, **changed: str) -> tuple[int, str]:
     headers = dict(request.headers.items()) | {name.replace("_", "-"): value for name, value in changed.items()}
-    answer = requests.post(request.url, request.data if body is None else body, headers=headers, timeout=30)
+    answer = requests.post(request.url, request.data if body is None else body, headers=headers, timeout=120)
     return answer.status_code, answer.headers.get("x-amzn-ErrorType", "")
 
 
@@ -131,7 +131,7 @@ def test_a_foreign_page_is_refused(local: LocalStack, port: str, headers: dict[s
 def test_an_absolute_request_target_is_a_host_too(local: LocalStack, path: str) -> None:
     for url in (local.api_url, local.aws_url):
         parts = urlsplit(url)
-        connection = HTTPConnection(parts.netloc, timeout=30)
+        connection = HTTPConnection(parts.netloc, timeout=120)
         connection.request("GET", f"http://evil.example{path}", headers={"Host": parts.netloc})
         assert connection.getresponse().status == 403
 
@@ -148,7 +148,7 @@ def test_a_page_of_its_own_is_answered_without_cors(local: LocalStack) -> None:
     # And moto's own headers, which allow every origin, go nowhere
     request = signed(local, operator(local), b'{"Name": "/x"}', "/", service="ssm")
     headers = dict(request.headers.items()) | {"X-Amz-Target": "AmazonSSM.GetParameter"}
-    answer = requests.post(request.url, request.data, headers=headers | {"Origin": local.aws_url}, timeout=30)
+    answer = requests.post(request.url, request.data, headers=headers | {"Origin": local.aws_url}, timeout=120)
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
@@ -171,7 +171,7 @@ def test_an_unsigned_call_is_refused(local: LocalStack) -> None:
             status, answered, _ = exchange(local.aws_url + path, method, ROTATE)
             assert (status, answered["x-amzn-errortype"]) == (403, "MissingAuthenticationToken")
     assert fetches(local) == before
-    assert requests.get(local.api_url + TOKEN_PATH, timeout=30).status_code == 200
+    assert requests.get(local.api_url + TOKEN_PATH, timeout=120).status_code == 200
 
 
 def test_a_wrongly_signed_call_is_refused(local: LocalStack) -> None:
@@ -263,7 +263,7 @@ def reader(local: LocalStack) -> Any:
 
 def state(local: LocalStack) -> tuple[int, Any]:
     """What an event could change: how many tokens were fetched, and the account's health."""
-    return fetches(local), requests.get(f"{local.api_url}/v1/accounts/{DEMO}", timeout=30).json()
+    return fetches(local), requests.get(f"{local.api_url}/v1/accounts/{DEMO}", timeout=120).json()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_only_its_operator_steers_the_simulated_wechat(local: LocalStack) -> Non
             for method in ("GET", "POST"):
                 assert exchange(f"{local.wechat_url}/_simulator/{path}", method, fault, **key)[0] == 403
     assert (
-        requests.get(f"{local.wechat_url}/cgi-bin/token", params=QUERY | {"secret": "x"}, timeout=30).json()["errcode"]
+        requests.get(f"{local.wechat_url}/cgi-bin/token", params=QUERY | {"secret": "x"}, timeout=120).json()["errcode"]
         == 40125
     ), "a fault was queued"
     # And the operator does
@@ -395,7 +395,7 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
     # Given a stack with an address that was asked for, or with a real account's token
     options: dict[str, Any] = {"real": True} if kind is Real else {"host": "0.0.0.0"}
     with kind(accounts={DEMO: DEMO_RECORD}, **options) as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         # Then what API Gateway would want signed takes the key
         health = "/v1/accounts", "/v1/accounts/demo", "/console/state"
         for path in (TOKEN_PATH, *health, "/v1/accounts/demo/tickets/jsapi"):
@@ -408,7 +408,7 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
         assert CliRunner().invoke(app, ["--local", "status"], env=environment).exit_code == 0
         added = CliRunner().invoke(app, ["--local", "consumers", "add", "a", "--accounts", "*"], env=environment)
         query = QUERY | {"secret": added.stdout.strip()}
-        assert "access_token" in requests.get(f"{local.api_url}/cgi-bin/token", params=query, timeout=30).json()
+        assert "access_token" in requests.get(f"{local.api_url}/cgi-bin/token", params=query, timeout=120).json()
         # And a container comes in by its name for this machine where an address was asked for
         host = f"host.docker.internal:{local.port}"
         status, _, _ = exchange(local.api_url + TOKEN_PATH, Host=host, X_Api_Key=local.api_key)
@@ -493,10 +493,10 @@ def test_the_keys_are_for_their_owner_and_this_run_alone() -> None:
             }
             # And a role each has its own
             text = (folder / "credentials").read_text()
-            for role in ("operator", "RefreshFunction", "ApiFunction"):
+            for role in ("operator", "RefreshFunction", "ApiFunction", "NotifyFunction"):
                 assert f"[{role}]" in text
             found += [line for line in text.splitlines() if line.startswith("aws_secret_access_key")]
             found.append((folder / "api-key").read_text())
         # And when the run is over they are gone
         assert not folder.exists()
-    assert len(set(found)) == len(found) == 8
+    assert len(set(found)) == len(found) == 10

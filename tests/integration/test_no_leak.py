@@ -1,7 +1,7 @@
 """No secret, token, ticket or key leaves through any channel but the API's reply to a permitted reader.
 
 Every path of both functions is driven with marked values while everything they say is heard, at DEBUG: log records with all
-their fields, stdout (metrics, too) and stderr, warnings, summaries, events, health, problems, what Lambda prints of an
+their fields, stdout and stderr, warnings, summaries, events, health, problems, what Lambda prints of an
 exception, and what is sent to AWS.
 """
 
@@ -52,8 +52,6 @@ class Rig:
         self.aws = MemoryAws(clock)
         self.world, self.said = World(self.aws.client, clock=clock), said
         world = self.world
-        world.environment["STACK_NAME"] = "stack"  # so that metrics are told
-        world.restart()
         world.before_aws = self._sent
         self.broken: Callable[[str, bytes], None] = lambda operation, body: None
         self.keys = [

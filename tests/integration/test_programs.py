@@ -7,7 +7,9 @@ import pytest
 from tests.reports import bill
 
 
-@pytest.mark.parametrize("program", ["bill", "benchmark.__main__", "scale.__main__", "day", "year"])
+@pytest.mark.parametrize(
+    "program", ["bill", "benchmark.__main__", "scale.__main__", "day", "year", "outage", "pictures"]
+)
 def test_a_program_can_be_loaded(program: str) -> None:
     assert callable(import_module(f"tests.reports.{program}").main)
 

@@ -9,7 +9,6 @@ from infra.local.simulated_wechat import Fault
 from tests.support.world import APPID, SECRET, World
 from token_keeper.errors import RecordChangedError
 
-pytestmark = pytest.mark.in_memory
 STABLE_TOKEN = "/cgi-bin/stable_token"
 
 

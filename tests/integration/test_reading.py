@@ -302,6 +302,7 @@ def test_a_refresher_that_cannot_help_is_said_to_the_reader(world: World, broken
     assert world.wechat.accepts(world.token())
 
 
+@pytest.mark.moto
 def test_what_housekeeping_has_taken_is_fetched_again(world: World) -> None:
     world.add_account("main", tickets=["jsapi"])
     # Given a stack that stood still for weeks, so that DynamoDB has deleted what bears a time to live
@@ -318,6 +319,7 @@ def test_what_housekeeping_has_taken_is_fetched_again(world: World) -> None:
         assert world.wechat.accepts(body[field])
 
 
+@pytest.mark.moto
 def test_the_time_to_live_of_a_value_lies_beyond_its_life(world: World) -> None:
     world.add_account("main", tickets=["jsapi"])
     items = world.dynamodb.scan(TableName=world.environment["TABLE_NAME"])["Items"]
@@ -389,7 +391,6 @@ def many_accounts(world: World) -> list[str]:
     return names
 
 
-@pytest.mark.in_memory
 def test_accounts_are_listed_in_pages(world: World, many_accounts: list[str]) -> None:
     for query, sizes in (("", [50, 50, 20]), ("limit=50", [50, 50, 20]), ("limit=7", [7] * 17 + [1])):
         # When all pages are read, each from where the one before ended

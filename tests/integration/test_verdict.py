@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("local")
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalStack]:
     with LocalStack(speed=60) as local:
-        assert local.tried.wait(30)
+        assert local.tried.wait(120)
         yield local
 
 
@@ -47,7 +47,7 @@ def keep(local: LocalStack, name: str) -> str:
 
 
 def token(local: LocalStack, name: str) -> str:
-    return str(requests.get(f"{local.api_url}/v1/accounts/{name}/access-token", timeout=30).json()["access_token"])
+    return str(requests.get(f"{local.api_url}/v1/accounts/{name}/access-token", timeout=120).json()["access_token"])
 
 
 def parameter(local: LocalStack, name: str) -> dict[str, Any]:
@@ -121,14 +121,14 @@ def test_settings_change_while_the_token_is_served(local: LocalStack) -> None:
     # Then both are in force when the command ends, and there is a token
     assert result.exit_code == 0, result.output
     assert local.wechat.accepts(token(local, "moving"))
-    ticket = requests.get(f"{local.api_url}/v1/accounts/moving/tickets/jsapi", timeout=30).json()["ticket"]
+    ticket = requests.get(f"{local.api_url}/v1/accounts/moving/tickets/jsapi", timeout=120).json()["ticket"]
     assert local.wechat.accepts(ticket)
     assert parameter(local, "moving")["endpoint"] == "stable_token"
     shown = json.loads(CliRunner().invoke(app, ["accounts", "show", "moving", "--json", "--local"]).stdout)
     assert (shown["endpoint"], shown["tickets"], shown["record"]["in_force"]) == ("stable_token", ["jsapi"], True)
     # And no tickets is a setting too
     assert accounts("set", "moving", "--tickets", "none").exit_code == 0
-    assert requests.get(f"{local.api_url}/v1/accounts/moving/tickets/jsapi", timeout=30).status_code == 404
+    assert requests.get(f"{local.api_url}/v1/accounts/moving/tickets/jsapi", timeout=120).status_code == 404
 
 
 def test_a_ticket_that_wechat_refuses(local: LocalStack) -> None:

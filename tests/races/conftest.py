@@ -1,6 +1,7 @@
 """DynamoDB Local for the whole layer; where it cannot run, the layer is left out, but not in CI."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ import pytest
 from botocore.config import Config
 from moto import mock_aws
 
-from tests.races.race import RUNNERS, RaceWorld
+from tests.races.race import DEADLINE, RUNNERS, RaceWorld
 from tests.support import dynamodb_local
 from tests.support.world import REGION, create_table
 from token_keeper.table import Table
@@ -19,13 +20,16 @@ dynamodb_url = dynamodb_local.dynamodb_url
 
 @pytest.fixture(scope="session")
 def client(dynamodb_url: str) -> Callable[..., Any]:
-    """Makes AWS clients: DynamoDB Local's for DynamoDB, and for the rest boto3's, to be used inside moto's `mock_aws`."""
-    session = boto3.Session("test", "test", region_name=REGION)
+    """Makes AWS clients: DynamoDB Local's for DynamoDB, and for the rest boto3's, to be used inside moto's `mock_aws`.
 
-    def make(service: str, **options: Any) -> Any:
-        if service == "dynamodb":
-            options["endpoint_url"] = dynamodb_url
-        return session.client(service, **options)  # type: ignore[call-overload]
+    They are patient: on a busy machine DynamoDB Local may take longer than the functions wait for AWS.
+    """
+    session = boto3.Session("test", "test", region_name=REGION)
+    patient = Config(max_pool_connections=RUNNERS, connect_timeout=DEADLINE, read_timeout=DEADLINE)
+
+    def make(service: str, **_: Any) -> Any:
+        endpoint = {"endpoint_url": dynamodb_url} if service == "dynamodb" else {}
+        return session.client(service, config=patient, **endpoint)  # type: ignore[call-overload]
 
     return make
 
@@ -33,7 +37,7 @@ def client(dynamodb_url: str) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def dynamodb(client: Callable[..., Any]) -> Any:
     """One client for all: botocore's clients may be shared between threads."""
-    return client("dynamodb", config=Config(max_pool_connections=RUNNERS))
+    return client("dynamodb")
 
 
 @pytest.fixture
@@ -53,4 +57,5 @@ def table(dynamodb: Any, table_name: str) -> Table:
 def world(client: Callable[..., Any], table_name: str) -> Iterator[RaceWorld]:
     """A whole system over DynamoDB Local."""
     with mock_aws():
-        yield RaceWorld(client, table_name)
+        client_of = cache(client)  # one for each service: all instances may share it
+        yield RaceWorld(lambda service, **_: client_of(service), table_name)

@@ -16,7 +16,7 @@ RUNNERS = 24
 INSTANCES = 4
 """Instances of RefreshFunction; each takes several events at once, which Lambda would not do, but costs time to make."""
 
-DEADLINE = 30
+DEADLINE = 120
 """Seconds of real time after which something that other threads should have done is taken not to come."""
 
 

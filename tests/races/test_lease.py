@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from tests.races.race import RUNNERS, at_once
 from tests.support.world import START
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
+from token_keeper.refresh import alerts
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -110,9 +111,12 @@ def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) ->
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
         # When many find at one moment that WeChat refuses it
-        mark = partial(table.mark_refused, seen, now=START + 100, foreign=True)
-        # Then one of them has it replaced, and it is counted once
-        assert at_once(*[mark] * RUNNERS).count(True) == 1
+        mark = partial(
+            table.mark_refused, seen, now=START + 100, foreign=True, transition=alerts.invalidated(START + 100)
+        )
+        # Then one of them has it replaced, it is counted once, and others are told once
+        assert at_once(*[mark] * RUNNERS).count(None) == RUNNERS - 1
+        assert len(alerts.waiting(read(table, f"a{number}").unsent)) == 1
         assert read(table, f"a{number}").foreign_rotations == 1
 
 
@@ -171,7 +175,7 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
         # Then what it published is all there is
-        assert recorded[1:] == [False] * (RUNNERS - 1)
+        assert recorded[1:] == [None] * (RUNNERS - 1)
         assert read(table, f"a{number}") == recorded[0]
         assert read(table, f"a{number}").failures == 0
 
@@ -200,7 +204,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         )
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
         winners = [result for result in taken if result]
-        assert recorded is not bool(winners)
+        assert bool(recorded) is not bool(winners)
         now = read(table, f"a{number}")
         assert now.failures == int(bool(recorded))
         assert not winners or winners == [now]
@@ -244,7 +248,7 @@ def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Tabl
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
         # When all claim it at one moment
-        told = at_once(*[partial(table.claim, account) for account in accounts])
+        told = at_once(*[partial(table.claim, account, now=START) for account in accounts])
         # Then all are told the same holder, who is one of them
         (holder,) = set(told)
         assert holder in {account.name for account in accounts}
@@ -254,11 +258,11 @@ def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a claim that is held
         holder, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
-        table.claim(holder)
+        table.claim(holder, now=START)
         # When it is released several times, at the moment in which many others claim the same
-        release = partial(table.release_claims, holder.name, holder.app_id)
-        told = at_once(*[release] * (RUNNERS // 2), *[partial(table.claim, account) for account in others])
+        release = partial(table.release_claims, holder.name, holder.app_id, now=START)
+        told = at_once(*[release] * (RUNNERS // 2), *[partial(table.claim, account, now=START) for account in others])
         # Then those that came too early are told of the old holder, all others of one new one, who holds it
         holders = set(told) - {None, holder.name}
         assert len(holders) <= 1
-        assert table.claim(replace(holder, name="late")) == (holders.pop() if holders else "late")
+        assert table.claim(replace(holder, name="late"), now=START) == (holders.pop() if holders else "late")

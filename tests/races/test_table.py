@@ -24,6 +24,7 @@ from token_keeper.model import (
     digest,
     fingerprint,
 )
+from token_keeper.refresh import alerts
 from token_keeper.table import Entry, Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -75,7 +76,7 @@ def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -
 
 def fail(
     table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, refused: bool = False
-) -> bool:
+) -> Credential | None:
     """Record a failure under the lease."""
     return table.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
 
@@ -342,11 +343,11 @@ def in_force(table: Table) -> None:
     token = enrolled(table)
     table.put_entry(ENTRY)
     assert found() is None
-    table.claim(account("other"))
+    table.claim(account("other"), now=START)
     assert found() is None
-    table.release_claims("other", APP_ID)
+    table.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
-    table.claim(account())
+    table.claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
     assert found() == token
     table.put_entry(replace(ENTRY, version="2"))
@@ -355,27 +356,31 @@ def in_force(table: Table) -> None:
 
 def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
-    assert table.claim(account()) == table.claim(account()) == "main"
+    assert table.claim(account(), now=START) == table.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
     # Then it is told who owns it
-    assert table.claim(account("other")) == "main"
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "main"
+    assert table.claim(account("other"), now=START) == "main"
+    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
 
 def release_claims(table: Table) -> None:
     # Given an account with claims on two apps of a corp
     first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
-    table.claim(first)
-    table.claim(second)
+    table.claim(first, now=START)
+    table.claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
-    table.release_claims("main", "ww0", but=second.claim)
-    table.release_claims("other", "ww0")
+    table.release_claims("main", "ww0", now=START, but=second.claim)
+    table.release_claims("other", "ww0", now=START)
     # Then it owns that one
-    assert table.claim(replace(first, name="other")) == "other"
-    assert table.claim(replace(second, name="other")) == "main"
+    assert table.claim(replace(first, name="other"), now=START) == "other"
+    assert table.claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
-    table.release_claims("main", APP_ID)
-    assert table.claim(account("other", Kind.STABLE_TOKEN)) == "other"
+    table.release_claims("main", APP_ID, now=START)
+    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
+    # And one that is released for later can be claimed from then on
+    table.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
+    assert table.claim(account(), now=LEASE_END - 1) == "other"
+    assert table.claim(account(), now=LEASE_END) == "main"
 
 
 def enrol(table: Table) -> None:
@@ -455,6 +460,38 @@ def set_record_error(table: Table) -> None:
     assert table.credential("other", ACCESS_TOKEN) is None
 
 
+def change_unsent(table: Table) -> None:
+    # Given a failure that others are to be told of, and a renewal that met it when it had not been yet
+    published(table)
+    held = leased(table, DUE)
+    told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
+    written = table.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    assert written is not None
+    assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
+    # When it fails, too
+    failed = table.record_failure(held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told)
+    # Then that is no second transition
+    assert failed is not None
+    assert (failed.failing_since, failed.unsent) == (START, written.unsent)
+    # When it is renewed, and what waits is sent
+    renewed = table.publish(
+        leased(table, DUE + 60),
+        Grant("second", 7200, DUE + 60),
+        USAGE,
+        expires_at=EXPIRES + 7200,
+        due_at=EXPIRES,
+        minted_at=DUE,
+        transition=alerts.recovered(DUE + 60),
+    )
+    assert renewed is not None
+    first, second = alerts.waiting(renewed.unsent)
+    table.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
+    # Then only that is gone, and what nobody keeps does not begin to exist
+    assert (read(table).failing_since, read(table).unsent) == (0, second)
+    table.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
+    assert table.credential("other", ACCESS_TOKEN) is None
+
+
 def put_entry(table: Table) -> None:
     # Given an entry without a version, as of an account whose record was never usable
     table.put_entry(Entry("main", "", Kind.TOKEN, (ACCESS_TOKEN,), None))
@@ -498,8 +535,8 @@ def claims(table: Table) -> None:
     # Given a corp with two apps
     corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
     others = replace(corp, name="other", secret="other")
-    table.claim(corp)
-    table.claim(others)
+    table.claim(corp, now=START)
+    table.claim(others, now=START)
     # Then both are found, and nothing of a corp that nobody keeps
     assert table.claims("ww0") == {corp.claim: "app", others.claim: "other"}
     assert table.claims("ww1") == {}
@@ -548,6 +585,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
         *(progress, put_progress, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
+        change_unsent,
         *(drop_credential, drop_entry),
     )
 }

@@ -58,6 +58,9 @@ LINES_OF_LAMBDA, LINE_OF_OURS, LINE_OF_GATEWAY = 900, 400, 350
 """Assumed bytes of log: Lambda's start and report of an invocation in JSON (ApiFunction writes none), each line of ours, and
 API Gateway's access log."""
 
+QUEUE_POLLS = 5 * 3 * 60 * 730
+"""Requests of a month with which Lambda waits for messages: 5 pollers, 20 s each time ("Using Lambda with Amazon SQS")."""
+
 NANO_DISK = 4
 """GB of the NAT instance's disk (infra/cloudformation/egress.yaml)."""
 
@@ -70,6 +73,7 @@ SOURCES = {
     "DynamoDB, on demand": "https://aws.amazon.com/dynamodb/pricing/on-demand/",
     "EventBridge Scheduler": "https://aws.amazon.com/eventbridge/pricing/",
     "CloudWatch": "https://aws.amazon.com/cloudwatch/pricing/",
+    "SQS": "https://aws.amazon.com/sqs/pricing/",
     "KMS": "https://aws.amazon.com/kms/pricing/",
     "ElastiCache": "https://aws.amazon.com/elasticache/pricing/",
     "EC2": "https://aws.amazon.com/ec2/pricing/on-demand/",
@@ -105,6 +109,8 @@ LOG_STORAGE = Price("CloudWatch", "GB of logs kept a month", 0.03)
 METRICS = Price("CloudWatch", "custom metrics", 0.30, free=10)
 ALARMS = Price("CloudWatch", "alarms", 0.10, free=10)
 DASHBOARDS = Price("CloudWatch", "dashboards", 3.00, free=3)
+EVENTS = Price("EventBridge Scheduler", "custom events", 1.00e-6)
+QUEUE = Price("SQS", "requests", 0.40e-6, free=1e6)
 DECRYPTIONS = Price("KMS", "decryptions", 0.03 / 10_000, free=20_000)
 TABLE_KEYS = Price("KMS", "calls for the table's key", 0.03 / 10_000)
 KEY = Price("KMS", "own key (KmsKeyArn)", 1.00)
@@ -220,8 +226,10 @@ def keeping(accounts: int) -> Usage:
         + ROUNDS * min(accounts, CALLS_AT_A_TIME) * ceil(accounts / RENEWED_IN_FIVE_MINUTES),
         LOGS: logged,
         LOG_STORAGE: logged,
-        METRICS: 1,
-        ALARMS: 10,
+        EVENTS: ROUNDS * accounts,
+        QUEUE: QUEUE_POLLS,
+        METRICS: 0,
+        ALARMS: 6,
         DASHBOARDS: 1,
     }
 
@@ -305,9 +313,9 @@ def main() -> None:
         f"{dollars(reading(requests)):.0f} $; with bodies of 10 MB, {LARGEST_BODY} requests each to the gateway, "
         f"{dollars({API: requests * (LARGEST_BODY - 1)}):.0f} $ more"
     )
-    allowed = {METRICS: 11, ALARMS: 20, DASHBOARDS: 4}
+    allowed = {ALARMS: 16, DASHBOARDS: 4, QUEUE: 1e6 + QUEUE_POLLS}
     console.print(
-        f"where other things use up what CloudWatch gives every AWS account free: {dollars(allowed):.2f} $ more"
+        f"where other things use up what CloudWatch and SQS give every AWS account free: {dollars(allowed):.2f} $ more"
     )
     console.print("\nbeside it, without the reads' own costs:")
     pair = dollars({CACHE_NODE: 2 * 730})

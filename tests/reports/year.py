@@ -1,6 +1,6 @@
 """What readers get in a simulated year full of faults: this project beside what others do.
 
-    uv run python -m tests.reports.year [--days 365] [--seed N]
+    uv run python -m tests.reports.year [--days 365] [--seed N] [--json FILE]
 
 Every contender lives through the same seeded faults under a clock of its own. For this project the real handlers run.
 """
@@ -16,7 +16,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from botocore.exceptions import EndpointConnectionError
@@ -325,7 +326,7 @@ class BareTimer(_Script):
 
 
 class Loop(_Script):
-    """The seed article's process: fetch, sleep `expires_in - 200`, after a failure 60 s; the token is in its memory.
+    """An endless loop: fetch, sleep `expires_in - 200`, after a failure 60 s; the token is in its memory.
 
     It ends once a week, and when it crashes; it begins anew `RESTART` seconds later.
     """
@@ -516,7 +517,7 @@ CONTENDERS: dict[str, Callable[[Faults], Contender]] = {
     "this project, token": lambda faults: ThisProject(Kind.TOKEN, faults),
     "this project, stable_token": lambda faults: ThisProject(Kind.STABLE_TOKEN, faults),
     "ten clients renewing on 40001, token": lambda faults: TenClients(Kind.TOKEN, faults),
-    "seed article's loop, token": lambda faults: Loop(Kind.TOKEN, faults),
+    "endless loop, token": lambda faults: Loop(Kind.TOKEN, faults),
     "bare 110-minute timer, token": lambda faults: BareTimer(Kind.TOKEN, faults),
     "bare 110-minute timer, stable_token": lambda faults: BareTimer(Kind.STABLE_TOKEN, faults),
 }
@@ -581,6 +582,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What readers get in a simulated year full of faults.")
     parser.add_argument("--days", type=int, default=365, help="days to simulate; the table is scaled to a year")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
+    parser.add_argument(
+        "--json", type=Path, help="where to write the figures too, not scaled, for tests.reports.pictures"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     results = live_through_all(options.seed, options.days)
@@ -603,6 +607,10 @@ def main() -> None:
         row = f"{round(scale * result.without_token):,}", *shown, *counted
         table.add_row(name, *row)
     unavoidable = Faults(options.seed, options.days * DAY).unavoidable()
+    if options.json:
+        run_of = {"days": options.days, "seed": options.seed, "unavoidable": unavoidable}
+        figures = run_of | {"contenders": {name: asdict(result) for name, result in results.items()}}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     table.add_row("[dim]unavoidable", f"[dim]{round(scale * unavoidable):,}", "", "", "", "")
     note = "\n".join(" ".join(paragraph.split()) for paragraph in NOTE.strip().split("\n\n"))
     Console(highlight=False).print(table, note, f"It took {time.monotonic() - started:.0f} s.", sep="\n")

@@ -1,4 +1,4 @@
-"""DynamoDB and Parameter Store in memory, as far as the functions use them: hundreds of times faster than moto.
+"""DynamoDB, Parameter Store and EventBridge in memory, as far as the functions use them: hundreds of times faster than moto.
 
 It understands just the requests that `token_keeper.table` sends. What DynamoDB refuses it refuses, too; what it does not know
 raises NotImplementedError. `test_memory_aws` compares it with DynamoDB Local and with moto.
@@ -36,8 +36,8 @@ _RESERVED = frozenset(ReservedKeywords.get_reserved_keywords())
 _EXPRESSIONS = ("KeyConditionExpression", "ConditionExpression", "UpdateExpression")
 _PLACEHOLDERS = ("ExpressionAttributeNames", "ExpressionAttributeValues")
 _WRITTEN_IF = (*_PLACEHOLDERS, "TableName", "ConditionExpression", "ReturnValuesOnConditionCheckFailure")
-_READ_BATCH, _PARAMETERS_BATCH = 100, 10
-"""The most that BatchGetItem and GetParameters take."""
+_READ_BATCH, _PARAMETERS_BATCH, _EVENTS_BATCH = 100, 10, 10
+"""The most that BatchGetItem, GetParameters and PutEvents take."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Keys:
 
 
 class MemoryAws:
-    """Both services. `client` makes clients as `boto3.client` does; `clock` gives epoch seconds.
+    """The services. `client` makes clients as `boto3.client` does; `clock` gives epoch seconds.
 
     `items` holds the table by key, `parameters` the parameters by name; `key_types` has the type of each attribute that is a
     key of the table or of an index. `after_write` is called for each write to the table when it is done, with its update
@@ -66,7 +66,11 @@ class MemoryAws:
         self.key_types: dict[str, str] = {}
         self._lagging: dict[tuple[str, str], Item] = {}
         self._lags_until = 0.0
-        self._clients = {"dynamodb": _MemoryDynamoDB(self), "ssm": _MemoryParameterStore(self)}
+        self._clients = {
+            "dynamodb": _MemoryDynamoDB(self),
+            "ssm": _MemoryParameterStore(self),
+            "events": _MemoryEventBridge(self),
+        }
 
     def lag(self, seconds: float) -> None:
         """From now on and for so long, indexes and readings that are not consistent tell what they tell now."""
@@ -225,10 +229,12 @@ class _MemoryDynamoDB(_Client):
 
     def delete_item(self, Key: Any, **asked: Any) -> dict[str, Any]:  # noqa: N803
         self._begin("DeleteItem")
-        _known(asked, *_WRITTEN_IF)
+        _known(asked, *_WRITTEN_IF, "ReturnValues")
+        if asked.get("ReturnValues", "ALL_OLD") != "ALL_OLD":
+            raise NotImplementedError(asked["ReturnValues"])
         before = self._checked(self._key(Key), asked, _parsed(asked))
         self._write("DeleteItem", before, None)
-        return {}
+        return {"Attributes": dict(before)} if before and asked.get("ReturnValues") else {}
 
     def update_item(self, Key: Any, **asked: Any) -> Any:  # noqa: N803
         values = asked.get("ExpressionAttributeValues", {})
@@ -295,6 +301,18 @@ class _MemoryParameterStore(_Client):
 
     def delete_parameter(self, Name: str) -> None:  # noqa: N803
         del self._aws.parameters[Name]
+
+
+class _MemoryEventBridge(_Client):
+    service = "eventbridge"  # as botocore names it in its hooks
+
+    def put_events(self, Entries: list[Any]) -> Any:  # noqa: N803
+        # botocore writes times as seconds.
+        entries = [{**entry, "Time": entry["Time"].timestamp()} for entry in Entries]
+        self._begin("PutEvents", {"Entries": entries})
+        if not 0 < len(Entries) <= _EVENTS_BATCH:
+            raise _invalid("1 to 10 entries")
+        return {"FailedEntryCount": 0, "Entries": [{"EventId": str(at)} for at in range(len(Entries))]}
 
 
 def _refusal(code: str, message: str) -> ClientError:

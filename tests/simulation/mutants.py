@@ -95,7 +95,7 @@ def _claims_first(self: Enrolment, name: str) -> None:
     entry = self._table.entry(name)
     if entry is None:
         return
-    self._table.release_claims(name, entry.app_id)
+    self._table.release_claims(name, entry.app_id, now=self._now())
     for credential in entry.credentials:
         self._table.drop_credential(name, credential)
     self._table.drop_entry(name)
@@ -196,4 +196,4 @@ MUTANTS = {
         Enrolment, "permit", _owner_unasked, ("claim", "promise")
     ),
 }
-"""By what is broken; in the order of the design's invariants."""
+"""By what is broken; in the order of the invariants in infra/docs/DESIGN.md."""

@@ -6,9 +6,10 @@ from tests.simulation.machine import simulate
 from tests.simulation.mutants import MUTANTS
 
 
-def test_nothing_is_violated_whatever_happens() -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.long)])
+def test_nothing_is_violated_whatever_happens(examples: int) -> None:
     """A small part of the nightly run, always the same."""
-    simulate(30, 40)
+    simulate(examples, 40)
 
 
 def search() -> None:

@@ -86,14 +86,16 @@ def _told(table: Table, what: str, account: str, now: int) -> Any:
         case "note":
             return table.set_record_error(account, "access_token", FAILURE if now % 2 else None)
         case "claim":
-            holder = table.claim(Account(account, "app0", "secret", Kind.TOKEN))
+            holder = table.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (
                 holder,
                 table.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
                 table.claims("app0"),
             )
         case "release_claims":
-            return table.release_claims(account, "app0", but=None if now < 5 else "other")
+            return table.release_claims(
+                account, "app0", now=now, free_at=now + now % 3, but=None if now < 5 else "other"
+            )
         case "progress":
             table.put_progress(Progress(account, {account: now}))
             return table.progress()

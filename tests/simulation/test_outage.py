@@ -1,4 +1,4 @@
-"""What an outage of the way out costs, where a renewal falls into it: the figures of infra/docs/operations.md.
+"""What an outage of the way out costs, where a renewal falls into it: the figures of infra/docs/network.md.
 
 The program goes through a whole cycle; here are the beginnings that cost most, and some that cost nothing.
 """

@@ -146,7 +146,7 @@ class LambdaRuntime:
             self._process.wait()
 
     def _wait_until_it_listens(self) -> None:
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 120
         while time.monotonic() < ends and self._process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self._port)) == 0:

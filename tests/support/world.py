@@ -47,6 +47,7 @@ SOURCE_IP = "198.51.100.7"
 APPID, SECRET = "wx0123456789abcdef", "0123456789abcdef0123456789abcdef"
 
 ENVIRONMENT = {
+    "STACK_NAME": "production",
     "TABLE_NAME": "tokens",
     "ACCOUNTS_PATH": ACCOUNTS_PATH,
     "REFRESH_FUNCTION_NAME": "refresh",
@@ -77,7 +78,8 @@ class World:
     it sends, as it begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
     and its answer is still under way. `unreachable`: no connection to WeChat comes about.
     `answered` is called with the route key and the answer of each request.
-    `told` is everything but values that the system has said: summaries, health, problem documents.
+    `told` is everything but values that the system has said: summaries, health, problem documents. `sent`: the events that
+    EventBridge has taken.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class World:
         create_table(self.dynamodb, table_name)
         self.events: list[Mapping[str, Any]] = []
         self.told: list[str] = []
+        self.sent: list[dict[str, Any]] = []
         self.secrets: set[str] = set()
         self.before_aws: Callable[[str, bytes], None] | None = None
         self.during_call: Callable[[], object] | None = None
@@ -126,6 +129,10 @@ class World:
     def _aws_call(self, event_name: str, params: Mapping[str, Any], **_: Any) -> None:
         if self.before_aws:
             self.before_aws(event_name.removeprefix("before-call."), params["body"])
+        if event_name == "before-call.eventbridge.PutEvents":
+            self.told.append(params["body"].decode())
+            entries = json.loads(params["body"])["Entries"]
+            self.sent += [{**entry, "Detail": json.loads(entry["Detail"])} for entry in entries]
 
     @contextmanager
     def down(self, *services: str) -> Iterator[None]:

@@ -38,7 +38,7 @@ NOT_USED = (
         for call in ("BatchWriteItem", "DeleteItem", "GetItem", "PutItem", "Query", "Scan", "UpdateItem")
     ),
     *("logs:DeleteResourcePolicy", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"),
-    "kms:*",  # with a key of one's own: infra/docs/operations.md
+    "kms:*",  # with a key of one's own: infra/docs/deploy.md
 )
 
 

@@ -19,7 +19,7 @@ from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
 
 EVENTS = Path(__file__).parents[1] / "events"
-FUNCTIONS = ("RefreshFunction", "ApiFunction")
+FUNCTIONS = ("RefreshFunction", "ApiFunction", "NotifyFunction")
 KEY = "arn:aws:kms:us-east-1:123456789012:key/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
 PROJECT = tomllib.loads((TEMPLATE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTHING = {"Ref": "AWS::NoValue"}
@@ -50,6 +50,17 @@ REFRESHERS_CALLS = {
     ("ssm:GetParametersByPath", ACCOUNTS_ARN),
     ("ssm:GetParameters", f"{ACCOUNTS_ARN}/*"),
     ("sqs:SendMessage", "DeadLetterQueue.Arn"),
+    ("events:PutEvents", "arn:aws:events:us-east-1:${AWS::AccountId}:event-bus/default"),
+}
+ROBOTS_ARN = "arn:aws:ssm:us-east-1:${AWS::AccountId}:parameter/wechat-token-keeper/notifications"
+NOTIFIERS_CALLS = {
+    ("logs:CreateLogStream", "NotifyFunctionLog.Arn"),
+    ("logs:PutLogEvents", "NotifyFunctionLog.Arn"),
+    ("sqs:ReceiveMessage", "NotifyQueue.Arn"),
+    ("sqs:DeleteMessage", "NotifyQueue.Arn"),
+    ("sqs:GetQueueAttributes", "NotifyQueue.Arn"),
+    ("sns:Publish", "Monitoring.Outputs.TopicArn"),
+    ("ssm:GetParametersByPath", ROBOTS_ARN),
 }
 INTERFACE_CALLS = {
     ("ec2:AssignPrivateIpAddresses", "*"),
@@ -356,7 +367,7 @@ def test_a_schedule_is_the_stacks_own_punctual_and_soon_stale(template: Template
 def test_nothing_is_made_under_a_name_that_is_too_long(template: Template) -> None:
     # Given the longest name that the nested stack lets pass
     longest = nested(template, "StackName")["Parameters"]["Name"]["MaxLength"]
-    assert properties(template, "StackName")["Parameters"] == {"Name": {"Ref": "AWS::StackName"}}
+    assert properties(template, "StackName")["Parameters"]["Name"] == {"Ref": "AWS::StackName"}
 
     # Then the names of the schedules are as long as Scheduler takes them at most
     for schedule in of_type(template, "AWS::Scheduler::Schedule").values():
@@ -415,7 +426,12 @@ def test_what_fails_for_good_ends_in_the_encrypted_dead_letter_queue(template: T
     (statement,) = properties(template, "DeadLetterQueuePolicy")["PolicyDocument"]["Statement"]
     assert statement["Principal"] == {"Service": "events.amazonaws.com"}
     assert statement["Condition"] == {
-        "ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["RefreshFunctionAccountChange", "Arn"]}}
+        "ArnEquals": {
+            "aws:SourceArn": [
+                {"Fn::GetAtt": ["RefreshFunctionAccountChange", "Arn"]},
+                {"Fn::GetAtt": ["NotifyRule", "Arn"]},
+            ]
+        }
     }
 
 
@@ -474,11 +490,22 @@ def test_a_function_has_the_environment_it_needs_and_no_more(template: Template)
         "STACK_NAME": {"Ref": "AWS::StackName"},
         "VERSION": PROJECT["version"],
     }
+    assert environments["NotifyFunction"] == {
+        "TOPIC_ARN": {"Fn::GetAtt": ["Monitoring", "Outputs.TopicArn"]},
+        "NOTIFICATIONS_PATH": "/wechat-token-keeper/notifications",
+        "WECOM_ROBOT_URL": "https://qyapi.weixin.qq.com",
+        "FEISHU_ROBOT_URL": "https://open.feishu.cn",
+        "DINGTALK_ROBOT_URL": "https://oapi.dingtalk.com",
+        "AWS_ENDPOINT_URL": "",
+        "STACK_NAME": {"Ref": "AWS::StackName"},
+        "VERSION": PROJECT["version"],
+    }
 
 
 def test_a_function_may_call_what_it_needs_and_no_more(template: Template) -> None:
     assert set(calls(properties(template, "RefreshFunctionRole"))) == REFRESHERS_CALLS | INTERFACE_CALLS
     assert set(calls(properties(template, "ApiFunctionRole"))) == READERS_CALLS
+    assert set(calls(properties(template, "NotifyFunctionRole"))) == NOTIFIERS_CALLS
     for function in FUNCTIONS:
         assert properties(template, function)["Role"] == {"Fn::GetAtt": [f"{function}Role", "Arn"]}
 
@@ -498,7 +525,45 @@ def test_only_the_refresher_can_read_an_account_parameter() -> None:
             for name, role in of_type(template, "AWS::IAM::Role").items()
             if any(action.startswith(("ssm:", "kms:")) for action, _ in calls(role))
         }
-        assert readers == {"RefreshFunctionRole"}
+        assert readers == {"RefreshFunctionRole", "NotifyFunctionRole"}
+        read = {resource for action, resource in calls(properties(template, "NotifyFunctionRole")) if "ssm:" in action}
+        assert read == {ROBOTS_ARN}
+
+
+@pytest.mark.parametrize(
+    ("accounts", "notifications", "is_allowed"),
+    [
+        ("/a/accounts", "/a/notifications", True),
+        ("/a", "/ab", True),
+        ("/ab", "/a", True),
+        ("/a", "/a", False),
+        ("/a", "/a/b", False),
+        ("/a/b", "/a", False),
+        ("/a/b/c", "/a", False),
+    ],
+)
+def test_neither_path_lies_within_the_other(accounts: str, notifications: str, is_allowed: bool) -> None:
+    template = translate({"AccountsPath": accounts, "NotificationsPath": notifications})
+
+    paths = properties(template, "StackName")["Parameters"]["Paths"]
+    pattern = nested(template, "StackName")["Parameters"]["Paths"]["AllowedPattern"]
+
+    assert bool(re.fullmatch(pattern, paths)) is is_allowed
+
+
+def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> None:
+    rule, queue = properties(template, "NotifyRule"), properties(template, "NotifyQueue")
+    mapping = properties(template, "NotifyFunctionQueue")
+
+    assert rule["EventPattern"]["source"] == [{"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}]
+    told = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
+    assert set(rule["EventPattern"]["detail-type"]) == told
+    assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
+    assert mapping["MaximumBatchingWindowInSeconds"] <= 60
+    assert mapping["BatchSize"] >= 100  # a storm is one message
+    assert queue["VisibilityTimeout"] > properties(template, "NotifyFunction")["Timeout"]
+    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == DEAD_LETTERS
+    assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
 
 
 def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template) -> None:
@@ -508,6 +573,14 @@ def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template
         if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
             keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
             assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+
+
+def test_the_refresher_sends_events_in_its_stacks_name_only(template: Template) -> None:
+    role = properties(template, "RefreshFunctionRole")
+
+    (statement,) = (one for one in statements(role, "Allow") if one["Action"] == "events:PutEvents")
+    named = {"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}
+    assert statement["Condition"] == {"StringEquals": {"events:source": named}}
 
 
 @pytest.mark.parametrize(("region", "partition"), [("us-east-1", "aws"), ("cn-north-1", "aws-cn")])
@@ -566,17 +639,28 @@ def test_a_key_of_ones_own_encrypts_all_that_is_kept_and_without_one_aws_does(te
     # Then
     table = properties(chosen, "TokenTable")["SSESpecification"]
     assert table == {"SSEEnabled": True, "SSEType": "KMS", "KMSMasterKeyId": only_with_key(KEY)}
-    queue = properties(chosen, "DeadLetterQueue")
-    assert queue["KmsMasterKeyId"] == only_with_key(KEY)
-    assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
+    queues = of_type(chosen, "AWS::SQS::Queue")
+    assert queues.keys() == {"DeadLetterQueue", "NotifyQueue"}
+    for queue in queues.values():
+        assert queue["KmsMasterKeyId"] == only_with_key(KEY)
+        assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
     logs = of_type(chosen, "AWS::Logs::LogGroup").values()
-    assert [log["KmsKeyId"] for log in logs] == [only_with_key(KEY)] * 3
+    assert [log["KmsKeyId"] for log in logs] == [only_with_key(KEY)] * 4
     assert properties(nested(chosen, "Monitoring"), "Topic")["KmsMasterKeyId"] == only_with_key(KEY)
     assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": ["", ""]}]}
 
 
 def only_with_key(key: str) -> dict[str, Any]:
     return {"Fn::If": ["HasKmsKey", key, NOTHING]}
+
+
+def test_the_notifier_decrypts_no_account_with_ones_own_key() -> None:
+    policy = properties(translate({"KmsKeyArn": KEY}), "UseNotifyKeyPolicy")
+
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert policy["RoleName"] == {"Ref": "NotifyFunctionRole"}
+    denied = statement["Condition"]["StringNotLikeIfExists"]["kms:EncryptionContext:PARAMETER_ARN"]
+    assert denied == {"Fn::Sub": f"{ACCOUNTS_ARN}/*"}
 
 
 def test_the_reader_uses_ones_own_key_through_the_table_only() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from token_keeper.budget import CALLS_A_DAY, today
-from token_keeper.model import Credential, Kind, Progress, rfc3339
+from token_keeper.model import Credential, Kind, Progress, foreign_remedy, rfc3339
 from token_keeper.renewal import State, shield_end, state
 from token_keeper.summary import failure_shown
 from token_keeper.table import Entry
@@ -60,18 +60,8 @@ def _foreign_rotations(credential: Credential, now: int) -> dict[str, Any] | Non
         "count": credential.foreign_rotations,
         "last_at": rfc3339(credential.foreign_rotation_at),
         "shielded_until": shielded_until and rfc3339(shielded_until),
-        "remedy": _CORP_REMEDY if credential.kind is Kind.CORP_TOKEN else _FOREIGN_REMEDY,
+        "remedy": foreign_remedy(credential.kind),
     }
-
-
-_FOREIGN_REMEDY = (
-    "Another client fetches tokens with this AppSecret, which invalidates this one early. Find it and switch it to this "
-    "server; until then, use `stable_token`, which is isolated."
-)
-_CORP_REMEDY = (
-    "WeCom refused this token before its end. WeCom may end tokens early; where it happens often, another client of this app "
-    "may be the cause."
-)
 
 
 _NOTHING_KNOWN: dict[str, Any] = {

@@ -7,6 +7,8 @@ from itertools import batched
 
 from token_keeper import budget, renewal
 from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
+from token_keeper.refresh import alerts
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
 from token_keeper.table import Table
 
@@ -27,8 +29,9 @@ UNCLEAR_AT_MOST = 1000
 class Checker:
     """Checks access tokens, one that was reported or all of them. `clock` gives epoch seconds (UTC)."""
 
-    def __init__(self, table: Table, wechat: WeChat, clock: Callable[[], float]) -> None:
+    def __init__(self, table: Table, wechat: WeChat, events: Events, clock: Callable[[], float]) -> None:
         self._table = table
+        self._events = events
         self._wechat = wechat
         self._clock = clock
 
@@ -77,7 +80,10 @@ class Checker:
                 if time_left() < PROBE_TIME:
                     break
                 now = self._now()
-                tokens = [token for token in self._table.tokens(batch) if renewal.is_to_be_probed(token, now)]
+                all_tokens = self._table.tokens(batch)
+                for token in all_tokens:
+                    self._events.add_left(token, now)
+                tokens = [token for token in all_tokens if renewal.is_to_be_probed(token, now)]
                 found = list(zip(tokens, workers.map(lambda token: self._accepts(token, session), tokens), strict=True))
                 counts.update(accepts for _, accepts in found)
                 _note_unclear(unclear_since, found, now)
@@ -94,7 +100,13 @@ class Checker:
         """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
         # A renewal of our own whose outcome is unknown may be the reason, too.
         foreign = token.at_risk_since is None
-        return due_task(token) if self._table.mark_refused(token, now=self._now(), foreign=foreign) else None
+        now = self._now()
+        transition = alerts.invalidated(now) if foreign else None
+        refused = self._table.mark_refused(token, now=now, foreign=foreign, transition=transition)
+        if refused is None:
+            return None
+        self._events.add(refused)
+        return due_task(token)
 
     def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
         """Whether WeChat accepts the token; None where it gave no clear answer."""

@@ -1,6 +1,6 @@
 """The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from token_keeper import renewal
@@ -17,6 +17,8 @@ from token_keeper.model import (
     Skipped,
     due_task,
 )
+from token_keeper.refresh import alerts
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.parameter_store import Record
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Entry, Table
@@ -35,9 +37,15 @@ class Enrolment:
     """
 
     def __init__(
-        self, table: Table, wechat: WeChat, clock: Callable[[], float], sleep: Callable[[float], None]
+        self,
+        table: Table,
+        wechat: WeChat,
+        events: Events,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
         self._table = table
+        self._events = events
         self._wechat = wechat
         self._clock = clock
         self._sleep = sleep
@@ -79,7 +87,7 @@ class Enrolment:
         entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
         self._table.put_entry(replace(entry, version=None))
         self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
-        self._table.set_record_error(name, ACCESS_TOKEN, failure)
+        self._show_record_error(name, failure, retry_at)
         for credential in self._table.credentials([entry]).values():
             if credential.due_at <= failure.at:
                 self._table.reschedule(credential, due_at=retry_at)
@@ -94,16 +102,18 @@ class Enrolment:
         # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
         # because until then another account must not fetch, (3) write the entry without a version, (4) claim the appid,
         # (5) create the new credentials, (6) write the version. An entry without a version is applied again.
+        # What others were told of the account stays open where another appid takes its place, until that one's first renewal.
+        before = None if stays else self._table.credential(account.name, ACCESS_TOKEN)
         if old is not None:
-            for name in set(old.credentials) - (account.credentials.keys() if stays else set()):
-                self._table.drop_credential(account.name, name)
-            self._table.release_claims(account.name, old.app_id, but=account.claim if stays else None)
+            gone = set(old.credentials) - (account.credentials.keys() if stays else set())
+            self._give_up(old, gone, but=account.claim if stays else None)
         self._table.put_entry(entry, applying=version)
-        owner = self._table.claim(account)
+        owner = self._table.claim(account, now=self._now())
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
-            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now())
+            replaced = before if name == ACCESS_TOKEN else None
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=replaced)
         is_known = old is not None and old.version == version
         found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
         if not self._table.finish_entry(account.name, version=version):
@@ -144,7 +154,7 @@ class Enrolment:
         if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
             return due_task(token)
         failure = self._secret_failure(account)
-        self._table.set_record_error(account.name, token.name, failure)
+        self._show_record_error(account.name, failure, token.due_at)
         return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
 
     def _change_kind(self, credential: Credential, kind: Kind) -> None:
@@ -172,14 +182,35 @@ class Enrolment:
             return None if error.failure_class is FailureClass.QUOTA else error.failure(self._now())
         return None
 
+    def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
+        """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
+        token = self._table.credential(account, ACCESS_TOKEN)
+        if token is None:
+            return
+        usable_until = None if token.value is None else renewal.usable_until(token)
+        transition = None
+        if failure is None:
+            transition = alerts.recovered(self._now())
+        elif alerts.needs_alert(failure, token.failures + 1, next_attempt_at, usable_until):
+            transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
+        shown = self._table.set_record_error(account, ACCESS_TOKEN, failure, transition)
+        if shown is not None:
+            self._events.add(shown)
+
     def _drop(self, name: str) -> None:
         entry = self._table.entry(name)
         if entry is None:
             return
-        for credential in entry.credentials:
-            self._table.drop_credential(name, credential)
-        self._table.release_claims(name, entry.app_id)
+        self._give_up(entry, entry.credentials)
         self._table.drop_entry(name)
+
+    def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> None:
+        """Delete credentials of an account, then release what it claims of its appid, except the claim `but`."""
+        now = self._now()
+        leases = [self._table.drop_credential(entry.account, name) for name in credentials]
+        # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
+        free_at = max([now + renewal.LEASE if lease is None else lease for lease in leases], default=now)
+        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=free_at, but=but)
 
     def _now(self) -> int:
         return int(self._clock())

@@ -24,6 +24,7 @@ from token_keeper.model import (
 )
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.parameter_store import Accounts, Record
 from token_keeper.refresh.renewer import Renewer, not_stored
 from token_keeper.refresh.wechat import WeChat
@@ -54,6 +55,7 @@ class Keeper:
         table: Table,
         accounts: Accounts,
         wechat: WeChat,
+        events: Events,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -61,9 +63,9 @@ class Keeper:
         self._accounts = accounts
         self._clock = clock
         self._sleep = sleep
-        self._checker = Checker(table, wechat, clock)
-        self._enrolment = Enrolment(table, wechat, clock, sleep)
-        self._renewer = Renewer(table, wechat, self._checker, clock)
+        self._checker = Checker(table, wechat, events, clock)
+        self._enrolment = Enrolment(table, wechat, events, clock, sleep)
+        self._renewer = Renewer(table, wechat, self._checker, events, clock)
 
     def tick(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
         """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store, if there is

@@ -26,11 +26,17 @@ from token_keeper.model import (
     Usage,
     fingerprint,
 )
+from token_keeper.refresh import alerts
 from token_keeper.refresh.checker import Checker
+from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 
 DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
+
+
+class _NoTokenError(WeChatError):
+    """There is no token to ask for a ticket with; others are told of that as the token's failure."""
 
 
 @dataclass
@@ -62,8 +68,11 @@ class Attempt:
 class Renewer:
     """Renews one credential at a time. `clock` gives epoch seconds (UTC)."""
 
-    def __init__(self, table: Table, wechat: WeChat, checker: Checker, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, table: Table, wechat: WeChat, checker: Checker, events: Events, clock: Callable[[], float]
+    ) -> None:
         self._table = table
+        self._events = events
         self._wechat = wechat
         self._checker = checker
         self._clock = clock
@@ -184,7 +193,7 @@ class Renewer:
     def _usable_token(self, account: str) -> Credential:
         token = self._table.credential(account, ACCESS_TOKEN)
         if token is None or self._now() >= renewal.usable_until(token):
-            raise WeChatError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
+            raise _NoTokenError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
         return token
 
     def _is_token_renewal_under_way(self, account: str) -> bool:
@@ -214,6 +223,7 @@ class Renewer:
         expires_at = renewal.expiry(leased, grant)
         due_at = renewal.next_due(leased, grant, isolated=attempt.isolated)
         overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
+        granted = replace(leased, fingerprint=fingerprint(grant.value), expires_at=expires_at)
         published = self._table.publish(
             leased,
             grant,
@@ -222,9 +232,11 @@ class Renewer:
             due_at=due_at,
             minted_at=attempt.mint_asked_at or renewal.last_mint(leased, attempt.began_at),
             previous_until=min(renewal.usable_until(leased), grant.asked_at + overlap),
+            transition=alerts.recovered(self._now(), granted),
         )
         if published is None or published.fingerprint is None:
             return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+        self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
         return Renewed(
             account=leased.account,
             credential=leased.name,
@@ -241,13 +253,23 @@ class Renewer:
         # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
         due_at = attempt.began_at + renewal.retry_after(failure, leased.failures + 1)
         refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
-        is_recorded = self._table.record_failure(
-            leased, failure, attempt.usage, due_at=due_at, at_risk=attempt.at_risk, refused=refused
-        )
-        if not is_recorded:
-            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
         left = replace(leased, at_risk_since=leased.at_risk_since if attempt.at_risk else None)
         usable_until = None if leased.value is None else failure.at if refused else renewal.usable_until(left)
+        is_told = not isinstance(error, _NoTokenError) and alerts.needs_alert(
+            failure, leased.failures + 1, due_at, usable_until
+        )
+        recorded = self._table.record_failure(
+            leased,
+            failure,
+            attempt.usage,
+            due_at=due_at,
+            at_risk=attempt.at_risk,
+            refused=refused,
+            transition=alerts.failing(failure, next_attempt_at=due_at, usable_until=usable_until) if is_told else None,
+        )
+        if recorded is None:
+            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+        self._events.add(recorded)
         used = budget.used(leased.kind, attempt.usage, failure.at)
         return Failed(leased.account, leased.name, failure, due_at, usable_until, used)
 

@@ -57,20 +57,21 @@ _SENSITIVE = ("secret", "corpsecret", "access_token")
 
 _CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
 
+_KEY_PLACES = (
+    "公众号: 微信开发者平台 > 我的业务 > 基础信息 > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
+)
 _SECRET_REMEDY = (
-    "The AppSecret is not the one WeChat knows for this account. Copy it again (公众平台 > 设置与开发 > 基本配置) and run "
+    f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
     "`token-keeper accounts set-secret`; it is tried at once."
 )
 _RESTRICTED_REMEDY = (
     "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it."
 )
-_UNAUTHORISED_REMEDY = (
-    "This account may not call this API. Check its certification and permissions (公众平台 > 接口权限)."
-)
+_UNAUTHORISED_REMEDY = "This account may not call this API. Check its certification and permissions on the platform."
 _REMEDIES = {
     40001: _SECRET_REMEDY,
     40125: _SECRET_REMEDY,
-    40013: "WeChat does not know this appid. Compare it with 公众平台 > 设置与开发 > 基本配置 and correct the account's record.",
+    40013: f"WeChat does not know this appid. Compare it ({_KEY_PLACES}) and correct the account's record.",
     40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
     40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
     48001: _UNAUTHORISED_REMEDY,
@@ -85,12 +86,18 @@ _REMEDIES = {
     89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
     89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
 }
+_CORP_REMEDIES = {
+    40001: "The secret is not that of an app of this corp. Copy it again (企业微信管理后台 > 应用管理 > the app > Secret) and run "
+    "`token-keeper accounts set-secret`; it is tried at once.",
+    40013: "WeCom does not know this corpid. Compare it with 企业微信管理后台 > 我的企业 > 企业信息 and correct the account's record.",
+}
+"""What differs for 企业微信 from `_REMEDIES`."""
 _CLASS_REMEDIES = {
-    FailureClass.TRANSIENT: "Nothing to do: it is tried again by itself.",
+    FailureClass.TRANSIENT: "No action needed: it is retried automatically.",
     FailureClass.QUOTA: "The day's calls are used up. Find out who else fetches with this AppSecret; an administrator can "
     "clear the quota (10 times a month), or it is restored at midnight, Beijing time.",
-    FailureClass.CREDENTIAL: "The token this call needs is no longer accepted; it is replaced by itself.",
-    FailureClass.DEFECT: "WeChat did not understand the request: a defect of the token keeper. Please report it.",
+    FailureClass.CREDENTIAL: "The token this call needs is no longer accepted; it is replaced automatically.",
+    FailureClass.DEFECT: "WeChat did not understand the request: an internal error in token-keeper. Please report it.",
     FailureClass.UNKNOWN: "WeChat's documentation of return codes explains this code; quote the rid when asking WeChat.",
     FailureClass.CONFIGURATION: "Correct the account's settings on WeChat's platform.",
     FailureClass.CONFIRMATION: "An administrator must confirm this IP address.",
@@ -381,9 +388,10 @@ def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
     if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
         failure_class = FailureClass.CONFIGURATION
-    remedy = _ip_remedy(message) if errcode in IP_NOT_ALLOWED else None
+    remedy = _ip_remedy(errcode, message) if errcode in IP_NOT_ALLOWED else None
     if failure_class is FailureClass.CONFIGURATION or failure_class is FailureClass.CONFIRMATION:
-        remedy = remedy or _REMEDIES.get(errcode)
+        of_corp = _CORP_REMEDIES.get(errcode) if "corpid" in call.query else None
+        remedy = remedy or of_corp or _REMEDIES.get(errcode)
     return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
 
 
@@ -394,11 +402,16 @@ def _forms(sent: str) -> set[str]:
     return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(one, safe="") for one in quoted)}
 
 
-def _ip_remedy(errmsg: str) -> str:
+def _ip_remedy(errcode: int, errmsg: str) -> str:
     found = re.search(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", errmsg)
     address = found.group() if found else "the address in WeChat's message"
+    place = (
+        "企业可信IP of the app (企业微信管理后台 > 应用管理)"
+        if errcode == 60020
+        else "the IP whitelist (公众号: 微信开发者平台 > 我的业务 > 基础信息 > API IP 白名单; 小程序: 开发设置 > IP 白名单)"
+    )
     return (
-        f"Add {address} to the IP whitelist (公众平台 > 设置与开发 > 基本配置 > IP白名单; 企业微信 > 应用 > 企业可信IP). "
+        f"Add {address} to {place}. "
         "A Lambda's address changes: for a fixed one deploy with EgressMode=managed (a NAT gateway, about 36.50 USD a month) "
         "or EgressMode=instance (a small server, about 7 USD a month), and add the output EgressIp."
     )

@@ -1,0 +1,1 @@
+"""What only NotifyFunction loads: messages for people, and the group robots they go to."""

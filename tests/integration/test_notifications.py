@@ -1,0 +1,264 @@
+"""What people are told, and where: the real NotifyFunction, with group robots on loopback that check what they are sent."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+import notify
+from infra.local.loopback import Server
+from infra.local.simulated_robots import SIGNING_SECRET, SimulatedRobots
+from infra.local.simulated_wechat import Fault
+from tests.support.world import APPID, REGION, SECRET, START, Clock, World
+from token_keeper.notify.robots import MAX_BYTES, PATHS, RobotError, parse_robot
+
+PATH = "/wechat-token-keeper/notifications"
+TOKEN = "/cgi-bin/token"
+WECOM, FEISHU, DINGTALK = "/cgi-bin/webhook/send?key=", "/open-apis/bot/v2/hook/", "/robot/send?access_token="
+
+
+class People:
+    """The robots and the mail topic of a stack, and the function that writes to them."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.robots = SimulatedRobots(self.clock)
+        self._server = Server(self.robots)
+        self._server.start()
+        self.stop = self._server.stop
+        session = boto3.Session("test", "test", region_name=REGION)
+        self._ssm, sns, self._sqs = (session.client(service) for service in ("ssm", "sns", "sqs"))
+        topic = sns.create_topic(Name="alarms")["TopicArn"]
+        self._mailbox = self._sqs.create_queue(QueueName="mail")["QueueUrl"]
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:mail")
+        urls = {f"{name.upper()}_ROBOT_URL": self._server.url for name in PATHS}
+        self.environment = {"TOPIC_ARN": topic, "NOTIFICATIONS_PATH": PATH, **urls}
+        self._handler = notify.connect(self.environment, self.clock, session.client)
+
+    def add_robot(self, name: str, address: str, **record: Any) -> None:
+        """A robot at that path of the simulated platforms."""
+        value = json.dumps({"url": f"{self._server.url}{address}", **record})
+        self._ssm.put_parameter(Name=f"{PATH}/{name}", Value=value, Type="SecureString")
+
+    def put_parameter(self, name: str, value: str) -> None:
+        self._ssm.put_parameter(Name=f"{PATH}/{name}", Value=value, Type="SecureString")
+
+    def tell(self, events: list[dict[str, Any]]) -> None:
+        """Deliver what the rule lets through of these events, as one batch of the queue."""
+        told = [entry for entry in events if entry["DetailType"] != "Credential Renewed"]
+        if not told:
+            return
+        bodies = [{"detail-type": entry["DetailType"], "detail": entry["Detail"]} for entry in told]
+        self._handler({"Records": [{"body": json.dumps(body)} for body in bodies]}, None)
+
+    def test(self, name: str) -> dict[str, Any]:
+        return self._handler({"test": name}, None)
+
+    def mails(self) -> list[dict[str, Any]]:
+        """The mails since the last look."""
+        got = self._sqs.receive_message(QueueUrl=self._mailbox, MaxNumberOfMessages=10).get("Messages", [])
+        for message in got:
+            self._sqs.delete_message(QueueUrl=self._mailbox, ReceiptHandle=message["ReceiptHandle"])
+        return [json.loads(message["Body"]) for message in got]
+
+    def written(self) -> list[tuple[str, str]]:
+        """What the robots have written since the last look: the robot's key, and the text."""
+        messages, self.robots.messages = self.robots.messages, []
+        return messages
+
+
+@pytest.fixture
+def people() -> Iterator[People]:
+    with mock_aws():
+        made = People()
+        yield made
+        made.stop()
+
+
+def failing(account: str = "main", **detail: Any) -> dict[str, Any]:
+    trouble = {
+        **{"stack": "production", "account": account, "credential": "access_token", "fingerprint": None},
+        **{"expires_at": None, "class": "configuration", "errcode": 40125, "errmsg": "invalid appsecret"},
+        **{"remedy": "Copy it again.", "next_attempt_at": "2026-09-21T14:18:20Z", "usable_until": None},
+    }
+    return {"DetailType": "Credential Failing", "Detail": trouble | detail}
+
+
+# --- from cause to message
+
+
+def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people: People) -> None:
+    # Given an account that is kept, and a group
+    people.add_robot("ops", f"{WECOM}ops")
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(100)
+    people.tell(world.sent)
+    world.sent.clear()
+    # When its secret is wrong, and nothing else happens for two minutes
+    world.secrets.add("f" * 32)
+    record = {"appid": APPID, "secret": "f" * 32, "tickets": ["jsapi"]}
+    world.put_parameter("main", json.dumps(record))
+    for _ in range(2):
+        world.clock.sleep(60)
+        world.wake("guard")
+    events, world.sent = world.sent, []
+    people.tell(events)
+    # Then the group is told what WeChat said, what to do, and until when the token works
+    ((_, text),) = people.written()
+    assert "main" in text
+    assert "40125" in text or "40001" in text
+    assert "token-keeper accounts set-secret" in text
+    assert "可用至 | works until 09-22 00:13:20 (UTC+8)" in text
+    (mail,) = people.mails()
+    assert mail["Subject"] == "WeChat tokens failing: main"
+    assert mail["Message"] == text
+    # When
+    world.put_parameter("main", json.dumps(record | {"secret": SECRET}))
+    people.tell(world.sent)
+    # Then
+    ((_, text),) = people.written()
+    assert "已恢复 | Recovered" in text
+    assert "main" in text
+
+
+def test_a_hundred_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
+    # Given
+    people.add_robot("ops", f"{FEISHU}ops")
+    world.wechat.fail(TOKEN, *[Fault.error(40164, "invalid ip 8.149.1.2, not in whitelist")] * 100)
+    # When
+    for number in range(100):
+        world.add_account(f"shop-{number:03}", appid=f"wx{number:016}")
+    people.tell(world.sent)
+    # Then it names ten and counts the rest
+    ((_, text),) = people.written()
+    assert text.count("• shop-") == 10
+    assert "共 100 个帐号 | 100 accounts in all" in text
+    assert text.count("8.149.1.2") >= 1
+    assert len(text.encode()) < MAX_BYTES["wecom"]
+
+
+def test_a_token_that_another_client_kills_is_one_message(world: World, people: People) -> None:
+    # Given
+    people.add_robot("ops", f"{DINGTALK}ops")
+    world.add_account()
+    world.clock.sleep(100)
+    world.wechat.kill(world.token())
+    # When
+    world.wake("probe")
+    people.tell(world.sent)
+    # Then
+    ((_, text),) = people.written()
+    assert "stable_token" in text
+    assert "被提前作废" in text
+
+
+# --- robots
+
+
+@pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
+def test_each_platform_gets_the_message_in_its_form(people: People, address: str) -> None:
+    people.add_robot("ops", f"{address}group")
+    people.tell([failing()])
+    ((robot, text),) = people.written()
+    assert robot == "group"
+    assert "40125 invalid appsecret" in text
+    assert people.test("ops") == {"delivered": True, "reason": None}
+
+
+@pytest.mark.parametrize("address", [FEISHU, DINGTALK])
+def test_a_signed_request_is_signed_as_documented(people: People, address: str) -> None:
+    # Given a robot that wants signatures, with the right secret, a wrong one, and none
+    people.clock.now = START + 0.5
+    people.add_robot("right", f"{address}a-signed", secret=SIGNING_SECRET)
+    people.add_robot("wrong", f"{address}b-signed", secret="SECother")
+    people.add_robot("none", f"{address}c-signed")
+    # Then
+    assert people.test("right")["delivered"]
+    assert [robot for robot, _ in people.written()] == ["a-signed"]
+    for name in ("wrong", "none"):
+        answer = people.test(name)
+        assert not answer["delivered"]
+        assert ("19021" if address == FEISHU else "310000") in answer["reason"]
+
+
+@pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
+def test_a_refusal_with_http_200_is_a_failure_that_is_delivered_again(people: People, address: str) -> None:
+    # Given
+    people.add_robot("gone", f"{address}broken")
+    people.add_robot("ops", f"{WECOM}ops")
+    # When
+    with pytest.raises(notify.NotDeliveredError, match="gone"):
+        people.tell([failing()])
+    # Then the others are told
+    assert [robot for robot, _ in people.written()] == ["ops"]
+
+
+def test_a_group_gets_the_messages_of_its_accounts_only(people: People) -> None:
+    people.add_robot("shops", f"{WECOM}shops", accounts=["shop-*"])
+    people.add_robot("crm", f"{WECOM}crm", accounts=["crm"])
+    people.tell([failing("shop-1"), failing("main")])
+    ((robot, text),) = people.written()
+    assert robot == "shops"
+    assert "shop-1" in text
+    assert "main" not in text
+
+
+def test_an_unusable_record_keeps_no_other_group_from_being_told(people: People) -> None:
+    people.put_parameter("bad", "{")
+    people.put_parameter("elsewhere", json.dumps({"url": "https://example.com/cgi-bin/webhook/send?key=1"}))
+    people.add_robot("ops", f"{WECOM}ops")
+    people.tell([failing()])
+    assert [robot for robot, _ in people.written()] == ["ops"]
+    assert "not a robot's" in people.test("elsewhere")["reason"]
+    assert people.test("unknown") == {"delivered": False, "reason": "there is no robot of that name"}
+
+
+def test_a_robot_that_does_not_answer_shows_no_address(people: People, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    people.add_robot("ops", f"{WECOM}s3cret-key")
+    people.stop()
+    with pytest.raises(notify.NotDeliveredError) as raised:
+        people.tell([failing()])
+    said = f"{raised.value!r} {raised.value.__cause__} {caplog.text} {[vars(record) for record in caplog.records]}"
+    assert "s3cret-key" not in said
+    assert "robot failed" in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/cgi-bin/webhook/send?key=1",
+        "http://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=1",
+        "https://qyapi.weixin.qq.com.example.com/cgi-bin/webhook/send?key=1",
+        "https://qyapi.weixin.qq.com@example.com/cgi-bin/webhook/send?key=1",
+        "https://qyapi.weixin.qq.com/cgi-bin/gettoken?corpid=1",
+        "https://open.feishu.cn/cgi-bin/webhook/send?key=1",
+        "https://open.feishu.cn/open-apis/bot/v2/hook/1 HTTP/1.1",
+        "https://oapi.dingtalk.com/robot/send?access_token=1\r\nHost: example.com",
+        "",
+    ],
+)
+def test_other_addresses_are_refused_and_not_repeated(url: str) -> None:
+    origins = {
+        "wecom": "https://qyapi.weixin.qq.com",
+        "feishu": "https://open.feishu.cn",
+        "dingtalk": "https://oapi.dingtalk.com",
+    }
+    with pytest.raises(RobotError) as raised:
+        parse_robot("ops", json.dumps({"url": url}), origins)
+    assert not url or url not in str(raised.value)
+    robot = parse_robot("ops", json.dumps({"url": f"{origins['feishu']}{FEISHU}s3cret", "secret": "k3y"}), origins)
+    assert "s3cret" not in repr(robot)
+    assert "k3y" not in repr(robot)
+
+
+def test_a_long_message_is_cut_to_what_wecom_takes(people: People) -> None:
+    people.add_robot("ops", f"{WECOM}ops")
+    people.tell([failing(f"a{number}", remedy=f"处理 {number} " * 50) for number in range(9)])
+    ((_, text),) = people.written()
+    assert len(text.encode()) <= MAX_BYTES["wecom"]
+    assert text.endswith("…")
