@@ -160,8 +160,8 @@ def test_the_schedules_renew_and_the_page_follows(visit: Open) -> None:
 
 BUTTONS = [
     ("Refuse this address (40164)", "failing", "40164", "Add 127.0.0.1 to the IP whitelist"),
-    ("Be busy (-1)", "failing", "-1", "tried again"),
-    ("Lose its answers", "failing", "transient", "tried again"),
+    ("Be busy (-1)", "failing", "-1", "retried automatically"),
+    ("Lose its answers", "failing", "transient", "retried automatically"),
 ]
 
 
