@@ -234,7 +234,7 @@ class LocalStack:
         return self._api_handler(event, _Context(self._timeouts["ApiFunction"], "ApiFunction"))
 
     def _notify(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return self._notify_handler(event, _Context(self.clock, self._timeouts["NotifyFunction"], "NotifyFunction"))
+        return self._notify_handler(event, _Context(self._timeouts["NotifyFunction"], "NotifyFunction"))
 
     def _simulated(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """WeChat, and the group robots, some of which have the same host."""

@@ -10,7 +10,6 @@ from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.refresh import alerts
 from token_keeper.refresh.alerts import Event, EventType
 
-
 TOKEN = "/cgi-bin/token"
 STABLE_TOKEN = "/cgi-bin/stable_token"
 MAIN_TICK = 6600

@@ -116,7 +116,7 @@ def test_doctor_shows_a_robot_that_cannot_be_used(local: Local) -> None:
 
 def test_doctor_shows_a_robot_that_failed_lately() -> None:
     # Given the log of a deployed stack's NotifyFunction
-    origins = {name: "https://robots.example" for name in PATHS}
+    origins = dict.fromkeys(PATHS, "https://robots.example")
     urls = {name: json.dumps({"url": f"https://robots.example{path}1"}) for name, path in PATHS.items()}
     line = json.dumps({"message": "robot failed", "robot": "feishu", "reason": "it refused the message"})
     stack = SimpleNamespace(
