@@ -245,6 +245,9 @@ def test_axe_finds_nothing_and_nothing_sticks_out(local: LocalStack, visit: Open
         assert violations(visited.page) == []
         assert visited.page.evaluate("document.documentElement.scrollWidth") <= width
         visited.page.locator("#language").click()
+    # And the remedy was in Chinese, too
+    visited.page.locator("#language").click()
+    visited.see(f"{TOKEN} .remedy:has-text('把 127.0.0.1 加入 IP 白名单')")
 
 
 def test_the_browser_chooses_the_language(local: LocalStack, visit: Open) -> None:

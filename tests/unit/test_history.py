@@ -1,11 +1,15 @@
 """What the page draws of a stack's reports: where a token's bar ends, and why."""
 
+import re
 from typing import Any
 
 import pytest
 
 from infra.console.history import History
-from token_keeper.model import rfc3339
+from infra.console.web import PAGE
+from token_keeper.errors import KeeperError
+from token_keeper.model import _FOREIGN_REMEDY, rfc3339
+from token_keeper.refresh import wechat
 
 START = 1_800_000_000
 LIFE = 7200
@@ -158,3 +162,15 @@ def test_other_fields_of_a_record_are_not_passed_on() -> None:
 def test_an_account_without_a_token_has_an_empty_lane() -> None:
     state = History().state([ACCOUNT | {"credentials": [health(None)]}], START)
     assert [one["tokens"] for one in state["lanes"]] == [[]]
+
+
+def test_what_is_translated_is_said_in_these_words() -> None:
+    # Given all remedies
+    tables = (wechat._REMEDIES, wechat._CORP_REMEDIES, wechat._CLASS_REMEDIES)
+    addresses = [wechat._ip_remedy(errcode, "invalid ip 192.0.2.1") for errcode in (40164, 60020)]
+    said = [*(text for table in tables for text in table.values()), *addresses, KeeperError.remedy]
+    said.append(_FOREIGN_REMEDY)
+    # Then each beginning that the page knows is one of theirs
+    known = re.findall(r"\[/\^(.*?)/, ", PAGE)
+    assert len(known) > 10
+    assert [beginning for beginning in known if not any(re.match(beginning, text) for text in said)] == []
