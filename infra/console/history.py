@@ -99,6 +99,8 @@ class History:
             if what == "renewed":
                 mark["what"] = _renewed(lane, at, mark)
             lane.failing = what == "failed" or (lane.failing and what != "renewed")
+            if mark["what"] == "repeated" and lane.marks and lane.marks[-1]["what"] == "repeated":
+                lane.marks.pop()  # a ticket of unknown age is asked for every few minutes
             lane.marks.append({name: _epoch(value) if name in _TIMES else value for name, value in mark.items()})
 
     def killed(self, at: float, fingerprints: Collection[str]) -> None:
@@ -125,11 +127,9 @@ class History:
 
     def _lane(self, account: Mapping[str, Any], health: Mapping[str, Any], since: float) -> Json:
         known = self._lanes.setdefault((account["account"], health["credential"]), _Lane())
-        fingerprint = health["fingerprint"]
-        if fingerprint and fingerprint not in [token.fingerprint for token in known.tokens]:
-            # Fetched before the reports that are known begin, or so shortly ago that its own is still to come.
-            times = _epoch(health["fetched_at"]), _epoch(health["expires_at"])
-            known.tokens.append(_Token(fingerprint, *times, None, _row(known)))
+        if health["fingerprint"]:
+            # Perhaps fetched before the known reports begin, or so shortly ago that its own is still to come.
+            _published(known, health["fingerprint"], _epoch(health["fetched_at"]), _epoch(health["expires_at"]))
         overlap = RULES[_kind(account, health["credential"])].overlap
         spans = [token.span(overlap) for token in known.tokens]
         renews_at = health["renews_at"]
@@ -143,25 +143,33 @@ class History:
         }
 
 
+def _published(lane: _Lane, fingerprint: str, at: float, expires_at: float) -> _Token:
+    """The lane's token with that fingerprint; one that is not known yet takes the place of the last."""
+    for token in lane.tokens:
+        if token.fingerprint == fingerprint:
+            return token
+    row = 0
+    if lane.tokens:
+        lane.tokens[-1].superseded_at = at
+        row = 1 - lane.tokens[-1].row  # neighbours lie in two rows, so that one sees where they overlap
+    lane.tokens.append(_Token(fingerprint, at, expires_at, None, row))
+    return lane.tokens[-1]
+
+
 def _renewed(lane: _Lane, at: float, mark: Json) -> str:
-    """Note the token that a report says was published; returns whether that `renewed` the one before or `repaired` it."""
-    expires_at, promised_until = _epoch(mark["expires_at"]), _epoch(mark["promised_until"])
-    last = lane.tokens[-1] if lane.tokens else None
-    if last and last.fingerprint == mark["fingerprint"]:
-        last.expires_at, last.promised_until = expires_at, promised_until
-        return "repaired" if lane.failing else "renewed"
-    found_dead = last is not None and (mark.get("woken_by") in REPAIRS or last.ended_at is not None)
-    if last:
-        last.superseded_at = at
-        if found_dead:
-            last.ended_at = min(at, last.ended_at or at)
-    lane.tokens.append(_Token(mark["fingerprint"], at, expires_at, promised_until, _row(lane)))
-    return "repaired" if lane.failing or found_dead else "renewed"
-
-
-def _row(lane: _Lane) -> int:
-    """Neighbours lie in two rows, so that one sees where they overlap."""
-    return 1 - lane.tokens[-1].row if lane.tokens else 0
+    """Note what a report says of a renewal; returns what that was: the token `renewed`, `repeated` by WeChat, or `repaired`."""
+    token = _published(lane, mark["fingerprint"], at, _epoch(mark["expires_at"]))
+    is_known = token.promised_until is not None
+    token.expires_at, token.promised_until = _epoch(mark["expires_at"]), _epoch(mark["promised_until"])
+    if lane.failing:
+        return "repaired"
+    if is_known:
+        return "repeated"
+    before = next((other for other in lane.tokens if other.superseded_at == token.fetched_at), None)
+    if before is None or (mark.get("woken_by") not in REPAIRS and before.ended_at is None):
+        return "renewed"
+    before.ended_at = min(token.fetched_at, before.ended_at or token.fetched_at)
+    return "repaired"
 
 
 def _kind(account: Mapping[str, Any], credential: str) -> Kind:

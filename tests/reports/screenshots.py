@@ -39,7 +39,7 @@ def main() -> None:
         local.clock.sleep(900)
         pages["light"].get_by_role("button", name="Refuse this address (40164)").click()
         for name, page in pages.items():
-            page.locator(".state.failing").first.wait_for()
+            page.locator(".lane .mark.failed").first.wait_for()
             page.screenshot(path=PICTURES / f"{name}.png")
             Console().print(f"{name}.png: {(PICTURES / f'{name}.png').stat().st_size} bytes")
 

@@ -39,6 +39,8 @@ NOT_RUN = {
     "pip install uv && uv run token-keeper local": f"{_NEVER_ENDS}, and .ci/run runs the tests",
     "uv run token-keeper local": _NEVER_ENDS,
     "uv run token-keeper local --host 172.17.0.1": _NEVER_ENDS,
+    "uv run token-keeper local --speed 60": _NEVER_ENDS,
+    "uv run token-keeper console": f"{_NEEDS_AWS}, and tests/integration/test_console.py runs it",
     "read -rs WECHAT_APPSECRET": "needs a real account; tests/e2e/test_local.py starts it with a simulated one",
     "python3.13 -m venv .venv-operator": _INSTALLS,
     "pip install uv": _INSTALLS,

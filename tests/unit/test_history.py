@@ -1,11 +1,15 @@
 """What the page draws of a stack's reports: where a token's bar ends, and why."""
 
+import re
 from typing import Any
 
 import pytest
 
 from infra.console.history import History
-from token_keeper.model import rfc3339
+from infra.console.web import PAGE
+from token_keeper.errors import KeeperError
+from token_keeper.model import _FOREIGN_REMEDY, rfc3339
+from token_keeper.refresh import wechat
 
 START = 1_800_000_000
 LIFE = 7200
@@ -108,9 +112,26 @@ def test_the_success_after_a_failure_is_a_repair() -> None:
 
 def test_the_same_value_again_prolongs_its_bar() -> None:
     history = History()
-    history.add(START, "renewed", renewed("same", START))
-    history.add(START + 60, "renewed", renewed("same", START + 60))
-    assert ends(lane(history, START + 100, "same")) == [("same", LIFE + 60, "expiry")]
+    for at in (START, START + 60, START + 120):
+        history.add(at, "renewed", renewed("same", at))
+    drawn = lane(history, START + 200, "same")
+    assert ends(drawn) == [("same", LIFE + 120, "expiry")]
+    # And many such answers are one mark
+    assert [(mark["what"], mark["at"] - START) for mark in drawn["marks"]] == [("renewed", 0), ("repeated", 120)]
+
+
+def test_health_that_is_ahead_of_the_report_changes_nothing() -> None:
+    # Given a token that was found dead, and whose successor health shows already
+    history = History()
+    history.add(START - 1000, "renewed", renewed("old", START - 1000))
+    lane(history, START + 1, "new")
+    # When its report comes, perhaps after a while
+    history.add(START + 20, "renewed", renewed("new", START, "probe"))
+    # Then it is what the report says
+    drawn = lane(history, START + 30, "new")
+    assert ends(drawn) == [("old", 0, "killed"), ("new", LIFE, "expiry")]
+    assert drawn["tokens"][1]["promised_until"] == START + LIFE - 365
+    assert drawn["marks"][-1]["what"] == "repaired"
 
 
 def test_a_token_of_before_the_reports_is_drawn_from_health() -> None:
@@ -141,3 +162,15 @@ def test_other_fields_of_a_record_are_not_passed_on() -> None:
 def test_an_account_without_a_token_has_an_empty_lane() -> None:
     state = History().state([ACCOUNT | {"credentials": [health(None)]}], START)
     assert [one["tokens"] for one in state["lanes"]] == [[]]
+
+
+def test_what_is_translated_is_said_in_these_words() -> None:
+    # Given all remedies
+    tables = (wechat._REMEDIES, wechat._CORP_REMEDIES, wechat._CLASS_REMEDIES)
+    addresses = [wechat._ip_remedy(errcode, "invalid ip 192.0.2.1") for errcode in (40164, 60020)]
+    said = [*(text for table in tables for text in table.values()), *addresses, KeeperError.remedy]
+    said.append(_FOREIGN_REMEDY)
+    # Then each beginning that the page knows is one of theirs
+    known = re.findall(r"\[/\^(.*?)/, ", PAGE)
+    assert len(known) > 10
+    assert [beginning for beginning in known if not any(re.match(beginning, text) for text in said)] == []
