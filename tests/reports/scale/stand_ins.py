@@ -154,6 +154,8 @@ class StandIns:
                 raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, operation)
             if operation == "GetParametersByPath":
                 answer = self._page(asked)
+            elif operation == "PutEvents":
+                answer = {"FailedEntryCount": 0, "Entries": [{"EventId": "0"} for _ in asked["Entries"]]}
             else:
                 answer = getattr(self._clients[service], xform_name(operation))(**asked) or {}
             status = 200
