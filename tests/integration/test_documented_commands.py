@@ -144,7 +144,9 @@ def test_the_documented_commands_do_what_they_should(tmp_path: Path, monkeypatch
                 for line, _, fails in lines:
                     if " accounts add main " in line:
                         run_in_process("accounts remove main --yes", "")  # it is not there yet
-                    result = run_in_process(line.removeprefix("uv run token-keeper "), record["secret"])
+                    is_robot = " notifications add " in line
+                    typed = f"{local.wechat_url}/robot/send?access_token=group" if is_robot else record["secret"]
+                    result = run_in_process(line.removeprefix("uv run token-keeper "), typed)
                     # Then it does what it should
                     assert result.exit_code == bool(fails), f"{document.name}: {line}\n{result.output}"
                 continue

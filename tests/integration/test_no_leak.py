@@ -24,10 +24,13 @@ from werkzeug import Request, Response
 import api
 from infra.local.loopback import Server
 from infra.local.simulated_wechat import Fault
+from infra.stack import translate
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.leaks import QUIET, Said, forms, listening, spellings
 from tests.support.world import APPID, Clock, World, gateway_event
 from token_keeper.model import fingerprint
+from token_keeper.notify import messages
+from token_keeper.notify.messages import News
 from token_keeper.refresh import wechat
 
 SECRET = "S3cret/+\"\\&=%41<?>'#of-main"
@@ -61,7 +64,8 @@ class Rig:
         self.never = {SECRET, STABLE_SECRET, CORP_SECRET, GUESSED_KEY, *self.keys}
 
     def _sent(self, operation: str, body: bytes) -> None:
-        self.said.add("invocations" if operation == "lambda.Invoke" else "aws", body.decode())
+        channel = {"lambda.Invoke": "invocations", "eventbridge.PutEvents": "events"}.get(operation, "aws")
+        self.said.add(channel, body.decode())
         self.broken(operation, body)
 
     def leaks(self) -> list[str]:
@@ -174,11 +178,22 @@ class Rig:
             self.wake({"verify": {"account": account, "fingerprint": fingerprint(token)}})
 
 
+def is_news(entry: dict[str, Any]) -> bool:
+    """Whether people are told of the event, by the rule of the template."""
+    return entry["DetailType"] in NEWS
+
+
+NEWS = set(translate()["Resources"]["NotifyRule"]["Properties"]["EventPattern"]["detail-type"])
+
+
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     with listening() as said:
         made = Rig(said)
         yield made
+        if news := [News(entry["DetailType"], entry["Detail"]) for entry in made.world.sent if is_news(entry)]:
+            said.add("messages", messages.text(news))
+            said.add("messages", messages.subject(news))
         said.add("aws", json.dumps(list(made.aws.items.values())))
     assert made.leaks() == []
     assert sum(map(len, said.by_channel.values())) > 50, "nothing was heard"
@@ -257,7 +272,7 @@ def test_all_is_well(rig: Rig) -> None:
     rig.world.clock.sleep(60)
     rig.all_calls()
     # Then all that should be heard was
-    assert {"log", "summaries", "replies", "invocations", "aws"} <= rig.said.by_channel.keys()
+    assert {"log", "summaries", "replies", "invocations", "aws", "events"} <= rig.said.by_channel.keys()
 
 
 RECORDS = {

@@ -917,7 +917,7 @@ class Simulation(RuleBasedStateMachine):
         if new is not None and new not in self.wechat.minted:
             self._violate("answers", f"{name}/{credential}: what is stored as a value is none")
             return
-        if what.startswith("SET expires_at"):
+        if "expires_at = :expires_at, due_at" in what:
             self._published(name, credential, before, after)
         if before is None:
             return
