@@ -161,8 +161,9 @@ def test_with_an_address_the_printed_curl_line_takes_the_key_from_its_file(tmp_p
     try:
         # When the line that it printed is run / Then a token of the first account is shown
         assert_shows_a_token(local, run_the_printed(local, "curl"))
-        # And neither key nor secret was
-        for secret in (local.api_key, stable_secret, DEMO_RECORD["secret"], corp_secret):
+        # And no secret was, and the key in the fragment of the page's link alone, which no request carries
+        assert local.printed.count(local.api_key) == local.printed.count(f"/#key={local.api_key}") == 1
+        for secret in (stable_secret, DEMO_RECORD["secret"], corp_secret):
             assert secret not in local.printed
         assert local.get("/v1/accounts/shop/access-token").status_code == 403
         # And all accounts are kept

@@ -37,7 +37,7 @@ def test_two_stacks_live_side_by_side(region: str, parameters: dict[str, str]) -
     # Then
     own = {"TokenTableName", "RefreshFunctionName", "AlarmTopicArn", "DeadLetterQueueUrl"}
     own |= {"EgressIp"} if parameters else set()
-    assert blue.keys() == green.keys() == own | {"ApiUrl", "AccountsPath"}
+    assert blue.keys() == green.keys() == own | {"ApiUrl", "AccountsPath", "NotificationsPath"}
     assert not [name for name in own if blue[name] == green[name]]
     tables = boto3.client("dynamodb", region_name=region).list_tables()["TableNames"]
     assert set(tables) == {blue["TokenTableName"], green["TokenTableName"]}
