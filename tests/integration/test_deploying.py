@@ -35,7 +35,7 @@ def test_two_stacks_live_side_by_side(region: str, parameters: dict[str, str]) -
     blue, green = (deploy(name, region, parameters) for name in ("blue", "green"))
 
     # Then
-    own = {"TokenTableName", "RefreshFunctionName", "AlarmTopicArn", "DeadLetterQueueUrl"}
+    own = {"TokenTableName", "RefreshFunctionName", "NotifyFunctionName", "AlarmTopicArn", "DeadLetterQueueUrl"}
     own |= {"EgressIp"} if parameters else set()
     assert blue.keys() == green.keys() == own | {"ApiUrl", "AccountsPath", "NotificationsPath"}
     assert not [name for name in own if blue[name] == green[name]]
