@@ -40,7 +40,7 @@ class NotDeliveredError(Exception):
     """Some receivers did not get the message; the queue delivers the batch again."""
 
 
-def connect(
+def create_handler(
     environment: Mapping[str, str], clock: Callable[[], float] = time.time, client: Callable[..., Any] = boto3.client
 ) -> Handler:
     """Make the handler for a stack's environment: `TOPIC_ARN`, `NOTIFICATIONS_PATH`, `WECOM_ROBOT_URL`,
@@ -116,7 +116,7 @@ def _test(robots: Robots, name: str) -> dict[str, Any]:
     return {"delivered": reason is None, "reason": reason}
 
 
-_handler = cache(lambda: connect(os.environ))
+_handler = cache(lambda: create_handler(os.environ))
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class UnknownEventError(ValueError):
     """RefreshFunction was woken by something that is none of its events."""
 
 
-def connect(
+def create_handler(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
@@ -129,7 +129,7 @@ def _wake(
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 
 
-_handler = cache(lambda: connect(os.environ))
+_handler = cache(lambda: create_handler(os.environ))
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:

@@ -171,10 +171,10 @@ class LocalStack:
         access_keys.write(self.port, self.aws_url, self._aws.keys, self.api_key)
         client = partial(self._aws.session("RefreshFunction").client, endpoint_url=self.aws_url)
         time = self.clock, self.clock.sleep
-        self._refresh_handler = refresh.connect(self.environment("RefreshFunction"), *time, client)
-        self._api_handler = api.connect(self.environment("ApiFunction"), *time)
+        self._refresh_handler = refresh.create_handler(self.environment("RefreshFunction"), *time, client)
+        self._api_handler = api.create_handler(self.environment("ApiFunction"), *time)
         notify_client = partial(self._aws.session("NotifyFunction").client, endpoint_url=self.aws_url)
-        self._notify_handler = notify.connect(self.environment("NotifyFunction"), self.clock, notify_client)
+        self._notify_handler = notify.create_handler(self.environment("NotifyFunction"), self.clock, notify_client)
         functions |= {"RefreshFunction": self._refresh, "ApiFunction": self._api, "NotifyFunction": self._notify}
         functions["RefreshFunction:readers"] = partial(self._refresh, name="RefreshFunction:readers")
         wechat.start()

@@ -540,7 +540,7 @@ def test_a_reader_with_its_own_client(rig: Rig) -> None:
     }
     rig.never |= {AWS_SECRET, AWS_TOKEN}
     try:
-        reader = api.connect(environment, rig.world.clock, lambda _: None)
+        reader = api.create_handler(environment, rig.world.clock, lambda _: None)
         rig.world.api_instance = lambda: reader  # type: ignore[method-assign]
         rig.all_calls()
     finally:

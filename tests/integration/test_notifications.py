@@ -37,7 +37,7 @@ class People:
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:mail")
         urls = {f"{name.upper()}_ROBOT_URL": self._server.url for name in PATHS}
         self.environment = {"TOPIC_ARN": topic, "NOTIFICATIONS_PATH": PATH, **urls}
-        self._handler = notify.connect(self.environment, self.clock, session.client)
+        self._handler = notify.create_handler(self.environment, self.clock, session.client)
 
     def add_robot(self, name: str, address: str, **record: Any) -> None:
         """A robot at that path of the simulated platforms."""

@@ -213,12 +213,12 @@ class WatchedWorld(World):
 
     def _refresher(self, skew: int) -> refresh.Handler:
         clock = self.ticking
-        return refresh.connect(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_functions)
+        return refresh.create_handler(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_functions)
 
     def reader(self, skew: int) -> api.Handler:
         """A new instance of ApiFunction, whose clock is off by so many seconds."""
         clock = self.ticking
-        return api.connect(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_api)
+        return api.create_handler(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_api)
 
     def skew_of(self, invocation: int) -> int:
         """How far the clock is off of the instance that takes that invocation; 1 is the next."""

@@ -112,11 +112,11 @@ class World:
 
     def refresh_instance(self) -> refresh.Handler:
         """One more instance of RefreshFunction."""
-        return refresh.connect(self.environment, self.clock, self.clock.sleep, self._client_of_functions)
+        return refresh.create_handler(self.environment, self.clock, self.clock.sleep, self._client_of_functions)
 
     def api_instance(self) -> api.Handler:
         """One more instance of ApiFunction."""
-        return api.connect(self.environment, self.clock, self.clock.sleep, self._client_of_api)
+        return api.create_handler(self.environment, self.clock, self.clock.sleep, self._client_of_api)
 
     def _client_of_api(self, service: str, **options: Any) -> Any:
         return _Invoker(self) if service == "lambda" else self._client_of_functions(service, **options)

@@ -31,7 +31,7 @@ def main(timeout: float) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log's lines are made, and go nowhere
     ahead = 0.0
-    handler = refresh.connect(os.environ, lambda: time.time() + ahead)
+    handler = refresh.create_handler(os.environ, lambda: time.time() + ahead)
 
     def answer(something: dict[str, Any]) -> None:
         answers.write(json.dumps(something) + "\n")

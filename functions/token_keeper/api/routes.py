@@ -1,0 +1,205 @@
+"""The routes of the HTTP API: route key to one call, errors to problem documents. API Gateway has routed and authorised."""
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from token_keeper.api.health import account_health
+from token_keeper.api.jsapi import requested_page, sign
+from token_keeper.api.reader import (
+    NoValidValueError,
+    Reader,
+    Reading,
+    TooManyReportsError,
+    UnknownAccountError,
+    UnknownCredentialError,
+)
+from token_keeper.api.wechat_compatible import CompatibleApi
+from token_keeper.errors import KeeperError
+from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
+from token_keeper.summary import failure_shown
+from token_keeper.table import Entry, Table
+from token_keeper.untrusted import body_text, json_object
+
+logger = logging.getLogger("api")
+logger.setLevel(logging.INFO)
+
+PAGE = 50
+"""Accounts on a page of health, and the most that `limit` may ask for."""
+
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+
+TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
+
+WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
+"""As WeChat sends it; SDKs look for its beginning."""
+
+type Answer = dict[str, Any]
+
+
+class InvalidRequestError(KeeperError):
+    """The request cannot be understood; the text says what is wrong and repeats nothing of it."""
+
+    code = "invalid_request"
+
+
+_STATUS = {
+    InvalidRequestError: 400,
+    UnknownAccountError: 404,
+    UnknownCredentialError: 404,
+    TooManyReportsError: 429,
+    NoValidValueError: 503,
+}
+
+
+class Api:
+    """The HTTP API (infra/openapi.yaml)."""
+
+    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._reader = reader
+        self._clock = clock
+        self._compatible = CompatibleApi(table, reader, clock)
+        self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+            "GET /v1/accounts": self._accounts,
+            "GET /v1/accounts/{account}": self._account,
+            "GET /v1/accounts/{account}/access-token": self._access_token,
+            "POST /v1/accounts/{account}/access-token/reports": self._report,
+            "GET /v1/accounts/{account}/tickets/{type}": self._ticket,
+            "GET /v1/accounts/{account}/jsapi-signature": self._signature,
+        }
+
+    def answer(self, event: Mapping[str, Any]) -> Answer:
+        """Answer an API Gateway request (payload format 2.0)."""
+        if event["routeKey"].partition(" ")[2].startswith("/cgi-bin/"):
+            return _answer(200, self._compatible.answer(event), content_type=WECHATS_CONTENT_TYPE)
+        try:
+            return _answer(200, self._routes[event["routeKey"]](event))
+        except KeeperError as error:
+            return _problem(error)
+
+    def _accounts(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        query = event.get("queryStringParameters") or {}
+        limit, after = query.get("limit", str(PAGE)), query.get("next")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= PAGE):
+            raise InvalidRequestError(f"limit must be a number from 1 to {PAGE}")
+        if after is not None and not ACCOUNT_NAME.fullmatch(after):
+            raise InvalidRequestError("next must be what the page before gave as next")
+        entries, following = self._table.page(int(limit), after)
+        page = {"accounts": self._health(entries)}
+        return page | ({"next": following} if following else {})
+
+    def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        account = _account_name(event)
+        entry = self._table.entry(account)
+        if entry is None:
+            raise UnknownAccountError(f"no account named {account} is kept")
+        return self._health([entry])[0]
+
+    def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
+        credentials, progress, now = self._table.credentials(entries), self._table.progress(), int(self._clock())
+        return [account_health(entry, credentials, progress, now) for entry in entries]
+
+    def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        return self._hand_out(event, self._reader.read(_account_name(event), ACCESS_TOKEN), "access_token")
+
+    def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        account, reported = _account_name(event), _reported(event)
+        verdict, reading = self._reader.report(account, reported)
+        return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
+
+    def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        ticket_type = event["pathParameters"]["type"]
+        if ticket_type not in TICKET_TYPES:
+            raise UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
+        return self._hand_out(event, self._reader.read(_account_name(event), ticket_type), "ticket")
+
+    def _signature(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            page, ticket_type = requested_page(event.get("rawQueryString", ""))
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from None
+        reading = self._reader.read(_account_name(event), ticket_type)
+        nonce, timestamp = secrets.token_hex(8), int(self._clock())
+        logger.info("signed", extra=_handed_out(event, reading))
+        return {
+            "appId": reading.credential.app_id,
+            "timestamp": timestamp,
+            "nonceStr": nonce,
+            "signature": sign(reading.value, nonce, timestamp, page),
+        }
+
+    def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
+        logger.info("handed out", extra=_handed_out(event, reading))
+        return {
+            "account": reading.credential.account,
+            "credential": reading.credential.name,
+            value_field: reading.value,
+            "expires_in": reading.expires_in,
+            "expires_at": rfc3339(reading.expires_at),
+            "cache_for": reading.cache_for,
+            "fingerprint": reading.credential.fingerprint,
+            "stale": reading.stale,
+        }
+
+
+def _account_name(event: Mapping[str, Any]) -> str:
+    account: str = event["pathParameters"]["account"]
+    if not ACCOUNT_NAME.fullmatch(account):
+        raise UnknownAccountError("an account's name is 1 to 64 lower-case letters, digits and -")
+    return account
+
+
+def _reported(event: Mapping[str, Any]) -> str:
+    """The fingerprint of the token that a report's body is about."""
+    try:
+        report = json_object(body_text(event))
+    except ValueError as error:
+        raise InvalidRequestError(f"the body is unreadable: {error}") from None
+    if report is None:
+        raise InvalidRequestError("a report is a JSON object")
+    match report:
+        case {"access_token": str(token)} if token and token.isascii():
+            return fingerprint(token)
+        case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
+            return reported
+    raise InvalidRequestError("a report names the access_token, or its fingerprint (16 hex digits)")
+
+
+def _handed_out(event: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    caller = event.get("requestContext", {}).get("authorizer", {}).get("iam", {}).get("userArn")
+    return {
+        "caller": caller,
+        "account": reading.credential.account,
+        "credential": reading.credential.name,
+        "fingerprint": reading.credential.fingerprint,
+        "stale": reading.stale,
+    }
+
+
+def _problem(error: KeeperError) -> Answer:
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
+    problem: dict[str, Any] = {"title": error.code.replace("_", " "), "status": status, "code": error.code}
+    problem["detail"] = str(error)
+    headers = {}
+    if isinstance(error, NoValidValueError | TooManyReportsError):
+        headers = {"Retry-After": str(error.retry_after)}
+    if isinstance(error, NoValidValueError):
+        problem["cause"] = error.cause and failure_shown(error.cause)
+    return _answer(status, problem, headers, content_type="application/problem+json")
+
+
+def _answer(
+    status: int,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str] | None = None,
+    content_type: str = "application/json",
+) -> Answer:
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})},
+        "body": json.dumps(body, ensure_ascii=False, separators=(",", ":")),
+    }
