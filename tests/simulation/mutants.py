@@ -36,25 +36,25 @@ class Mutant:
             yield
 
 
-_update, _update_leased = Table._update, Table._update_leased
+_update, _update_leased, _try_update = Table._update, Table._update_leased, Table._try_update
 _record_failure = Table.record_failure
 _refusal, _ask = wechat._refusal, Renewer._ask
 
 
-def _without_epoch(self: Table, leased: Any, update: str, values: Any) -> Any:
-    key = table._key(leased.account, leased.name)
-    return _update(self, key, update, "attribute_exists(pk) OR epoch = :epoch", {**values, ":epoch": leased.epoch})
+def _without_epoch(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+    loose = condition.replace("epoch = :epoch", "(attribute_exists(pk) OR epoch = :epoch)")
+    return _try_update(self, key, update, loose, values)
 
 
-def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any) -> Any:
+def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any, *rest: Any) -> Any:
     if ":last_error" in values:
         update += ", #value, fingerprint" if " REMOVE " in update else " REMOVE #value, fingerprint"
-    return _update_leased(self, leased, update, values)
+    return _update_leased(self, leased, update, values, *rest)
 
 
-def _failure_ends_the_item(self: Table, leased: Any, update: str, values: Any) -> Any:
+def _failure_ends_the_item(self: Table, leased: Any, update: str, values: Any, *rest: Any) -> Any:
     now = int(Session.world.clock())
-    return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values)
+    return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
 
 
 def _lost_answer_is_a_refusal(self: Table, *leased: Any, **told: Any) -> bool:
@@ -68,12 +68,6 @@ def _read_inconsistently(self: Table, account: str, name: str) -> Any:
 
 def _lease_though_held(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
     return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
-
-
-def _tick_repeats_failures(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
-    if condition != (condition := condition.replace(" AND failures = :zero", "")):
-        values = {name: value for name, value in values.items() if name != ":zero"}
-    return _update(self, key, update, condition, values)
 
 
 def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:
@@ -150,7 +144,7 @@ MUTANTS = {
     ),
     # 2: the epoch
     "publishing does not require the epoch": Mutant(
-        Table, "_update_leased", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
+        Table, "_try_update", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
     ),
     "a lease is taken though another instance holds it": Mutant(
         Table, "_update", _lease_though_held, ("one fetch", "promise")
@@ -170,7 +164,7 @@ MUTANTS = {
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
     "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("answers", "defect")),
     "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
-    "the main tick repeats a failure early": Mutant(Table, "_update", _tick_repeats_failures, ("retry",)),
+    "what a lagging index lists is renewed": Mutant(renewal, "is_still_due", lambda *_: True, ("retry", "one fetch")),
     # 5: one call, whatever is reported
     "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
     "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
