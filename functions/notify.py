@@ -28,7 +28,7 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 TEST = "✅ token-keeper: 测试消息，一切正常 | test message, all is well"
 
 ATTEMPTS = 2
-"""Calls of a robot for one batch, before the queue delivers the batch again a minute later."""
+"""Calls of a robot for one batch, before the queue delivers the batch again after 90 seconds."""
 
 WORKERS = 16
 """Robots that are called at a time, so that one that does not answer keeps no other waiting."""
@@ -46,7 +46,7 @@ def create_handler(
     """Make the handler for a stack's environment: `TOPIC_ARN`, `NOTIFICATIONS_PATH`, `WECOM_ROBOT_URL`,
     `FEISHU_ROBOT_URL`, `DINGTALK_ROBOT_URL` (scheme and host of each platform's robots).
     """
-    config = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "max_attempts": 3})
+    config = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
     origins = {name: environment[f"{name.upper()}_ROBOT_URL"] for name in ("wecom", "feishu", "dingtalk")}
     robots = Robots(client("ssm", config=config), environment["NOTIFICATIONS_PATH"], origins, clock)
     return partial(_handle, robots, client("sns", config=config), environment["TOPIC_ARN"])

@@ -57,7 +57,7 @@ def create_handler(
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
     wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
     # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
-    quickly = Config(connect_timeout=2, read_timeout=3, retries={"mode": "standard", "max_attempts": 2})
+    quickly = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
     events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
     keeper = Keeper(table, accounts, wechat, events, clock, sleep)
     return partial(_handle, keeper, accounts, events)

@@ -169,6 +169,15 @@ def test_each_platform_gets_the_message_in_its_form(people: People, address: str
     assert people.test("ops") == {"delivered": True, "reason": None}
 
 
+def test_wechats_message_mentions_no_one(people: People) -> None:
+    people.add_robot("ops", f"{FEISHU}ops")
+    # When WeChat's message holds what 飞书 reads as a mention of all
+    people.tell([failing(errmsg='<at user_id="all"></at>')])
+    # Then the group reads it as text
+    ((_, text),) = people.written()
+    assert "<at" not in text
+
+
 @pytest.mark.parametrize("address", [FEISHU, DINGTALK])
 def test_a_signed_request_is_signed_as_documented(people: People, address: str) -> None:
     # Given a robot that wants signatures, with the right secret, a wrong one, and none

@@ -10,6 +10,8 @@ import pytest
 
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from token_keeper.api.refresh_client import Refresher
+from token_keeper.errors import RefresherUnavailableError
 
 TOKEN_PATH = "/v1/accounts/main/access-token"
 TOKEN = "/cgi-bin/token"
@@ -300,6 +302,23 @@ def test_a_refresher_that_cannot_help_is_said_to_the_reader(world: World, broken
     assert int(headers["Retry-After"]) >= 1
     world.clock.sleep(60)
     assert world.wechat.accepts(world.token())
+
+
+def test_a_renewal_that_answers_too_late_is_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add_account("main")
+    world.clock.sleep(7200)
+    renew = Refresher.renew
+
+    def late(refresher: Refresher, account: str, credential: str) -> None:
+        renew(refresher, account, credential)
+        raise RefresherUnavailableError("RefreshFunction: timed out")
+
+    # Given a RefreshFunction that publishes a token, and answers later than the reader waits
+    monkeypatch.setattr(Refresher, "renew", late)
+    # When the expired token is read, then the new one is there
+    status, body = read(world)
+    assert status == 200
+    assert world.wechat.accepts(body["access_token"])
 
 
 @pytest.mark.moto

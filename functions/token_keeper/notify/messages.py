@@ -14,7 +14,7 @@ BEIJING = timezone(timedelta(hours=8))
 _FAILING, _RECOVERED, _INVALIDATED = "Credential Failing", "Credential Recovered", "Credential Invalidated"
 _TITLES = {
     _FAILING: "🔴 微信凭证续期失败 | WeChat credential failing",
-    _INVALIDATED: "🟠 令牌被提前作废，已自动更换 | Token invalidated early, being replaced",
+    _INVALIDATED: "🟠 令牌被提前作废，正在自动更换 | Token invalidated early, being replaced",
     _RECOVERED: "🟢 已恢复 | Recovered",
 }
 
@@ -39,12 +39,12 @@ def concerning(news: Iterable[News], accounts: Iterable[str]) -> list[News]:
 
 
 def subject(news: list[News]) -> str:
-    """The message in one line of ASCII, for a mail's subject; at most 100 characters."""
+    """The message in one line of ASCII, for a mail's subject; fewer than 100 characters (SNS)."""
     accounts = sorted({each.account for each in news})
     types = [kind for kind in _TITLES if any(each.event_type == kind for each in news)]
     what = " and ".join(kind.removeprefix("Credential ").lower() for kind in types)
     whose = accounts[0] if len(accounts) == 1 else f"{len(accounts)} accounts"
-    return f"WeChat tokens {what}: {whose}"[:100]
+    return f"WeChat tokens {what}: {whose}"[:99]
 
 
 def text(news: list[News]) -> str:

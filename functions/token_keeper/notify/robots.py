@@ -102,7 +102,8 @@ class Robots:
 
     def send(self, robot: Robot, text: str) -> None:
         """Have the robot write the text into its group. Raises `RobotError`."""
-        url, body = self._request(robot, _cut(text, MAX_BYTES[robot.platform]))
+        # 飞书 reads `<at …>` in a text as a mention, which WeChat's message could hold.
+        url, body = self._request(robot, _cut(text.replace("<", "＜"), MAX_BYTES[robot.platform]))
         try:
             response = self._http.request("POST", url, json=body, redirect=False)
         except urllib3.exceptions.HTTPError as error:

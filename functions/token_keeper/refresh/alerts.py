@@ -76,6 +76,8 @@ def needs_alert(failure: Failure, failures: int, next_attempt_at: int, usable_un
             return True
     if usable_until is None:
         return failures > 1
+    if failures == 1 and next_attempt_at < usable_until:
+        return False  # a first ticket is trusted for minutes at a time: one lost call is no trouble yet
     return usable_until - next_attempt_at < ALERT_BEFORE
 
 

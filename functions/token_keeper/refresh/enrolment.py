@@ -154,6 +154,8 @@ class Enrolment:
         if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
             return due_task(token)
         failure = self._secret_failure(account)
+        if failure is not None and failure.failure_class is FailureClass.QUOTA:
+            return None  # WeChat has not looked at the secret
         self._show_record_error(account.name, failure, token.due_at)
         return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
 
@@ -179,7 +181,7 @@ class Enrolment:
         except WeChatError as error:
             if error.failure_class is FailureClass.TRANSIENT:
                 raise  # the record is not applied yet, so it is checked again
-            return None if error.failure_class is FailureClass.QUOTA else error.failure(self._now())
+            return error.failure(self._now())
         return None
 
     def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:

@@ -21,8 +21,8 @@ from token_keeper.table import Table
 PUT_EVENTS_BATCH = 10
 """The most entries that PutEvents takes."""
 
-RESEND_AFTER = 60
-"""Seconds for which an event in the table is left to the instance that wrote it."""
+RESEND_AFTER = 150
+"""Seconds for which an event in the table is left to the instance that wrote it, which may run for 120."""
 
 _logger = logging.getLogger("refresh.events")
 
@@ -60,24 +60,27 @@ class Events:
             entries: list[tuple[_Item | None, str]] = [(item, text) for item, text in self._waiting]
             entries += [(None, text) for text in self._renewed]
             self._waiting, self._renewed = {}, []
-        sent: dict[_Item, list[str]] = {}
         for batch in batched(entries, PUT_EVENTS_BATCH, strict=False):
             accepted = self._put([text for _, text in batch])
+            if accepted is None:
+                return  # nor would it take the others, and this invocation has no time to wait
+            sent: dict[_Item, list[str]] = {}
             for (item, text), is_sent in zip(batch, accepted, strict=True):
                 if item is not None and is_sent:
                     sent.setdefault(item, []).append(text)
-        for (account, credential), texts in sent.items():
-            self._remove(account, credential, texts)
+            for (account, credential), texts in sent.items():
+                self._remove(account, credential, texts)
 
-    def _put(self, texts: Sequence[str]) -> list[bool]:
-        """Which of them EventBridge has taken."""
+    def _put(self, texts: Sequence[str]) -> list[bool] | None:
+        """Which of them EventBridge has taken; None where it does not answer."""
         try:
             answer = self._client.put_events(Entries=[self._entry(text) for text in texts])
             refused = [entry.get("ErrorCode") for entry in answer["Entries"]]
         except ClientError as error:
             refused = [error.response["Error"]["Code"]] * len(texts)
         except BotoCoreError as error:
-            refused = [type(error).__name__] * len(texts)
+            _logger.error("events not sent", extra={"events": len(texts), "reasons": [type(error).__name__]})
+            return None
         if reasons := sorted({reason for reason in refused if reason}):
             # AWS may quote what was sent.
             _logger.error("events not sent", extra={"events": len(refused) - refused.count(None), "reasons": reasons})
