@@ -1,18 +1,17 @@
 """`token-keeper console`: the page of a deployed stack, on this machine, with the operator's credentials. It changes nothing."""
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from secrets import token_urlsafe
-from threading import Event, Lock
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infra.cli.program import app, stack_of
-from infra.cli.terminal import say
+from infra.cli.terminal import say, until_stopped
 from infra.console.history import SHOWN_BEFORE, History
 from infra.errors import OperatorError
 
@@ -110,12 +109,10 @@ def show_page(
         raise OperatorError(
             f"The local stack has a page of its own: open {stack.outputs['ApiUrl']}/, or the link that `local` has printed."
         )
-    stopped = Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    wait = until_stopped()
     with _served(stack, port) as url:
         say(f"page: {url}\nThe link holds this run's key, without which nothing is shown. Press Ctrl-C to stop.")
-        stopped.wait()
+        wait()
 
 
 @contextmanager

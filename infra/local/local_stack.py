@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ import notify
 import refresh
 from infra import stack
 from infra.cli.operations import LOCAL_STACK
+from infra.cli.terminal import until_stopped
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
@@ -334,16 +334,14 @@ def run(
     if accounts_file:
         accounts = read_accounts(accounts_file)
     os.environ["NO_PROXY"] = f"{host or LOOPBACK},{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
-    stopped = Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    wait_for_stop = until_stopped()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
         with LocalStack(port=port, host=host, tell=console.print, **options) as local:
             local.tried.wait(timeout=60)
             console.print(_greeting(local, next(iter(accounts)), "the real one" if record else None))
-            stopped.wait()
+            wait_for_stop()
     except CannotListenError as error:
         remedy = "leave --host out" if error.port is None else "choose three others in a row with --port"
         raise OperatorError(f"The local stack cannot start: {error}; {remedy}.") from None
