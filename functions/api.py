@@ -23,7 +23,7 @@ def create_handler(
 ) -> Handler:
     """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`, and AWS's own variables.
 
-    `client` makes the client of a service, as `boto3.client` does; with none they are those of `aws`.
+    `client` makes the client of a service, as `boto3.client` does; with none they are those of `clients`.
     """
     client = client or partial(clients.client, environment=environment)
     table = Table(client("dynamodb"), environment["TABLE_NAME"])

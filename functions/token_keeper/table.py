@@ -463,11 +463,11 @@ class Table:
         key, values = _directory_key(account), {":version": version}
         return self._update(key, "SET version = :version", "applying = :version", values) is not None
 
-    def drop_credential(self, account: str, name: str) -> int | None:
-        """Delete a credential and its value. Returns when its last lease ends; None where there is no such credential."""
+    def drop_credential(self, account: str, name: str) -> Credential | None:
+        """Delete a credential and its value. Returns it as it was; None where there is no such credential."""
         with _translated_errors():
             answer = self._dynamodb.delete_item(TableName=self._name, Key=_key(account, name), ReturnValues="ALL_OLD")
-        return int(_plain(answer["Attributes"])["lease_until"]) if "Attributes" in answer else None
+        return _credential(_plain(answer["Attributes"])) if "Attributes" in answer else None
 
     def drop_entry(self, account: str) -> None:
         """Delete the account's directory entry."""

@@ -507,9 +507,9 @@ def drop_credential(table: Table) -> None:
     # Given a token under a lease
     enrolled(table)
     held = leased(table)
-    # When it is dropped, twice
-    table.drop_credential("main", ACCESS_TOKEN)
-    table.drop_credential("main", ACCESS_TOKEN)
+    # When it is dropped, twice, then the first time returns it as it was
+    assert table.drop_credential("main", ACCESS_TOKEN) == held
+    assert table.drop_credential("main", ACCESS_TOKEN) is None
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)

@@ -102,18 +102,18 @@ class Enrolment:
         # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
         # because until then another account must not fetch, (3) write the entry without a version, (4) claim the appid,
         # (5) create the new credentials, (6) write the version. An entry without a version is applied again.
-        # What others were told of the account stays open where another appid takes its place, until that one's first renewal.
-        before = None if stays else self._table.credential(account.name, ACCESS_TOKEN)
+        dropped: dict[str, Credential] = {}
         if old is not None:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
-            self._give_up(old, gone, but=account.claim if stays else None)
+            dropped = self._give_up(old, gone, but=account.claim if stays else None)
         self._table.put_entry(entry, applying=version)
         owner = self._table.claim(account, now=self._now())
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
-            replaced = before if name == ACCESS_TOKEN else None
-            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=replaced)
+            # What others were told of the account stays open where another appid takes its place, until its first renewal.
+            before = dropped.get(name) if name == ACCESS_TOKEN else None
+            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
         is_known = old is not None and old.version == version
         found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
         if not self._table.finish_entry(account.name, version=version):
@@ -206,18 +206,24 @@ class Enrolment:
         self._give_up(entry, entry.credentials)
         self._table.drop_entry(name)
 
-    def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> None:
-        """Delete credentials of an account, then release what it claims of its appid, except the claim `but`."""
+    def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
+        """Delete credentials of an account, then release what it claims of its appid, except the claim `but`.
+
+        Returns the credentials as they were, by name.
+        """
         now = self._now()
-        leases = [self._table.drop_credential(entry.account, name) for name in credentials]
+        dropped = {name: self._table.drop_credential(entry.account, name) for name in credentials}
         # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
-        free_at = max([now + renewal.LEASE if lease is None else lease for lease in leases], default=now)
-        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=free_at, but=but)
+        ends = [
+            now + renewal.LEASE if credential is None else credential.lease_until for credential in dropped.values()
+        ]
+        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but)
+        return {name: credential for name, credential in dropped.items() if credential is not None}
 
     def _now(self) -> int:
         return int(self._clock())
 
 
 def _written_at(version: str | None) -> float:
-    """When a version of a record was written (see `accounts.record_version`)."""
+    """When a version of a record was written (see `parameter_store.record_version`)."""
     return float(version.partition("@")[2]) if version else 0
