@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
+def fast(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
+    """Another one, whose clock passes so fast that a renewal comes within a minute."""
+    from tests.e2e.test_local import HIGH_SPEED, Local
+
+    running = Local(tmp_path_factory.mktemp("fast") / "printed.txt", speed=HIGH_SPEED)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def local(fast: "Local", tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
+    """The stack, beside which the fast one comes to its renewal while the tests run."""
     from tests.e2e.test_local import Local
 
     running = Local(tmp_path_factory.mktemp("local") / "printed.txt")

@@ -27,7 +27,9 @@ from infra.local import access_keys
 from infra.local.local_stack import DEMO_RECORD
 from infra.local.loopback import three_free_ports
 
-SPEED = 120
+SPEED, HIGH_SPEED = 10, 120
+"""At the high one a first ticket lives 2.5 seconds, and a lease half of one: too little for commands on a busy machine."""
+
 PROGRAM = Path(sys.executable).with_name("token-keeper")
 APPID, SECRET = "wx617a123bb8bc99cd", "00112233445566778899aabbccddeeff"
 
@@ -42,10 +44,10 @@ pytestmark = pytest.mark.xdist_group("local")
 class Local:
     """A running `token-keeper local`, with more options where they are given."""
 
-    def __init__(self, log: Path, *options: str) -> None:
+    def __init__(self, log: Path, *options: str, speed: int = SPEED) -> None:
         self._log = log
         self.process = subprocess.Popen(
-            [PROGRAM, "local", "--port", "0", "--speed", str(SPEED), *options],
+            [PROGRAM, "local", "--port", "0", "--speed", str(speed), *options],
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
@@ -332,19 +334,19 @@ def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
         time.sleep(0.1)
 
 
-def test_every_read_through_a_renewal_gets_an_accepted_token(local: Local) -> None:
+def test_every_read_through_a_renewal_gets_an_accepted_token(fast: Local) -> None:
     # Given a token
-    first = local.get("/v1/accounts/demo/access-token").json()["access_token"]
+    first = fast.get("/v1/accounts/demo/access-token").json()["access_token"]
     # When it is read again and again until the main schedule has renewed it
     reads, refused = 0, 0
-    ends = time.monotonic() + 2 * 6600 / SPEED
+    ends = time.monotonic() + 2 * 6600 / HIGH_SPEED
     while time.monotonic() < ends:
         asked_at = time.monotonic()
-        answer = local.get("/v1/accounts/demo/access-token").json()
+        answer = fast.get("/v1/accounts/demo/access-token").json()
         if "access_token" not in answer:  # a machine that stands still for 5 s is an outage of 10 minutes at this speed
             continue
-        token, accepted = answer["access_token"], local.accepts(answer["access_token"])
-        within_promise = (time.monotonic() - asked_at) * SPEED < answer["expires_in"]
+        token, accepted = answer["access_token"], fast.accepts(answer["access_token"])
+        within_promise = (time.monotonic() - asked_at) * HIGH_SPEED < answer["expires_in"]
         reads, refused = reads + 1, refused + (within_promise and not accepted)
         if token != first:
             break
