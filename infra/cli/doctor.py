@@ -322,20 +322,21 @@ def _notifications(stack: Stack) -> Iterator[Finding]:
         remedy = "Where a team reads 企业微信, 飞书 or 钉钉: `token-keeper notifications add NAME`."
         yield Finding("notifications", Verdict.NOTE, "no group robot", remedy)
         return
-    failed = set() if stack.is_local else _failed_robots(stack)
-    for name in sorted(failed & robots.keys()):
+    failed = {} if stack.is_local else _failed_robots(stack)
+    for name in sorted(failed.keys() & robots.keys()):
         remedy = f"`token-keeper notifications test {name}` says whether it works now; is the robot still in its group?"
-        yield Finding(
-            f"robot {name}", Verdict.WRONG, f"did not write a message in the last {FAILED_HOURS} hours", remedy
-        )
-    if not failed & robots.keys():
+        what = f"did not write a message in the last {FAILED_HOURS} hours: {failed[name]}"
+        yield Finding(f"robot {name}", Verdict.WRONG, what, remedy)
+    if not failed.keys() & robots.keys():
         yield Finding("notifications", Verdict.OK, f"{len(robots)} group robot(s)")
 
 
-def _failed_robots(stack: Stack) -> set[str]:
-    """The robots that NotifyFunction's log says have failed lately."""
+def _failed_robots(stack: Stack) -> dict[str, str]:
+    """The robots that NotifyFunction's log says have failed lately, and why they did last."""
     log = f"/aws/lambda/{stack.name}-notify"
     since = {"startTime": int((time.time() - FAILED_HOURS * 3600) * 1000), "filterPattern": ROBOT_FAILED}
     events = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
     entries = [json_object(event["message"]) or {} for event in events]
-    return {str(entry.get("robot")) for entry in entries if entry.get("message") == "robot failed"}
+    return {
+        str(entry.get("robot")): str(entry.get("reason")) for entry in entries if entry.get("message") == "robot failed"
+    }

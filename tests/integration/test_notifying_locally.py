@@ -130,4 +130,5 @@ def test_doctor_shows_a_robot_that_failed_lately() -> None:
     findings = list(doctor._notifications(cast(Any, stack)))
     # Then
     assert [(finding.subject, finding.verdict) for finding in findings] == [("robot feishu", "wrong")]
+    assert "in the last 24 hours: it refused the message" in findings[0].says
     assert "notifications test feishu" in (findings[0].remedy or "")
