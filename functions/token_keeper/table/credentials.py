@@ -128,15 +128,8 @@ class Credentials:
         if grant.value == leased.value:
             removed += ", refused_fingerprints"
         else:
-            update += ", #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
-            values |= {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
-            if leased.value is not None:
-                update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :until"
-                values |= {
-                    ":previous": fingerprint(leased.value),
-                    ":digest": digest(leased.value),
-                    ":until": previous_until,
-                }
+            replaced, new = _new_value(leased, grant, previous_until)
+            update, values = f"{update}, {replaced}", values | new
         return self._update_leased(leased, f"{update} REMOVE {removed}", values, transition)
 
     def record_failure(
@@ -319,6 +312,17 @@ class Credentials:
             return self._items.update(key, update, condition, values)
         except ConditionFailedError:
             return None
+
+
+def _new_value(leased: Credential, grant: Grant, previous_until: int) -> tuple[str, dict[str, Any]]:
+    """What replaces a value by another, and remembers the one before."""
+    update = "#value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
+    values = {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
+    if leased.value is None:
+        return update, values
+    update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :until"
+    values |= {":previous": fingerprint(leased.value), ":digest": digest(leased.value), ":until": previous_until}
+    return update, values
 
 
 def _alert_state(credential: Credential) -> AlertState:
