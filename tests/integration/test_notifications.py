@@ -175,6 +175,23 @@ def test_a_token_that_another_client_kills_is_one_message(world: World, people: 
     assert "被提前作废" in text
 
 
+def test_a_failing_account_that_is_removed_has_not_recovered(world: World, people: People) -> None:
+    # Given
+    people.add_robot("ops", f"{WECOM}ops")
+    world.wechat.fail(TOKEN, Fault.error(40013))
+    world.add_account()
+    # When
+    world.delete_parameter("main")
+    world.sent = world.sent[-1:]
+    people.tell(world.sent)
+    # Then people are told that, too
+    ((_, text),) = people.written()
+    assert "已移除，不再维护 | Removed, kept no longer" in text
+    assert "🟢" not in text
+    (mail,) = people.mails()
+    assert mail["Subject"] == "WeChat tokens removed: main"
+
+
 # --- robots
 
 
