@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError, RecordChangedError
-from token_keeper.table import Table
+from token_keeper.table.accounts import Accounts
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
@@ -225,6 +225,19 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     # And the live token goes on
     assert token(world) == live
     assert world.wechat.accepts(live)
+
+
+def test_an_overtaken_wrong_secret_leaves_no_error(world: World) -> None:
+    # Given a live token, and a wrong new secret that WeChat is being asked about
+    world.add_account("main")
+    world.clock.sleep(1000)
+    world.secrets.add(WRONG_SECRET)
+    # When another instance applies the corrected record meanwhile
+    world.during_call = lambda: world.put_parameter("main", record())
+    world.put_parameter("main", record(secret=WRONG_SECRET))
+    # Then health shows what WeChat says of the record in force
+    health = world.health()
+    assert (health["state"], health["last_error"]) == ("fresh", None)
 
 
 @pytest.mark.parametrize("event_arrives", [True, False])
@@ -661,7 +674,7 @@ def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeyp
     # Given an account whose renewal is held up after the keeper has seen that it owns its appid
     world.add_account("twin")
     world.clock.sleep(6900)
-    in_force, fetched = Table.in_force, []
+    in_force, fetched = Accounts.in_force, []
 
     def held_up(*asked: Any) -> Any:
         found = in_force(*asked)
@@ -674,7 +687,7 @@ def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeyp
         world.clock.sleep(61)
         return found
 
-    monkeypatch.setattr(Table, "in_force", held_up)
+    monkeypatch.setattr(Accounts, "in_force", held_up)
     world.wake("guard")
     # Then the first fetches nothing, and the other's token lives
     assert [call.path for call in world.wechat.calls[fetched[0] :]] == []

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
-from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
+from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, Task, Verdict, Verified, task_of
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
@@ -35,12 +35,12 @@ class Checker:
         self._wechat = wechat
         self._clock = clock
 
-    def check(self, account: str, reported: str) -> Verified | Due:
+    def check(self, account: str, reported: str) -> Verified | Task:
         """What is to be said of an access token, named by its fingerprint, that a client saw refused; a task if it is dead.
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
         """
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or token.value is None:
             return Verified(account, ACCESS_TOKEN, Verdict.UNVERIFIED, None)
         now = self._now()
@@ -53,21 +53,21 @@ class Checker:
         if wait := budget.report_wait(token.checks_booked_until, now):
             return _verified(token, Verdict.LIMITED, retry_after=wait)
         booked_until = budget.book_check(token.checks_booked_until, now)
-        if not self._table.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
+        if not self._table.credentials.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
             return self.check(account, reported)  # another instance has begun one since
         accepts = self._accepts(token)
         if accepts is False:
             return self._invalidate(token) or _verified(token, Verdict.UNVERIFIED)
-        self._table.end_check(token, accepted_at=now if accepts else None)
+        self._table.credentials.end_check(token, accepted_at=now if accepts else None)
         return _verified(token, Verdict.STILL_VALID if accepts else Verdict.UNVERIFIED)
 
-    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Due] | Probed]:
+    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Task] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones as tasks, batch by batch, and at last the counts.
 
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
         """
         progress = self._table.progress()
-        accounts = [entry.account for entry in self._table.entries()]
+        accounts = [entry.account for entry in self._table.accounts.entries()]
         queue = [name for name in accounts if name > (progress.after or "")]
         queue += [name for name in accounts if name <= (progress.after or "")]
         unclear_since = {name: since for name, since in progress.unclear_since.items() if name in set(accounts)}
@@ -80,7 +80,7 @@ class Checker:
                 if time_left() < PROBE_TIME:
                     break
                 now = self._now()
-                all_tokens = self._table.tokens(batch)
+                all_tokens = self._table.credentials.tokens(batch)
                 for token in all_tokens:
                     self._events.add_left(token, now)
                 tokens = [token for token in all_tokens if renewal.is_to_be_probed(token, now)]
@@ -96,17 +96,17 @@ class Checker:
             self._table.put_progress(reached)
         yield Probed(counts[True], counts[False], counts[None], len(queue))
 
-    def _invalidate(self, token: Credential) -> Due | None:
+    def _invalidate(self, token: Credential) -> Task | None:
         """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
         # A renewal of our own whose outcome is unknown may be the reason, too.
         foreign = token.at_risk_since is None
         now = self._now()
         transition = alerts.invalidated(now) if foreign else None
-        refused = self._table.mark_refused(token, now=now, foreign=foreign, transition=transition)
+        refused = self._table.credentials.mark_refused(token, now=now, foreign=foreign, transition=transition)
         if refused is None:
             return None
         self._events.add(refused)
-        return due_task(token)
+        return task_of(token)
 
     def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
         """Whether WeChat accepts the token; None where it gave no clear answer."""

@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from token_keeper import renewal
-from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
+from token_keeper.errors import (
+    AppIdTakenError,
+    InvalidRecordError,
+    KeeperError,
+    ParametersUnavailableError,
+    RecordChangedError,
+    RecordOvertakenError,
+)
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
@@ -15,13 +22,15 @@ from token_keeper.model import (
     FailureClass,
     Kind,
     Skipped,
-    due_task,
+    Task,
+    task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.parameter_store import Record
 from token_keeper.refresh.wechat import WeChat, WeChatError
-from token_keeper.table import Entry, Table
+from token_keeper.table import Table
+from token_keeper.table.items import Entry
 
 MAX_WAIT = 15
 """Seconds for which a change waits for a renewal that is under way; one that takes longer has probably died."""
@@ -50,24 +59,32 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def permit(self, task: Due, account: Account, version: str | None) -> Due | Skipped | None:
-        """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
-        appid. None where that is not so. Raises `StoreUnavailableError`.
+    def permit(self, task: Due, record: Record) -> Task | Skipped | None:
+        """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
+
+        None where that is not so. A record that Parameter Store does not give is the renewer's to report.
+        Raises `StoreUnavailableError`.
         """
-        credential = self._table.in_force(account, task.credential, version)
+        if isinstance(record.content, ParametersUnavailableError):
+            credential = self._table.credentials.get(task.account, task.credential)
+        elif isinstance(record.content, Account):
+            credential = self._table.accounts.in_force(record.content, task.credential, record.version)
+        else:
+            return None
         if credential is None:
             return None
-        if task.epoch is not None:
+        if isinstance(task, Task):
             return task
         if not renewal.is_still_due(task, credential, self._now()):
             return Skipped(task.account, task.credential, "not due any more")
-        return replace(task, epoch=credential.epoch)
+        return task_of(credential)
 
-    def apply(self, name: str, record: Record) -> list[Due | Failed]:
+    def apply(self, name: str, record: Record) -> list[Task | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
-        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again.
+        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again. After
+        `RecordOvertakenError` at once, because health may show what this record deserved, and not the newest.
         """
         try:
             if record.content is None:
@@ -84,17 +101,17 @@ class Enrolment:
         failure = error.failure(self._now())
         wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
         retry_at = failure.at + wait
-        entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
-        self._table.put_entry(replace(entry, version=None))
-        self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
+        entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.accounts.put_entry(replace(entry, version=None))
+        self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
         self._show_record_error(name, failure, retry_at)
-        for credential in self._table.credentials([entry]).values():
+        for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
-                self._table.reschedule(credential, due_at=retry_at)
+                self._table.credentials.reschedule(credential, due_at=retry_at)
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
-        old = self._table.entry(account.name)
+    def _enrol(self, account: Account, version: str | None) -> list[Task | Failed]:
+        old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
@@ -106,27 +123,23 @@ class Enrolment:
         if old is not None:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
-        self._table.put_entry(entry, applying=version)
-        owner = self._table.claim(account, now=self._now())
+        self._table.accounts.put_entry(entry, applying=version)
+        owner = self._table.accounts.claim(account, now=self._now())
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
             # What others were told of the account stays open where another appid takes its place, until its first renewal.
             before = dropped.get(name) if name == ACCESS_TOKEN else None
-            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
-        is_known = old is not None and old.version == version
-        found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
-        if not self._table.finish_entry(account.name, version=version):
-            raise RecordChangedError("the account's record has changed once more; that change is being applied")
+            self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
+        found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
+        if not self._table.accounts.finish_entry(account.name, version=version):
+            raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
-    def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
-        """What a created or changed record makes due. A live value is never rotated early for it.
-
-        `is_known`: this very record was applied before, and its secret checked.
-        """
+    def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
-        while (credential := self._table.credential(account.name, name)) is not None:
+        while (credential := self._table.credentials.get(account.name, name)) is not None:
             now = self._now()
             if now < credential.lease_until:
                 if now >= gives_up_at:
@@ -135,24 +148,24 @@ class Enrolment:
             elif credential.kind is not kind:
                 self._change_kind(credential, kind)
             elif credential.due_at <= now:
-                return due_task(credential)
+                return task_of(credential)
             elif not credential.failures and now < renewal.usable_until(credential):
-                return None if is_known else self._check_change(account, credential)
+                return self._check_change(account, credential)
             else:
-                self._table.reschedule(credential, due_at=now)
+                self._table.credentials.reschedule(credential, due_at=now)
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> Task | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
-            self._table.reschedule(token, due_at=self._now())
-            return due_task(token)
+            self._table.credentials.reschedule(token, due_at=self._now())
+            return task_of(token)
         if token.name != ACCESS_TOKEN:
             return None
-        if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
-            return due_task(token)
+        if self._is_refused(token) and self._table.credentials.mark_refused(token, now=self._now(), foreign=False):
+            return task_of(token)
         failure = self._secret_failure(account)
         if failure is not None and failure.failure_class is FailureClass.QUOTA:
             return None  # WeChat has not looked at the secret
@@ -165,7 +178,9 @@ class Enrolment:
         minted_at = credential.minted_at
         if credential.kind is Kind.TOKEN and credential.value is not None:
             minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
-        self._table.change_kind(credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at)
+        self._table.credentials.change_kind(
+            credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at
+        )
 
     def _is_refused(self, token: Credential) -> bool:
         if renewal.is_too_young_to_check(token, self._now()):
@@ -186,7 +201,7 @@ class Enrolment:
 
     def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
         """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
             return
         usable_until = None if token.value is None else renewal.usable_until(token)
@@ -195,16 +210,16 @@ class Enrolment:
             transition = alerts.recovered(self._now())
         elif alerts.needs_alert(failure, token.failures + 1, next_attempt_at, usable_until):
             transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
-        shown = self._table.set_record_error(account, ACCESS_TOKEN, failure, transition)
+        shown = self._table.credentials.set_record_error(account, ACCESS_TOKEN, failure, transition)
         if shown is not None:
             self._events.add(shown)
 
     def _drop(self, name: str) -> None:
-        entry = self._table.entry(name)
+        entry = self._table.accounts.entry(name)
         if entry is None:
             return
         self._give_up(entry, entry.credentials)
-        self._table.drop_entry(name)
+        self._table.accounts.drop_entry(name)
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
         """Delete credentials of an account, then release what it claims of its appid, except the claim `but`.
@@ -212,12 +227,14 @@ class Enrolment:
         Returns the credentials as they were, by name.
         """
         now = self._now()
-        dropped = {name: self._table.drop_credential(entry.account, name) for name in credentials}
+        dropped = {name: self._table.credentials.drop(entry.account, name) for name in credentials}
         # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
         ends = [
             now + renewal.LEASE if credential is None else credential.lease_until for credential in dropped.values()
         ]
-        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but)
+        self._table.accounts.release_claims(
+            entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but
+        )
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
     def _now(self) -> int:

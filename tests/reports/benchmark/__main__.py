@@ -24,7 +24,7 @@ from rich.table import Table as Printed
 from tests.support import dynamodb_local
 from tests.support.lambda_runtime import PROJECT, LambdaRuntime, build
 from tests.support.world import create_table, gateway_event
-from token_keeper.model import ACCESS_TOKEN, Due, Grant, Kind, Usage
+from token_keeper.model import ACCESS_TOKEN, Grant, Kind, Usage, task_of
 from token_keeper.table import Table
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -125,11 +125,13 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
         create_table(dynamodb, "tokens")
         kept, now = Table(dynamodb, "tokens"), int(time.time())
         for account in accounts:
-            kept.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
-            leased = kept.take_lease(Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60)
+            kept.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
+            enrolled = kept.credentials.get(account, ACCESS_TOKEN)
+            assert enrolled is not None
+            leased = kept.credentials.take_lease(task_of(enrolled), now=now, until=now + 60)
             assert leased is not None
             times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
-            kept.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
+            kept.credentials.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",
