@@ -53,7 +53,7 @@ def test_wechatpy_gets_on_with_a_key_in_place_of_the_appsecret(local: "Local", k
     assert refused.value.errcode == 40125
 
 
-def test_wechatpy_for_wecom_gets_on_with_a_key_in_place_of_the_secret(local: "Local", key: str) -> None:
+def test_wechatpy_for_wecom_works_with_a_key_for_a_secret(local: "Local", key: str) -> None:
     class Client(wechatpy.enterprise.WeChatClient):  # type: ignore[misc]
         API_BASE_URL = f"{local.wechat}/cgi-bin/"
 

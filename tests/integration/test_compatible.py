@@ -153,7 +153,7 @@ def test_what_is_remembered_of_one_call_does_not_serve_another(world: World) -> 
     assert ask_token(world, key, CORPID) == refused(40013, "invalid appid")
 
 
-def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one(world: World) -> None:
+def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -> None:
     # Given a warm instance that knows which account keeps an appid, and another that knows nothing
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
@@ -212,7 +212,7 @@ def test_each_refused_key_is_one_line_to_count(world: World, call: str, caplog: 
         assert (line.message, line.errcode) == ("refused", 40125)  # type: ignore[attr-defined]
 
 
-def test_a_ticket_costs_two_round_trips_and_none_while_remembered(world: World, table_calls: list[str]) -> None:
+def test_a_ticket_costs_two_round_trips_and_none_while_cached(world: World, table_calls: list[str]) -> None:
     world.add_account("main", tickets=["jsapi"])
     token = world.token()
     cold = world.api_instance()
@@ -349,7 +349,7 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
     assert answer["errcode"] == 40001 or answer["ticket"] == old
 
 
-def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_longer(world: World) -> None:
+def test_a_table_outage_extends_a_consumers_trust_to_15_seconds(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     token = ask_token(world, key)["access_token"]
@@ -365,7 +365,7 @@ def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_lon
 # --- tickets: the token shows who asks
 
 
-def test_the_previous_token_gets_tickets_for_as_long_as_wechat_accepts_it(world: World) -> None:
+def test_the_previous_token_gets_tickets_while_wechat_accepts_it(world: World) -> None:
     # Given a token that has been rotated
     world.add_account("main", tickets=["jsapi"])
     old = world.token()
@@ -522,7 +522,7 @@ def test_a_ticket_can_be_asked_for_by_post(world: World, content_type: str) -> N
         ("POST /cgi-bin/ticket/get", 43001),
     ],
 )
-def test_the_rest_of_wechats_api_gets_a_hint_reads_nothing_and_is_no_refusal(
+def test_other_wechat_paths_get_a_hint_and_are_no_refusal(
     world: World, table_calls: list[str], caplog: pytest.LogCaptureFixture, call: str, errcode: int
 ) -> None:
     answer = world.ask(call, body=b"{" * 9000 if call.startswith("POST") else None, access_token="any")

@@ -73,7 +73,7 @@ def test_a_stack_on_which_all_is_well(aws: boto3.Session) -> None:
     assert "note    alarm mail: no subscriber" in result.output
 
 
-def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: LocalStack, aws: boto3.Session) -> None:
+def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, aws: boto3.Session) -> None:
     # Given
     scheduler, ssm, sqs, sns = (aws.client(name) for name in ("scheduler", "ssm", "sqs", "sns"))
     guard = scheduler.get_schedule(Name="local-guard")

@@ -77,7 +77,7 @@ def test_the_stack_says_where_its_things_are(aws: EmbeddedAws) -> None:
     assert outputs["AccountsPath"] == "/wechat-token-keeper/accounts"
 
 
-def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: EmbeddedAws) -> None:
+def test_a_functions_environment_leads_only_to_this_stack(aws: EmbeddedAws) -> None:
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
         "STACK_NAME": "local",
@@ -171,7 +171,7 @@ def test_an_event_invocation_is_taken_at_once_and_run_later(aws: EmbeddedAws, re
     assert refresher.next_event() == {"wake": "guard"}
 
 
-def test_an_exception_is_a_function_error_that_repeats_nothing_of_it(aws: EmbeddedAws, refresher: Refresher) -> None:
+def test_a_function_error_repeats_nothing_of_the_exception(aws: EmbeddedAws, refresher: Refresher) -> None:
     # Given
     refresher.failure = ValueError("the AppSecret 5f4dcc3b5aa765d61d8327deb882cf99")
 

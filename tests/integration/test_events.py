@@ -115,7 +115,7 @@ def test_a_token_that_nears_its_end_is_told_whatever_the_reason(world: World) ->
     assert world.wechat.accepts(token)
 
 
-def test_a_new_account_fails_for_a_lost_call_only_the_second_time(world: World) -> None:
+def test_a_new_account_is_failing_after_two_lost_calls_not_one(world: World) -> None:
     world.wechat.fail(TOKEN, *[Fault.error(-1)] * 2)
     world.add_account()
     assert heard(world) == []
@@ -221,7 +221,7 @@ def test_a_token_that_another_client_kills_is_invalidated_once(world: World, fou
     assert heard(world, renewals=True) == []
 
 
-def test_a_token_that_a_changed_record_explains_is_not_invalidated(world: World) -> None:
+def test_no_invalidated_event_where_a_changed_record_explains_it(world: World) -> None:
     world.add_account()
     world.clock.sleep(100)
     world.wechat.kill(world.token())
@@ -340,7 +340,7 @@ def test_an_item_of_the_release_before_has_its_transitions_too(world: World) -> 
     assert heard(world) == [("Failing", "main"), ("Recovered", "main")]
 
 
-def test_a_transition_that_another_write_has_made_is_not_made_again(world: World) -> None:
+def test_a_transition_that_another_write_made_is_not_repeated(world: World) -> None:
     # Given a renewal under way, and a record error that others are told of meanwhile
     failing_account(world)
     world.during_call = lambda: world.put_parameter("main", "{")

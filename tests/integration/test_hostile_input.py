@@ -222,7 +222,7 @@ def test_guessed_keys_and_others_accounts_are_refused() -> None:
         assert_clean(front().client.get(f"/cgi-bin/token?{urlencode(front().query(appid=appid))}"))
 
 
-def test_a_revoked_key_and_one_who_tries_keys_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_revoked_key_and_guessed_keys_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     mine = Front()
     mine.world.revoke(mine.key)
     refused = mine.client.get(f"/cgi-bin/token?{urlencode(mine.query())}", environ_base={"REMOTE_ADDR": "198.51.100.9"})

@@ -140,7 +140,7 @@ def test_a_promise_made_just_before_a_renewal_is_kept(world: World, endpoint: st
     assert world.wechat.accepts(old)
 
 
-def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) -> None:
+def test_a_token_with_a_short_life_is_renewed_in_time(world: World) -> None:
     # Given a token that WeChat lets live for ten minutes
     world.secrets.add("short-lived")
     world.wechat.fail(TOKEN, granted(access_token="short-lived", expires_in=600))
@@ -155,7 +155,7 @@ def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) 
     assert world.wechat.accepts(world.token())
 
 
-def test_a_stable_token_that_comes_back_unchanged_is_asked_for_again_in_time(world: World) -> None:
+def test_an_unchanged_stable_token_is_asked_for_again_in_time(world: World) -> None:
     world.add_account("main", endpoint="stable_token")
     world.clock.sleep(7200 - 270)
     old = world.token()
@@ -200,7 +200,7 @@ def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
 # --- WeChat says no
 
 
-def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World) -> None:
+def test_a_refused_renewal_is_retried_each_minute_until_it_works(world: World) -> None:
     old, expires_at, rounds = at_main_tick(world), START + 7200, 14
     # Given a WeChat that refuses
     world.wechat.fail(TOKEN, *[Fault.error(-1)] * rounds)
@@ -228,7 +228,7 @@ def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(w
     assert (health["state"], health["failures"], health["last_error"]) == ("fresh", 0, None)
 
 
-def test_a_refused_renewal_takes_nothing_from_the_old_tokens_promise_but_what_a_new_try_may_cost(world: World) -> None:
+def test_a_refused_renewal_keeps_the_promise_minus_one_overlap(world: World) -> None:
     old = at_main_tick(world)
     # Given a WeChat that has refused
     world.wechat.fail(TOKEN, Fault.error(-1))
@@ -324,7 +324,7 @@ def test_the_next_planned_renewal_mints_again(world: World) -> None:
     assert world.wechat.accepts(isolated)
 
 
-def test_a_repair_that_stable_token_refuses_waits_for_the_overlap(world: World) -> None:
+def test_a_repair_refused_by_stable_token_waits_for_the_overlap(world: World) -> None:
     old = at_main_tick(world)
     attempt = world.clock()
     # Given a lost response, and an account that may not use stable_token
@@ -406,7 +406,7 @@ def killed(*_: object) -> None:
 
 @pytest.mark.parametrize("guard_after", [1, 59])
 @pytest.mark.parametrize("moment", ["before WeChat is asked", "with the answer under way", "before it is written"])
-def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World, moment: str, guard_after: int) -> None:
+def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment: str, guard_after: int) -> None:
     old = at_main_tick(world)
     died_at = world.clock()
 
@@ -489,7 +489,7 @@ def test_while_no_lease_can_be_taken_no_token_is_fetched(world: World) -> None:
     assert world.wake("guard")["renewed"]
 
 
-def test_a_token_that_could_not_be_written_is_replaced_while_the_old_one_works(world: World) -> None:
+def test_an_unwritten_token_is_replaced_while_the_old_one_works(world: World) -> None:
     old = at_main_tick(world)
     died_at = world.clock()
     # Given a table that cannot be written to from the moment on when WeChat has minted
@@ -524,7 +524,7 @@ def test_while_parameter_store_is_down_nothing_is_dropped(world: World) -> None:
     assert world.wake("guard")["renewed"]
 
 
-def test_what_a_tick_has_renewed_is_told_even_if_the_rest_of_it_fails(world: World) -> None:
+def test_a_tick_that_fails_halfway_still_reports_what_it_renewed(world: World) -> None:
     at_main_tick(world)
     # When the main tick renews, but cannot list the accounts after that
     with world.down("ssm.GetParametersByPath"), suppress(KeeperError):
@@ -648,7 +648,7 @@ def test_events_during_a_renewal_cost_no_further_call(world: World) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=["tick", "guard", "renew"])
-def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: World, event: dict[str, Any]) -> None:
+def test_a_run_that_is_out_of_time_leaves_the_rest_to_the_next(world: World, event: dict[str, Any]) -> None:
     at_main_tick(world)
     world.clock.sleep(60)
     # When a wake-up has less time left than an attempt may take
@@ -811,7 +811,7 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
     assert failed["remedy"]
 
 
-def test_an_operator_who_wants_a_new_ticket_does_not_end_the_live_token(world: World) -> None:
+def test_a_ticket_renewed_by_an_operator_keeps_the_live_token(world: World) -> None:
     # Given a stable token that is due, and promised to readers
     world.add_account(endpoint="stable_token", tickets=["jsapi"])
     world.clock.sleep(6935)
@@ -822,7 +822,7 @@ def test_an_operator_who_wants_a_new_ticket_does_not_end_the_live_token(world: W
     assert world.wechat.accepts(token)
 
 
-def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) -> None:
+def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) -> None:
     # Given a stable token
     world.add_account(endpoint="stable_token")
     token = world.token()
@@ -839,7 +839,7 @@ def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) 
     assert world.wechat.accepts(world.token())
 
 
-def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: World) -> None:
+def test_a_day_of_broken_responses_stays_within_its_reserve(world: World) -> None:
     # Given a token that is due, and a WeChat that answers 502 all day
     world.add_account()
     world.clock.sleep(6660)
@@ -905,9 +905,7 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
 
 
 @pytest.mark.parametrize("credential", ["access_token", "jsapi"])
-def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, credential: str
-) -> None:
+def test_an_expired_lease_makes_no_wechat_call(world: World, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(60)
     called, take_lease = len(world.wechat.calls), Table.take_lease
@@ -929,7 +927,7 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
     assert credential in [one["credential"] for one in world.wake("guard")["renewed"]]
 
 
-def test_two_that_wake_up_at_once_do_not_keep_a_ticket_from_its_new_token(world: World) -> None:
+def test_two_simultaneous_runs_renew_a_ticket_with_its_new_token(world: World) -> None:
     # Given a WeCom app whose token and ticket have come to their end
     world.add_account(corpid="ww0123456789abcdef", tickets=["jsapi"])
     world.clock.sleep(6900)

@@ -108,7 +108,7 @@ def test_a_refused_key_is_counted_and_other_refusals_are_not(world: World, caplo
     assert [wanted.items() <= line.items() for line in refused] == [True, False, False]
 
 
-def test_the_heartbeat_is_expected_less_often_than_the_schedules_beat() -> None:
+def test_the_heartbeat_period_spans_five_schedules() -> None:
     template = translate()
     heartbeat = nested(template, "Monitoring")["Resources"]["Heartbeat"]["Properties"]
 

@@ -210,7 +210,7 @@ def test_the_search_finds_a_marker_in_any_form(form: str) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "x", "xy", "xyz"])
-def test_the_search_finds_a_marker_in_a_form_that_the_gateway_hands_on(before: str) -> None:
+def test_the_search_finds_a_marker_in_every_form_of_the_gateway(before: str) -> None:
     said = Said()
     said.add("log", b64encode(f"{before}{SECRET}&grant_type=client_credential".encode()).decode())
     assert said.found([SECRET])

@@ -125,7 +125,7 @@ def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people
     assert "main" in text
 
 
-def test_a_hundred_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
+def test_100_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
     # Given
     people.add_robot("ops", f"{FEISHU}ops")
     world.wechat.fail(TOKEN, *[Fault.error(40164, "invalid ip 8.149.1.2, not in whitelist")] * 100)
@@ -195,7 +195,7 @@ def test_a_signed_request_is_signed_as_documented(people: People, address: str) 
 
 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
-def test_a_refusal_with_http_200_is_a_failure_that_is_delivered_again(people: People, address: str) -> None:
+def test_an_error_with_http_200_is_delivered_again(people: People, address: str) -> None:
     # Given
     people.add_robot("gone", f"{address}broken")
     people.add_robot("ops", f"{WECOM}ops")

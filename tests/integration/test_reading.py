@@ -34,7 +34,7 @@ def enrol_without_a_value(world: World, *faults: Fault) -> None:
 # --- the answer
 
 
-def test_the_answer_says_what_it_is_and_how_long_it_may_be_relied_on(world: World) -> None:
+def test_the_response_says_what_it_is_and_how_long_it_is_valid(world: World) -> None:
     world.add_account("main")
     # When its token is read
     status, body, headers = world.request(TOKEN_PATH)
@@ -164,7 +164,7 @@ def test_a_promise_from_memory_shrinks_as_time_passes(world: World) -> None:
 # --- the table is down
 
 
-def test_while_the_table_is_down_a_reader_answers_from_memory_for_as_long_as_its_promise_holds(world: World) -> None:
+def test_a_table_outage_is_bridged_from_the_cache_while_promised(world: World) -> None:
     world.add_account("main")
     token = world.token()
     with world.down("dynamodb"):
@@ -187,7 +187,7 @@ def test_while_the_table_is_down_a_reader_answers_from_memory_for_as_long_as_its
     assert world.get(TOKEN_PATH)[1]["stale"] is False
 
 
-def test_while_the_table_is_down_a_reader_without_a_memory_says_so(world: World) -> None:
+def test_a_table_outage_shows_where_the_cache_is_empty(world: World) -> None:
     world.add_account("main")
     # When the table cannot be read by a new reader
     with world.down("dynamodb"):
@@ -276,7 +276,7 @@ def test_in_back_off_readers_do_not_ask_wechat(world: World) -> None:
     assert world.wechat.accepts(world.token())
 
 
-def test_a_token_that_is_too_old_to_be_promised_is_not_handed_out_in_back_off(world: World) -> None:
+def test_a_token_past_its_promise_is_not_served_in_back_off(world: World) -> None:
     # Given a token that expired while WeChat refused to renew it
     world.add_account("main")
     world.clock.sleep(7150)

@@ -16,7 +16,7 @@ MAIN_TICK, PROBE_RATE = 6600, 300
 """Seconds between two firings of these schedules."""
 
 
-def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: World) -> None:
+def test_a_client_that_is_behind_gets_the_token_without_a_check(world: World) -> None:
     # Given a token that has been renewed
     world.add_account()
     old = world.token()
@@ -47,7 +47,7 @@ def test_a_token_that_works_is_not_replaced(world: World) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
-def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(world: World, endpoint: str) -> None:
+def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endpoint: str) -> None:
     # Given a token that somebody else has killed
     world.add_account(endpoint=endpoint)
     world.clock.sleep(60)
@@ -81,7 +81,7 @@ def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
     assert world.calls(PROBE) == 6
 
 
-def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World) -> None:
+def test_stable_token_is_forced_only_if_it_repeats_a_dead_token(world: World) -> None:
     # Given a dead token that normal mode repeats
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
@@ -97,7 +97,7 @@ def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World
     assert world.calls("/cgi-bin/stable_token") == 3
 
 
-def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replaced(world: World) -> None:
+def test_a_dead_token_is_not_served_until_it_can_be_replaced(world: World) -> None:
     # Given a dead token, and a WeChat that mints none
     world.add_account()
     world.clock.sleep(60)
@@ -202,7 +202,7 @@ def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
 OTHER_APPID = "wxaaaaaaaaaaaaaaaa"
 
 
-def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: World) -> None:
+def test_a_dead_token_is_replaced_only_by_one_of_the_same_appid(world: World) -> None:
     # Given two accounts, and a record of the second that names the first one's appid, which is refused
     world.add_account("main")
     world.add_account("other", appid=OTHER_APPID, secret="f" * 32)

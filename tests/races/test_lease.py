@@ -136,9 +136,7 @@ class ReadsThenWrites:
         return self._dynamodb.update_item(**update)
 
 
-def test_a_lease_without_its_condition_is_seen_to_have_several_holders(
-    table: Table, dynamodb: Any, table_name: str
-) -> None:
+def test_without_its_condition_a_lease_has_several_holders(table: Table, dynamodb: Any, table_name: str) -> None:
     # Given a table that looks whether somebody holds the lease, and then takes it
     careless = Table(ReadsThenWrites(dynamodb), table_name)  # type: ignore[arg-type]
     # When many try for a lease at one moment, a few times
@@ -152,7 +150,7 @@ def test_a_lease_without_its_condition_is_seen_to_have_several_holders(
     assert max(holders) > 1
 
 
-def test_of_many_renewals_that_overtook_each_other_only_the_last_publishes(table: Table) -> None:
+def test_of_many_superseded_renewals_only_the_last_publishes(table: Table) -> None:
     for number in range(ROUNDS):
         # Given many renewals of one token, each begun when the one before had taken too long
         leases = overtaken_leases(table, f"a{number}", RUNNERS)
@@ -210,7 +208,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         assert not winners or winners == [now]
 
 
-def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(table: Table) -> None:
+def test_a_renewal_during_its_accounts_deletion_leaves_nothing(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
@@ -232,7 +230,7 @@ def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> 
         assert publish(table, held) == read(table, name)
 
 
-def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Table) -> None:
+def test_a_credential_is_made_due_only_in_the_state_it_was_read(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
@@ -243,7 +241,7 @@ def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Tabl
         assert published == read(table, f"a{number}")
 
 
-def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Table) -> None:
+def test_of_many_accounts_with_one_appid_one_has_the_claim(table: Table) -> None:
     for number in range(ROUNDS):
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]

@@ -176,7 +176,7 @@ def test_requests_share_a_connection(service: Service) -> None:
     assert len(service.connections) == 1
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
+def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) -> None:
     # Given a server that hangs up after each answer, as one does while a Lambda is frozen
     service.hangs_up = True
     client = clients.client("dynamodb", environment(service), lambda: NOW)

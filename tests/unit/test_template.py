@@ -416,7 +416,7 @@ def test_a_changed_account_parameter_reaches_the_refresher() -> None:
     assert target["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
 
 
-def test_what_fails_for_good_ends_in_the_encrypted_dead_letter_queue(template: Template) -> None:
+def test_final_failures_go_to_the_encrypted_dead_letter_queue(template: Template) -> None:
     (events,) = of_type(template, "AWS::Lambda::EventInvokeConfig").values()
     assert events["FunctionName"] == {"Ref": "RefreshFunction"}
     assert events["DestinationConfig"]["OnFailure"]["Destination"] == DEAD_LETTERS
@@ -457,7 +457,7 @@ def test_the_table(template: Template) -> None:
     ]
 
 
-def test_the_table_outlives_its_stack_and_mistakes_and_does_not_hinder_the_next(template: Template) -> None:
+def test_the_table_outlives_its_stack_and_never_blocks_the_next(template: Template) -> None:
     resource, table = template["Resources"]["TokenTable"], properties(template, "TokenTable")
 
     assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
@@ -632,7 +632,7 @@ def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
     assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": [KEY, ""]}]}
 
 
-def test_a_key_of_ones_own_encrypts_all_that_is_kept_and_without_one_aws_does(template: Template) -> None:
+def test_a_customer_key_encrypts_all_stored_data_else_aws_does(template: Template) -> None:
     # When
     chosen = translate({"KmsKeyArn": KEY})
 
@@ -676,7 +676,7 @@ def test_the_reader_uses_ones_own_key_through_the_table_only() -> None:
     assert set(statement["Condition"]["StringEquals"]["kms:ViaService"]) == {"dynamodb.us-east-1.amazonaws.com"}
 
 
-def test_only_schedules_of_this_aws_account_may_use_the_schedules_role(template: Template) -> None:
+def test_only_schedules_of_this_aws_account_may_use_their_role(template: Template) -> None:
     role = properties(template, "SchedulesRole")
 
     (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
@@ -760,7 +760,7 @@ def vpc_of(template: Template) -> Any:
     return properties(deployed(template), "RefreshFunction").get("VpcConfig")
 
 
-def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
+def test_only_the_refresher_enters_existing_subnets_on_request() -> None:
     template = translate({"EgressMode": "existing", "SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"})
 
     assert vpc_of(template) == {
@@ -855,7 +855,7 @@ def test_there_is_exactly_one_instance_for_30_days_at_most() -> None:
     assert set(resource["DependsOn"]) == {"InstanceAddressAssociation", "PublicRoute", "PublicSubnetRoutes"}
 
 
-def test_the_instance_has_no_role_no_way_in_and_an_encrypted_disk() -> None:
+def test_the_instance_has_no_role_no_ingress_and_encrypted_disk() -> None:
     data = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]
 
     assert not {"IamInstanceProfile", "KeyName", "SecurityGroupIds"} & set(data)
