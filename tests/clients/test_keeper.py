@@ -8,7 +8,7 @@ import time as real_time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, Timer
 
 import pytest
 
@@ -400,8 +400,9 @@ def test_after_a_fork_the_child_asks_by_itself(keeper: Keeper, stub: StubKeeper,
     keeper._cache._lock.acquire()  # as another thread may hold it
     child = os.fork()
     if child == 0:
-        ends = Thread(target=lambda: (real_time.sleep(20), os._exit(2)), daemon=True)
-        ends.start()
+        timer = Timer(20, os._exit, (2,))
+        timer.daemon = True
+        timer.start()
         os._exit(0 if keeper.token() == "token-1" else 1)
     keeper._cache._lock.release()
     # Then the child does not wait for a thread that it has not

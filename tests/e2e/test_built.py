@@ -139,7 +139,7 @@ class Deployed:
     def let_pass(self, seconds: int) -> None:
         self._offset += seconds
         for item in self._dynamodb.scan(TableName=self._table)["Items"]:
-            moved = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
+            moved: dict[str, Any] = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
             self._dynamodb.put_item(TableName=self._table, Item=item | moved)
 
 

@@ -109,7 +109,7 @@ class Local:
         screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
         environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "TERM": "xterm-256color"}
-        command = [PROGRAM, "--local", "status", "--watch"]
+        command = [str(PROGRAM), "--local", "status", "--watch"]
         watching = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
         os.close(terminal)
         drawn = ""

@@ -173,7 +173,11 @@ def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -
 
 # --- what it costs, and how long it is remembered
 
-CALLS = {"token": ask_token, "stable_token": ask_stable_token, "gettoken": ask_corp_token}
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "token": ask_token,
+    "stable_token": ask_stable_token,
+    "gettoken": ask_corp_token,
+}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -341,7 +345,7 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
         world.get("/v1/accounts/main/access-token", instance)
     old = ask_ticket(world, token)["ticket"]
     # When the account is changed before one of these reads
-    record = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
+    record: dict[str, Any] = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
     changed = before_read(world, step, lambda: change_account(world, change, "main", record))
     answer = ask_ticket(world, token, instance=instance)
     # Then its old token gets no ticket of the new appid

@@ -75,7 +75,8 @@ def test_a_stack_on_which_all_is_well(aws: boto3.Session) -> None:
 
 def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, aws: boto3.Session) -> None:
     # Given
-    scheduler, ssm, sqs, sns = (aws.client(name) for name in ("scheduler", "ssm", "sqs", "sns"))
+    ssm, sqs = aws.client("ssm"), aws.client("sqs")
+    scheduler, sns = aws.client("scheduler"), aws.client("sns")
     guard = scheduler.get_schedule(Name="local-guard")
     wanted = ("Name", "ScheduleExpression", "FlexibleTimeWindow")
     scheduler.update_schedule(

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from queue import Queue
@@ -187,7 +187,10 @@ def test_a_function_error_repeats_nothing_of_the_exception(aws: EmbeddedAws, ref
 
 def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> None:
     # Given a function that is another for what comes through the alias
-    functions = {"RefreshFunction": refresher, "RefreshFunction:readers": lambda event: "a reader asks"}
+    functions: dict[str, Callable[[dict[str, Any]], object]] = {
+        "RefreshFunction": refresher,
+        "RefreshFunction:readers": lambda event: "a reader asks",
+    }
     with EmbeddedAws().start(functions) as aws:
         name = aws.outputs["RefreshFunctionName"]
         reader, operator = client(aws, "lambda", "ApiFunction"), client(aws, "lambda")

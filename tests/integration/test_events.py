@@ -7,6 +7,7 @@ import pytest
 
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from token_keeper.model import rfc3339
 from token_keeper.refresh import alerts
 from token_keeper.refresh.alerts import Event, EventType
 
@@ -81,8 +82,8 @@ def test_a_failure_that_needs_an_operator_is_told_once(world: World) -> None:
     assert (detail["class"], detail["errcode"]) == ("configuration", 40164)
     assert "8.149.1.2" in detail["errmsg"]
     assert "whitelist" in detail["remedy"]
-    assert detail["next_attempt_at"] == alerts.rfc3339(START + MAIN_TICK + 300)
-    assert detail["usable_until"] == alerts.rfc3339(expires_at)
+    assert detail["next_attempt_at"] == rfc3339(START + MAIN_TICK + 300)
+    assert detail["usable_until"] == rfc3339(expires_at)
     # When it is put on the whitelist
     pass_minutes(world, 10)
     # Then
@@ -167,7 +168,7 @@ def test_a_wrong_secret_beside_a_live_token_fails_and_recovers(world: World) -> 
     # Then
     (entry,) = world.sent
     assert heard(world) == [("Failing", "main")]
-    assert entry["Detail"]["usable_until"] == alerts.rfc3339(START + 7200)
+    assert entry["Detail"]["usable_until"] == rfc3339(START + 7200)
     assert "set-secret" in entry["Detail"]["remedy"]
     # When
     put_secret(world, SECRET)
@@ -215,7 +216,7 @@ def test_a_token_that_another_client_kills_is_invalidated_once(world: World, fou
     invalidated = world.sent[0]["Detail"]
     assert heard(world, renewals=True) == [("Invalidated", "main"), ("Renewed", "main")]
     assert "stable_token" in invalidated["remedy"]
-    assert invalidated["usable_until"] == alerts.rfc3339(START + 100)
+    assert invalidated["usable_until"] == rfc3339(START + 100)
     world.report(access_token=token)
     world.wake("probe")
     assert heard(world, renewals=True) == []

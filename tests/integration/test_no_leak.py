@@ -150,12 +150,12 @@ class Rig:
         self.ask(f"/v1/accounts/{quote(SECRET, safe='')}/access-token")
         for key in (*self.keys, GUESSED_KEY, SECRET, TOKEN):
             for appid in (APPID, STABLE_APPID, SECRET):
-                query = {"grant_type": "client_credential", "appid": appid, "secret": key}
-                self.ask(f"/cgi-bin/token?{urlencode(query)}")
-                self.ask("/cgi-bin/token", urlencode(query), content_type="application/x-www-form-urlencoded")
-                self.ask("/cgi-bin/stable_token", json.dumps(query | {"force_refresh": True}))
-                self.ask("/cgi-bin/stable_token", json.dumps(query)[:-1])
-                self.ask(f"/cgi-bin/token?{urlencode(query | {'grant_type': key})}")
+                asked = {"grant_type": "client_credential", "appid": appid, "secret": key}
+                self.ask(f"/cgi-bin/token?{urlencode(asked)}")
+                self.ask("/cgi-bin/token", urlencode(asked), content_type="application/x-www-form-urlencoded")
+                self.ask("/cgi-bin/stable_token", json.dumps(asked | {"force_refresh": True}))
+                self.ask("/cgi-bin/stable_token", json.dumps(asked)[:-1])
+                self.ask(f"/cgi-bin/token?{urlencode(asked | {'grant_type': key})}")
             self.ask(f"/cgi-bin/gettoken?{urlencode({'corpid': CORPID, 'corpsecret': key})}")
             self.ask(f"/cgi-bin/gettoken?{urlencode({'corpid': key, 'corpsecret': key})}")
             self.ask(f"/cgi-bin/ticket/getticket?{urlencode({'access_token': key, 'type': 'jsapi'})}")

@@ -31,7 +31,7 @@ class People:
         self._server.start()
         self.stop = self._server.stop
         session = boto3.Session("test", "test", region_name=REGION)
-        self._ssm, sns, self._sqs = (session.client(service) for service in ("ssm", "sns", "sqs"))
+        self._ssm, sns, self._sqs = session.client("ssm"), session.client("sns"), session.client("sqs")
         topic = sns.create_topic(Name="alarms")["TopicArn"]
         self._mailbox = self._sqs.create_queue(QueueName="mail")["QueueUrl"]
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:mail")

@@ -1,6 +1,8 @@
 """Who gets what from the WeChat-compatible API: the matrix of consumer × account × call, and what is refused with which code."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -20,7 +22,7 @@ OTHER_APPID = "wx89abcdef01234567"
 REVOKED = "wtk_" + "A" * 43
 """A key as they look, that nobody holds."""
 
-ACCOUNTS = {
+ACCOUNTS: dict[str, dict[str, Any]] = {
     "main": {"appid": APPID, "secret": "1" * 32, "tickets": ["jsapi"]},
     "main-stable": {"appid": "wx0000000000000003", "secret": "4" * 32, "endpoint": "stable_token"},
     "mini-one": {"appid": "wx0000000000000001", "secret": "2" * 32},
@@ -74,8 +76,8 @@ def test_a_consumer_reads_its_accounts_and_no_other(
     world, keys = populated
     expected = 40125 if consumer == "gone" else MATRIX[call, app].get(consumer, 40013)
     # When the consumer asks, twice: the second time the instance remembers
-    ask = {TOKEN: ask_token, STABLE: ask_stable_token, CORP: ask_corp_token}[call]
-    answers = [ask(world, keys[consumer], app) for _ in range(2)]
+    calls: dict[str, Callable[..., dict[str, Any]]] = {TOKEN: ask_token, STABLE: ask_stable_token, CORP: ask_corp_token}
+    answers = [calls[call](world, keys[consumer], app) for _ in range(2)]
     # Then it gets the token of its account, or WeChat's refusal
     for answer in answers:
         if isinstance(expected, int):

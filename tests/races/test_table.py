@@ -70,8 +70,8 @@ def leased(table: Table, now: int = START) -> Credential:
 def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -> Credential | None:
     """Publish a value under the lease."""
     grant = Grant(value, 7200, asked_at)
-    times = {"expires_at": asked_at + 7200, "due_at": asked_at + 6660, "minted_at": asked_at}
-    return table.publish(held, grant, USAGE, **times)
+    expires_at, due_at = asked_at + 7200, asked_at + 6660
+    return table.publish(held, grant, USAGE, expires_at=expires_at, due_at=due_at, minted_at=asked_at)
 
 
 def fail(
@@ -245,9 +245,9 @@ def record_failure(table: Table) -> None:
     # And a value that must not be served stays so, until it is known that it lives
     held = leased(table, DUE + 120)
     assert table.begin_forced(held, USAGE, now=DUE + 121)
-    for refused, refused_at in ((True, DUE + 121), (False, None)):
-        assert fail(table, held, PASSING, DUE + 180, refused=refused)
-        marked = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
+    for is_refused, refused_at in ((True, DUE + 121), (False, None)):
+        assert fail(table, held, PASSING, DUE + 180, refused=is_refused)
+        marked: dict[str, Any] = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
         assert read(table) == replace(unanswered, epoch=held.epoch, due_at=DUE + 180, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
@@ -420,7 +420,7 @@ def change_kind(table: Table) -> None:
     for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
         table.change_kind(before, kind, **times)
     # Then only the first has done it
-    changed = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
+    changed: dict[str, Any] = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
 
 

@@ -57,8 +57,8 @@ def _failure_ends_the_item(self: Table, leased: Any, update: str, values: Any, *
     return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
 
 
-def _lost_answer_is_a_refusal(self: Table, *leased: Any, **told: Any) -> bool:
-    return _record_failure(self, *leased, **{**told, "at_risk": False})
+def _lost_response_is_a_refusal(self: Table, *leased: Any, **fields: Any) -> Any:
+    return _record_failure(self, *leased, **{**fields, "at_risk": False})
 
 
 def _read_inconsistently(self: Table, account: str, name: str) -> Any:
@@ -158,7 +158,7 @@ MUTANTS = {
     # 4: failures
     "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
     "a lost answer is taken for a refusal": Mutant(
-        Table, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
+        Table, "record_failure", _lost_response_is_a_refusal, ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),

@@ -238,6 +238,7 @@ class World:
         self,
         call: str,
         instance: api.Handler | None = None,
+        /,
         *,
         body: str | bytes | None = None,
         content_type: str = "application/json",

@@ -128,8 +128,8 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
             kept.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
             leased = kept.take_lease(Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60)
             assert leased is not None
-            times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
-            kept.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
+            grant = Grant("t" * 512, 7200, now)
+            kept.publish(leased, grant, Usage(), expires_at=now + 7200, due_at=now + 6660, minted_at=now)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",
