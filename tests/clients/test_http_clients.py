@@ -41,7 +41,7 @@ def send(request: pytest.FixtureRequest, keeper: Keeper) -> Iterator[Send]:
 
 
 def _grow_old(keeper: Keeper, time: FakeTime) -> str:
-    """Let the current token be one that a report is heard about."""
+    """Let the current token be old enough for a report to be accepted."""
     token = keeper.token()
     time.pass_by(61)
     return token
@@ -66,7 +66,7 @@ def test_no_other_host_gets_the_token(send: Send, stub: StubKeeper) -> None:
 def test_a_refused_token_is_reported_and_the_call_repeated(
     send: Send, keeper: Keeper, stub: StubKeeper, time: FakeTime, body: dict[str, Any]
 ) -> None:
-    # Given a token that another client has killed, and that the keeper replaces when it hears of it
+    # Given a token that another client has killed, and that the keeper replaces after a report
     _grow_old(keeper, time)
     stub.dead, stub.successor = {"token-1"}, "token-2"
     # When

@@ -1,4 +1,4 @@
-"""The client's own rules, against a stub keeper and a clock that passes only when told."""
+"""The client's own rules, against a stub keeper and a clock that a test moves."""
 
 import asyncio
 import hashlib
@@ -305,7 +305,7 @@ def test_who_is_behind_reports_nothing(keeper: Keeper, stub: StubKeeper, time: F
     assert stub.reports() == []
 
 
-def test_an_answer_that_was_overtaken_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
+def test_a_response_superseded_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     # Given a slow call for the token that is under way
     token = keeper.token()
     time.pass_by(60)
@@ -452,7 +452,7 @@ def test_errors_carry_no_value(stub: StubKeeper, time: FakeTime) -> None:
         assert KEY not in repr(keeper)
     stub.stop()
     failures += [_failure(keeper.token) for keeper in made]
-    # Then nothing of it is in what a person or a program could see of the exception
+    # Then nothing of it is in what a reader or a program could see of the exception
     for error in failures:
         seen = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
         assert KEY not in seen

@@ -53,7 +53,7 @@ def _keeper(local: LocalStack, key: str, wechat_url: str | None = None) -> Keepe
 
 
 def _kill_current(local: LocalStack, keeper: Keeper) -> str:
-    """Let another client end the current token, when it is old enough for a report to be heard; returns it."""
+    """Let another client end the current token, when it is old enough for a report to be accepted; returns it."""
     let_pass(local, 70)
     token = keeper.token()
     local.wechat.kill(token)

@@ -1,4 +1,4 @@
-"""Clients as others write them, unmodified but for where they ask for the token, against `token-keeper local`.
+"""Clients as others write them, unmodified except where they ask for the token, against `token-keeper local`.
 
 Business calls go to the simulated WeChat, which answers them only where it accepts the token.
 """

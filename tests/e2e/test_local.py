@@ -129,7 +129,7 @@ class Local:
 def _read(screen: int) -> bytes:
     try:
         return os.read(screen, 65536)
-    except OSError:  # nobody has the terminal any more
+    except OSError:  # no process has the terminal any more
         return b""
 
 

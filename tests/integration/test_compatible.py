@@ -1,4 +1,4 @@
-"""The WeChat-compatible API: who holds a consumer's key gets what WeChat would answer, and nobody gets more."""
+"""The WeChat-compatible API: a consumer's key gets what WeChat would return, and nothing more."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ MEMORY = 15
 
 PROBE = "/cgi-bin/get_api_domain_ip"
 REVOKED = "wtk_" + "A" * 43
-"""A key as they look, that nobody holds."""
+"""A key as they look, of no consumer."""
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_expires_in_is_a_promise_here_too(world: World) -> None:
     assert answer["expires_in"] == 295
 
 
-@pytest.mark.parametrize(("cache_for", "told"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
-def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: int | None, told: int) -> None:
-    # Given a consumer whose SDK keeps a token for as long as it was told
+@pytest.mark.parametrize(("cache_for", "expected"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
+def test_a_consumer_gets_no_more_than_its_cache_for(world: World, cache_for: int | None, expected: int) -> None:
+    # Given a consumer whose SDK keeps a token for as long as `expires_in` says
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     if cache_for:
@@ -100,14 +100,14 @@ def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: 
             UpdateExpression="SET cache_for = :seconds",
             ExpressionAttributeValues={":seconds": {"N": str(cache_for)}},
         )
-    assert ask_token(world, key)["expires_in"] == told
-    assert ask_stable_token(world, key)["expires_in"] == told
+    assert ask_token(world, key)["expires_in"] == expected
+    assert ask_stable_token(world, key)["expires_in"] == expected
 
 
 # --- refusals: see also test_permissions
 
 
-def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
+def test_an_unforeseen_exception_is_a_system_error(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     # Given a consumer whose item holds what it should not
@@ -134,7 +134,7 @@ def test_without_a_usable_value_the_system_is_busy(world: World) -> None:
     world.wechat.fail("/cgi-bin/token", *[Fault.error(-1)] * 2)
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
-    # Then an SDK is told what WeChat tells it when it is to try again
+    # Then an SDK gets what WeChat returns when it is to try again
     assert ask_token(world, key) == refused(-1, "system error, no usable value right now")
 
 
@@ -162,7 +162,7 @@ def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -
     # When the account gets another appid
     world.add_account("main", appid=OTHER_APPID)
     new = ask_token(world, key, OTHER_APPID, instance=cold)["access_token"]
-    # Then nobody gets the new appid's token by asking for the old one
+    # Then no client gets the new appid's token by asking for the old one
     for _ in range(MEMORY + 2):
         assert ask_token(world, key, instance=warm).get("access_token") != new
         assert ask_token(world, key, OTHER_APPID, instance=warm).get("access_token") in (None, new)
@@ -573,7 +573,7 @@ def test_a_read_only_consumers_force_refresh_changes_nothing(world: World) -> No
     world.wechat.kill(dead)
     # When it asks with force_refresh
     answer = ask_stable_token(world, key, force=True)
-    # Then it gets the current token, and nobody has asked WeChat for anything
+    # Then it gets the current token, and WeChat was not asked for anything
     assert answer["access_token"] == dead
     assert (world.calls(PROBE), world.calls("/cgi-bin/stable_token")) == (0, 1)
 
@@ -645,7 +645,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         ticket = ask_ticket(world, token)["ticket"]
         world.get("/v1/accounts/main/jsapi-signature?url=https://example.com/")
         ask_token(world, REVOKED)
-    told = [
+    logged = [
         tuple(
             vars(line).get(field)
             for field in ("consumer", "caller", "by_token", "account", "credential", "fingerprint")
@@ -654,7 +654,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         if line.name.startswith("api") and line.message != "refused"
     ]
     user = "arn:aws:iam::123456789012:user/test"
-    assert told == [
+    assert logged == [
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "app", "access_token", fingerprint(corp_token)),
@@ -722,7 +722,7 @@ def test_a_leaked_token_gets_no_ticket_once_it_was_replaced(world: World) -> Non
     leaked = world.token()
     world.clock.sleep(31)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    # When somebody asks for a ticket with it
+    # When a client asks for a ticket with it
     answer = ask_ticket(world, leaked)
     # Then
     assert answer["errcode"] == 40001

@@ -1,4 +1,4 @@
-"""template.yaml, translated by SAM, deployed into moto's CloudFormation. What moto leaves out is held against the
+"""template.yaml, translated by SAM, deployed into moto's CloudFormation. What moto leaves out is checked against the
 translated template in tests/unit/test_template.py."""
 
 import json
@@ -51,7 +51,7 @@ def test_an_instance_is_one_in_its_interfaces_zone(region: str) -> None:
     # When
     outputs = deploy("blue", region, {"EgressMode": "instance", "EgressZone": f"{region}b"})
 
-    # Then the address is told
+    # Then the address is an output
     ec2 = boto3.client("ec2", region_name=region)
     (address,) = ec2.describe_addresses()["Addresses"]
     assert address["PublicIp"] == outputs["EgressIp"]

@@ -136,7 +136,7 @@ def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, 
         assert f"EgressMode={mode}" in findings["address"]["remedy"]
         assert price in findings["address"]["remedy"]
     assert SECRET not in result.output
-    # And what is well is still told
+    # And what is well is still reported
     assert findings["demo access_token"]["verdict"] == "ok"
 
 
@@ -370,6 +370,6 @@ def test_the_function_says_what_woke_it_when_it_is_done(world: World) -> None:
     world.wake("guard")
 
     # Then its log has the line that `doctor` looks for
-    line, _ = world.told
+    line, _ = world.said
     assert line.startswith("woken ")
     assert "'woken_by': 'guard'" in line

@@ -25,7 +25,7 @@ type Json = dict[str, Any]
 
 
 class Refresher:
-    """Stands where RefreshFunction would: keeps the events it gets, and answers or fails as it is told."""
+    """Stands where RefreshFunction would: keeps the events it gets, and responds or fails as the test wants."""
 
     def __init__(self) -> None:
         self.events: Queue[Json] = Queue()
@@ -215,7 +215,7 @@ def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> N
 
 def test_a_function_that_is_not_there_is_not_found(aws: EmbeddedAws) -> None:
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
-        client(aws, "lambda").invoke(FunctionName="nobody")
+        client(aws, "lambda").invoke(FunctionName="unknown")
 
 
 def test_a_changed_account_parameter_wakes_the_refresher(aws: EmbeddedAws, refresher: Refresher) -> None:
@@ -247,7 +247,7 @@ def test_parameters_deleted_together_are_told_one_by_one(aws: EmbeddedAws, refre
         refresher.next_event()
 
     # When
-    ssm.delete_parameters(Names=[*names, parameter(aws, "nobody")])
+    ssm.delete_parameters(Names=[*names, parameter(aws, "unknown")])
 
     # Then
     details = [refresher.next_event()["detail"] for _ in names]
@@ -263,7 +263,7 @@ def test_what_is_no_accounts_change_wakes_nobody(aws: EmbeddedAws, refresher: Re
     refresher.next_event()
 
     # When
-    ssm.put_parameter(Name="/somebody/elses", Value="{}", Type="SecureString")
+    ssm.put_parameter(Name="/another/stacks", Value="{}", Type="SecureString")
     ssm.get_parameter(Name=name, WithDecryption=True)
     with pytest.raises(ssm.exceptions.ParameterAlreadyExists):
         ssm.put_parameter(Name=name, Value="{}", Type="SecureString")
@@ -285,7 +285,7 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
     # Then
     assert [one["Value"] for one in page["Parameters"]] == ["{}"]
     with pytest.raises(ClientError, match="AccessDenied"):
-        ssm.get_parameters(Names=["/somebody/elses"], WithDecryption=True)
+        ssm.get_parameters(Names=["/another/stacks"], WithDecryption=True)
     with pytest.raises(ClientError, match="AccessDenied"):
         dynamodb.scan(TableName=aws.outputs["TokenTableName"])
 
@@ -366,7 +366,7 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
     # When both ask the same, then the answers are the same
     asked: list[tuple[str, Json]] = [
         ("get_item", {"TableName": name, "Key": key("a1"), "ConsistentRead": True}),
-        ("get_item", {"TableName": name, "Key": key("nobody")}),
+        ("get_item", {"TableName": name, "Key": key("unknown")}),
         ("batch_get_item", {"RequestItems": {name: {"Keys": [key("a0"), key("a2")], "ConsistentRead": True}}}),
         (
             "query",

@@ -76,7 +76,7 @@ def test_a_deleted_account_is_unknown_to_readers_at_once(world: World, event_arr
     else:
         world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
         world.wake("tick")
-    # Then nobody gets its values any more, and nothing is fetched for it
+    # Then its values are not served any more, and nothing is fetched for it
     for path in ("access-token", "tickets/jsapi"):
         status, body = read(world, f"/v1/accounts/main/{path}")
         assert (status, body["code"]) == (404, "unknown_account")
@@ -187,7 +187,7 @@ def test_a_parameter_that_is_no_accounts_is_left_alone(world: World, name: str) 
     # Given a parameter outside the path, below a sub-path, or with a name no account can have
     world.wechat.add_app(APPID, SECRET)
     world.ssm.put_parameter(Name=name, Value=record(), Type="SecureString")
-    # When its event arrives, the main tick fires, and somebody asks for a renewal
+    # When its event arrives, the main tick fires, and a reader asks for a renewal
     detail = {"name": name, "operation": "Create", "type": "SecureString"}
     summary = world.invoke({"source": "aws.ssm", "detail-type": "Parameter Store Change", "detail": detail})
     world.wake("tick")
@@ -233,7 +233,7 @@ def test_a_wrong_new_secret_shows_while_the_live_token_is_served(world: World, e
     # When the record gets a secret that WeChat does not know
     put_without_event(world, "main", record(secret=WRONG_SECRET))
     summary = world.parameter_event("main") if event_arrives else world.wake("tick")
-    # Then it is told as a failure, so that the alarm rings; health says so, and what to do
+    # Then it is a failure in the summary, and health says so, and what to do
     (failed,) = summary["failed"]
     assert (failed["account"], failed["class"], failed["errcode"]) == ("main", "configuration", 40125)
     health = world.health()
@@ -364,7 +364,7 @@ def test_the_old_appids_token_is_not_served_for_the_new_appid(world: World) -> N
     # When the record gets another appid that fails
     world.wechat.fail(TOKEN, Fault.error(-1), account=OTHER_APPID)
     world.add_account("main", appid=OTHER_APPID)
-    # Then readers get nothing: the old value belongs to somebody else
+    # Then readers get nothing: the old value belongs to another appid
     status, body = read(world)
     assert (status, body["code"]) == (503, "no_valid_value")
 
@@ -401,7 +401,7 @@ def test_a_ticket_is_kept_from_when_the_record_names_it(world: World) -> None:
     assert token(world) == live
     # When it is removed again
     world.put_parameter("main", record())
-    # Then nobody gets it any more
+    # Then it is not served any more
     status, body = read(world, "/v1/accounts/main/tickets/jsapi")
     assert (status, body["code"]) == (404, "unknown_credential")
     names = [one["credential"] for one in world.get("/v1/accounts/main")[1]["credentials"]]
@@ -488,7 +488,7 @@ def test_an_invalid_record_shows_and_leaves_others_alone(world: World, value: st
 def test_a_record_that_becomes_invalid_takes_no_live_token_away(world: World) -> None:
     world.add_account("main")
     live = token(world)
-    # When somebody breaks its record
+    # When an operator breaks its record
     world.put_parameter("main", f'{{"appid": "{APPID}"')
     # Then health says what is wrong and the live token is served
     assert (world.health()["state"], world.health()["last_error"]["class"]) == ("failing", "configuration")
@@ -510,7 +510,7 @@ def test_a_failing_record_that_becomes_invalid_shows_at_once(world: World) -> No
     world.wechat.add_app(APPID, SECRET)
     world.put_parameter("main", record(secret=WRONG_SECRET))
     assert world.health()["last_error"]["errcode"] == 40125
-    # When somebody breaks its record on top of it
+    # When an operator breaks its record on top of it
     world.put_parameter("main", f'{{"appid": "{APPID}"')
     # Then health says what is wrong now
     assert "JSON" in world.health()["last_error"]["errmsg"]
@@ -832,7 +832,7 @@ def test_a_ticket_with_a_lost_item_gets_no_full_promise_again(world: World) -> N
         next_tick(world)
         # When WeChat gives the same one again, with a full expires_in
         status, body = read(world, f"/v1/accounts/{name}/tickets/jsapi")
-        # Then nobody is promised that it lives anew
+        # Then no reader is promised another full life
         assert status == 200
         assert world.clock() + body["expires_in"] <= minted_at + 7200, f"died at call {call}"
         if not died:

@@ -15,7 +15,7 @@ def test_a_fresh_token_shows_its_times_and_its_fingerprint(world: World) -> None
     world.add_account("main")
     # When its account's health is read
     status, body, headers = world.request("/v1/accounts/main")
-    # Then it tells what was fetched when, and when it is renewed
+    # Then it shows what was fetched when, and when it is renewed
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     fingerprint = world.get("/v1/accounts/main/access-token")[1]["fingerprint"]
     assert {key: body[key] for key in ("account", "appid", "endpoint")} == {

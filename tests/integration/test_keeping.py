@@ -36,7 +36,7 @@ LOST = {
     "redirect": Fault.redirect(),
     "too long": Fault.oversized(),
 }
-"""What can happen to an answer, so that nobody knows whether WeChat has minted a token."""
+"""What can happen to a response, so that it is unknown whether WeChat has minted a token."""
 
 MALFORMED = {
     "null": b"null",
@@ -75,7 +75,7 @@ def at_main_tick(world: World, endpoint: str = "token") -> str:
 def test_the_first_token_appears_with_the_parameter(world: World) -> None:
     # When an account's parameter is created
     summary = world.add_account("main")
-    # Then its token is there without anybody having asked for it
+    # Then its token is there before any reader has asked for it
     assert [one["account"] for one in summary["renewed"]] == ["main"]
     assert world.wechat.accepts(world.token())
     assert world.calls() == 1
@@ -251,9 +251,9 @@ def test_an_address_that_is_not_allowed_is_named_in_the_remedy(world: World) -> 
     # When a renewal fails for it
     summary = world.wake("tick")
     # Then the summary and the health say which address to add, and the live token is still served
-    for told in (summary["failed"][0], world.health()["last_error"]):
-        assert (told["class"], told["errcode"]) == ("configuration", 40164)
-        assert "8.149.1.2" in told["remedy"]
+    for shown in (summary["failed"][0], world.health()["last_error"]):
+        assert (shown["class"], shown["errcode"]) == ("configuration", 40164)
+        assert "8.149.1.2" in shown["remedy"]
     assert world.wechat.accepts(world.token())
 
 
@@ -354,7 +354,7 @@ def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int
     # When readers ask in the minutes after it
     while world.clock() < attempt + 420:
         status, body = read(world)
-        # Then nobody is promised more than the old token has left for sure
+        # Then no reader is promised more than the old token has left for sure
         if world.clock() < attempt + OVERLAP - 5:
             assert status == 200
             assert world.clock() + body["expires_in"] <= attempt + OVERLAP
@@ -432,7 +432,7 @@ def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment
     world.wake("guard")
     world.clock.sleep(60)
     world.wake("guard")
-    # Then a new token is there within two minutes, and nobody was promised more than the old one had left
+    # Then a new token is there within two minutes, and no reader was promised more than the old one had left
     assert world.clock() - died_at <= 120
     new = read(world)[1]["access_token"]
     assert new != old
@@ -450,7 +450,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
         world.clock.sleep(61)
         assert world.invoke({"wake": "guard"}, world.refresh_instance())["renewed"]
 
-    # Given a call to WeChat that outlasts its lease, so that somebody else has renewed
+    # Given a call to WeChat that outlasts its lease, so that another instance has renewed
     world.during_call = another_renews_meanwhile
     # When its answer comes after all
     summary = world.wake("tick")
@@ -532,7 +532,7 @@ def test_a_tick_that_fails_halfway_still_reports_what_it_renewed(world: World) -
     # Then the log or the summary names the new token
     fingerprint = read(world)[1]["fingerprint"]
     assert world.calls() == 2
-    assert any(fingerprint in told for told in world.told)
+    assert any(fingerprint in text for text in world.said)
 
 
 # --- accounts beside each other
@@ -603,7 +603,7 @@ def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> 
     assert read(world)[1]["access_token"] == old
 
 
-@pytest.mark.parametrize(("account", "credential"), [("nobody", "access_token"), ("main", "jsapi")])
+@pytest.mark.parametrize(("account", "credential"), [("unknown", "access_token"), ("main", "jsapi")])
 def test_asking_for_a_renewal_of_what_is_not_kept_is_told(world: World, account: str, credential: str) -> None:
     world.add_account("main")
     # When a renewal is asked for of something that is not kept
@@ -716,7 +716,7 @@ def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) 
         world.invoke(event)
 
 
-# --- what a wake-up tells
+# --- the summary
 
 
 @pytest.mark.parametrize("schedule", ["tick", "guard", "probe"])
@@ -780,7 +780,7 @@ def test_the_readers_alias_renews_and_verifies(world: World) -> None:
 
 
 def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> None:
-    # Given an account to renew, one that fails, and one that somebody else is renewing
+    # Given an account to renew, one that fails, and one that another instance is renewing
     for name in ("good", "bad", "busy"):
         world.add_account(name, appid=f"wx-{name}")
     world.clock.now = START + MAIN_TICK
@@ -789,11 +789,11 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
     summaries: list[dict[str, Any]] = []
     world.during_call = lambda: summaries.append(world.invoke({"wake": "tick"}, world.refresh_instance()))
     world.invoke({"renew": {"account": "busy", "credential": "access_token", "rotate": True}})
-    told = summaries[0]
-    # Then each of them is told with what an operator needs to know
+    summary = summaries[0]
+    # Then each of them is in the summary, with what an operator needs to know
     fingerprint = read(world, "good")[1]["fingerprint"]
-    assert told["woken_by"] == "tick"
-    assert told["renewed"] == [
+    assert summary["woken_by"] == "tick"
+    assert summary["renewed"] == [
         {
             "account": "good",
             "credential": "access_token",
@@ -803,8 +803,8 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
             "renews_at": "2026-09-21T17:54:20Z",
         }
     ]
-    assert [(one["account"], set(one)) for one in told["skipped"]] == [("busy", {"account", "credential", "reason"})]
-    failed = told["failed"][0]
+    assert [(one["account"], set(one)) for one in summary["skipped"]] == [("busy", {"account", "credential", "reason"})]
+    failed = summary["failed"][0]
     assert (failed["account"], failed["credential"]) == ("bad", "access_token")
     assert (failed["class"], failed["errcode"]) == ("configuration", 50002)
     assert failed["next_attempt_at"] == "2026-09-21T16:08:20Z"
@@ -831,7 +831,7 @@ def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) ->
     world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 2)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     world.restart()
-    # Then nobody gets the old one, which may be dead
+    # Then no reader gets the old one, which may be dead
     assert world.get("/v1/accounts/main/access-token")[0] == 503
     world.clock.sleep(120)
     world.wake("guard")

@@ -145,7 +145,7 @@ def test_a_dead_token_with_a_broken_record_is_not_served(world: World) -> None:
     world.wechat.kill(read(world))
     # When the probe runs
     world.wake("probe")
-    # Then readers do not get it, and are told what is wrong with the record
+    # Then readers do not get it, and the response says what is wrong with the record
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
     assert (status, body["cause"]["class"]) == (503, "configuration")
 

@@ -22,7 +22,7 @@ def test_a_client_that_is_behind_gets_the_token_without_a_check(world: World) ->
     old = world.token()
     world.clock.sleep(6600)
     world.wake("tick")
-    # When somebody reports the one before
+    # When a client reports the one before
     status, body = world.report(access_token=old)
     # Then it gets the current one
     assert (status, body["outcome"]) == (200, "superseded")
@@ -48,7 +48,7 @@ def test_a_token_that_works_is_not_replaced(world: World) -> None:
 
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
 def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endpoint: str) -> None:
-    # Given a token that somebody else has killed
+    # Given a token that another client has invalidated
     world.add_account(endpoint=endpoint)
     world.clock.sleep(60)
     dead = world.token()
@@ -62,7 +62,7 @@ def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endp
     assert world.wechat.accepts(new)
     assert world.calls() + world.calls("/cgi-bin/stable_token") == 2
     assert world.calls(PROBE) == 1
-    # And the account's health tells of it, and what to do
+    # And the account's health shows it, and what to do
     rotations = world.health()["foreign_rotations"]
     assert rotations["count"] == 1
     assert "AppSecret" in rotations["remedy"]
@@ -106,7 +106,7 @@ def test_a_dead_token_is_not_served_until_it_can_be_replaced(world: World) -> No
     world.wechat.fail("/cgi-bin/stable_token", Fault.error(-1))
     # When it is reported
     status, body = world.report(access_token=dead)
-    # Then nobody gets it any more, and everybody is told why
+    # Then no reader gets it any more, and each learns why
     assert status == 503
     assert body["cause"]["errcode"] == -1
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
@@ -157,7 +157,7 @@ def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch:
 
 
 def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
-    # Given an account whose token was renewed, and then killed by somebody
+    # Given an account whose token was renewed, and then invalidated by another client
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(6600)
     world.wake("tick")
@@ -196,7 +196,7 @@ def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str)
 
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
-    assert world.report("nobody", access_token="x")[0] == 404
+    assert world.report("unknown", access_token="x")[0] == 404
 
 
 OTHER_APPID = "wxaaaaaaaaaaaaaaaa"
@@ -212,7 +212,7 @@ def test_a_dead_token_is_replaced_only_by_one_of_the_same_appid(world: World) ->
     # When the second one's token dies, and is reported
     world.wechat.kill(dead)
     status, _ = world.report("other", access_token=dead)
-    # Then nobody fetches with the first one's secret, and there is no value
+    # Then nothing is fetched with the first one's secret, and there is no value
     assert status == 503
     assert world.calls() == calls
     assert world.token("main") == live
@@ -379,7 +379,7 @@ def test_a_limited_report_says_when_to_come_back(world: World) -> None:
         if status != 200:
             break
         world.clock.sleep(10)
-    # Then one more is told when to come back, without an invocation of RefreshFunction
+    # Then the response to one more says when to come back, without an invocation of RefreshFunction
     assert (status, body["code"]) == (429, "too_many_reports")
     assert len(world.events) == invoked
     world.clock.sleep(int(headers["Retry-After"]))
@@ -404,5 +404,5 @@ def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
     assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
     assert world.calls() == 2
     assert world.wechat.accepts(world.token())
-    # And who has reported it is told so
+    # And the response to the report says so
     assert (body["outcome"], body["access_token"]) == ("superseded", world.token())

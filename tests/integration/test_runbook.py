@@ -119,7 +119,7 @@ def run(local: LocalStack, heading: str, line: str) -> None:
         result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
         ends = monotonic() + TRIES_FOR
         while words[3] != "accounts" and result.exit_code != bool(fails) and monotonic() < ends:
-            jump(local, 31)  # a person does not type faster: renewals are 30 s apart, changes take seconds
+            jump(local, 31)  # an operator does not type faster: renewals are 30 s apart, changes take seconds
             wake(local, "guard")
             result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
         assert result.exit_code == bool(fails), f"{heading}: {line}\n{result.output}"

@@ -164,7 +164,7 @@ def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
     answers = report_at_once(world, token)
     # Then WeChat is asked once about it, and fetched is nothing
     assert (world.calls(CHECK_API), world.calls()) == (1, 1)
-    # And all are told that it works
+    # And all responses say that it works
     assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
         (200, "still_valid", token)
     }
@@ -207,7 +207,7 @@ def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
 @each_crowd
 @pytest.mark.parametrize("how", ["killed", "expired"])
 def test_a_crowd_of_readers_and_reporters_costs_one_token(world: RaceWorld, how: str, crowd: int) -> None:
-    # Given a token that died before its time, or one that expired because nobody renewed it
+    # Given a token that died before its time, or one that expired because it was not renewed
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
@@ -363,7 +363,7 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     held = world.slow_wechat.hold_answer()
     with world.meanwhile(parameter_event()) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted and created anew, and then WeChat's answer arrives
+        # When the account is deleted and created again, and then WeChat's answer arrives
         world.delete_parameter("main")
         (new,) = renewed([world.add_account()])
         held.release()
@@ -420,7 +420,7 @@ def test_of_accounts_with_one_appid_exactly_one_is_kept(world: RaceWorld) -> Non
     (kept,) = [each["account"] for summary in summaries for each in summary["renewed"]]
     assert world.calls() == 1
     assert world.wechat.accepts(world.token(kept))
-    # And each of the others is told whose appid it is
+    # And each of the others fails with the name of the owner
     others = failed(summaries)
     assert len(others) == RUNNERS - 1
     assert all(each["errmsg"].endswith(f"as account {kept}") for each in others)
@@ -483,7 +483,7 @@ def test_a_deletion_event_keeps_what_was_created_meanwhile(world: RaceWorld) -> 
     held = world.hold_aws("dynamodb.GetItem")
     with world.meanwhile(parameter_event()):
         held.wait_until_reached()
-        # When the account is created anew, the event of that has done its work, and then the first goes on
+        # When the account is created again, the event of that has done its work, and then the first goes on
         put_parameter(world)
         world.invoke(parameter_event())
         held.release()
@@ -499,7 +499,7 @@ def readers(world: RaceWorld, number: int) -> list[Callable[[], tuple[int, dict[
 
 
 def report_at_once(world: RaceWorld, token: str) -> list[tuple[int, dict[str, Any]]]:
-    """Many cold readers are told at one moment that the token was refused; status and body of each answer."""
+    """Many cold readers get a report of a refused token at one moment; status and body of each response."""
     reports = [partial(world.report, instance=world.api_instance(), access_token=token) for _ in range(RUNNERS)]
     return world.race(*reports)
 

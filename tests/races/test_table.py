@@ -58,7 +58,7 @@ def enrolled(table: Table, account: str = "main") -> Credential:
 def try_lease(
     table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
 ) -> Credential | None:
-    """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
+    """Try for a lease of a minute, as an instance that saw in the index when it is due, or in the table its epoch."""
     due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
     return table.credentials.take_lease(due, now=now, until=now + 60)
 
@@ -104,7 +104,7 @@ def get(table: Table) -> None:
     known = published(table)
     fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
     # When it is read
-    # Then all of it is there; and a credential that nobody keeps is not
+    # Then all of it is there; and a credential that is not kept is absent
     assert table.credentials.get("main", ACCESS_TOKEN) == replace(
         known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
     )
@@ -145,7 +145,7 @@ def of(table: Table) -> None:
     names = [f"a{number}" for number in range(101)]
     for name in names:
         enrolled(table, name)
-    # When all are asked for, and one that nobody keeps
+    # When all are asked for, and one that is not kept
     asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
     found = table.credentials.of(asked)
     # Then those that are kept come; nothing comes of nothing
@@ -176,11 +176,11 @@ def take_lease(table: Table) -> None:
     expected = replace(before, epoch=before.epoch + 1, due_at=LEASE_END, lease_until=LEASE_END, at_risk_since=START)
     assert first == expected
     assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
-    # And nobody gets one before that end, or of what nobody keeps
+    # And none is given before that end, or of what is not kept
     for name in ("main", "other"):
         for epoch in (None, second.epoch):
             assert try_lease(table, LEASE_END + 59, second.due_at, name=name, epoch=epoch) is None
-    # And, once a value is published, only who saw it as it is; until it is due, then anybody
+    # And, once a value is published, only an instance that saw it as it is; once it is due, any instance
     live = give(table, second, "first")
     assert live is not None
     assert try_lease(table, DUE - 1, second.due_at) is None
@@ -235,10 +235,10 @@ def record_failure(table: Table) -> None:
     held = leased(table, DUE)
     # When WeChat refuses
     assert fail(table, held, FAILURE, DUE + 60)
-    # Then it is due again, at no risk, and nobody holds a lease; the value is as it was
+    # Then it is due again, at no risk, and not leased; the value is as it was
     refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
     assert read(table) == refused
-    # And a failure without an answer leaves it at risk, one without an error code is told apart
+    # And a failure without an answer leaves it at risk, one without an error code is distinguished
     held = leased(table, DUE + 60)
     assert fail(table, held, PASSING, DUE + 120, at_risk=True)
     unanswered = replace(
@@ -361,7 +361,7 @@ def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
     assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
-    # Then it is told who owns it
+    # Then it gets the owner's name
     assert table.accounts.claim(account("other"), now=START) == "main"
     assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
@@ -393,7 +393,7 @@ def enrol(table: Table) -> None:
     table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
     # Then it stays as it is
     assert read(table) == before
-    # And for another appid, or for none where the record tells none, it begins anew
+    # And for another appid, or for none where the record names none, it begins again
     for app_id in ("wx1", ""):
         table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
         now = read(table)
@@ -457,23 +457,23 @@ def set_record_error(table: Table) -> None:
     fail(table, leased(table, DUE), PASSING, DUE + 60)
     table.credentials.set_record_error("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
-    # And what nobody keeps does not begin to exist
+    # And what is not kept does not begin to exist
     for failure in (FAILURE, None):
         table.credentials.set_record_error("other", ACCESS_TOKEN, failure)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_unsent(table: Table) -> None:
-    # Given a failure that others are to be told of, and a renewal that met it when it had not been yet
+    # Given a failure that is to make an event, and a renewal that met it when it had not been yet
     published(table)
     held = leased(table, DUE)
-    told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
-    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    event = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
+    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, event)
     assert written is not None
     assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
     # When it fails, too
     failed = table.credentials.record_failure(
-        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told
+        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=event
     )
     # Then that is no second transition
     assert failed is not None
@@ -491,7 +491,7 @@ def change_unsent(table: Table) -> None:
     assert renewed is not None
     first, second = alerts.waiting(renewed.unsent)
     table.credentials.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
-    # Then only that is gone, and what nobody keeps does not begin to exist
+    # Then only that is gone, and what is not kept does not begin to exist
     assert (read(table).failing_since, read(table).unsent) == (0, second)
     table.credentials.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -542,7 +542,7 @@ def claims(table: Table) -> None:
     others = replace(corp, name="other", secret="other")
     table.accounts.claim(corp, now=START)
     table.accounts.claim(others, now=START)
-    # Then both are found, and nothing of a corp that nobody keeps
+    # Then both are found, and nothing of a corp that is not kept
     assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
     assert table.accounts.claims("ww1") == {}
 

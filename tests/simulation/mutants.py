@@ -140,7 +140,7 @@ def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
 MUTANTS = {
     # 1: no promise is broken, and nothing older comes after something newer
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
-    "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
+    "a repeated value gets a full life again": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
     "a credential is not read consistently": Mutant(
         Credentials, "get", _read_inconsistently, ("promise", "order", "dead", "reader")
     ),

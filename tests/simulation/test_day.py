@@ -22,7 +22,7 @@ def test_every_reader_gets_a_token_that_works_as_promised(endpoint: Kind, enroll
     assert result == Result(
         CALLS, result.probes, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0
     )
-    # And the live token was asked about every 5 minutes, but for those in which it was too young
+    # And the live token was asked about every 5 minutes, except those in which it was too young
     assert SPAN // 300 - 2 * CALLS <= result.probes <= SPAN // 300
     # And the schedules alone saw to that: no reader had to ask for a renewal
     assert not any("renew" in event for event in contender.world.events)
@@ -33,7 +33,7 @@ def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
     contender = ThisProject(Kind.TOKEN, failing_renewal=2, enrolled_after=3615)
     # When readers ask for hours
     result = run(contender, SPAN, INTERVAL)
-    # Then it took two calls more, and nobody noticed
+    # Then it took two calls more, and no reader noticed
     calls = CALLS + 2
     assert result == Result(
         calls, result.probes, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0

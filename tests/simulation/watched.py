@@ -44,12 +44,12 @@ class Minted:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a reader was told at `told_at`: that the value works until `until`."""
+    """What a reader learned at `learned_at`: that the value works until `until`."""
 
     account: str
     credential: str
     minted: Minted
-    told_at: float
+    learned_at: float
     until: float
 
 
@@ -90,7 +90,7 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that another client or the platform kills before their time, or that die because of it.
     `accepted_after`: seconds for which a new token is still refused. `repeats_until`: until when an app's dead token is
-    handed out again. `answered` is told each answer: the path, what was asked, the token in it, and whether it was whole.
+    handed out again. `answered` is given each response: the path, what was asked, the token in it, and whether it was whole.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

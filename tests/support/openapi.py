@@ -17,7 +17,7 @@ DOCUMENT: dict[str, Any] = yaml.safe_load(
 
 
 def check(route_key: str, answer: Mapping[str, Any]) -> None:
-    """Hold an answer (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
+    """Check a response (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
     method, path = route_key.split()
     if method == "ANY":  # what is served nowhere else: no operation for clients
         validate(json.loads(answer["body"]), {"$ref": "#/components/schemas/WeChatError"})

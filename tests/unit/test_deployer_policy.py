@@ -1,4 +1,4 @@
-"""infra/docs/deployer-policy.json, held against what AWS's own schemas of the deployed resource types say that they need."""
+"""infra/docs/deployer-policy.json, checked against what AWS's own schemas of the deployed resource types say that they need."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The OpenAPI document is one, and says what the template routes. What the API answers is held against it in all tests."""
+"""The OpenAPI document is one, and says what the template routes. What the API returns is checked against it in all tests."""
 
 from collections.abc import Iterator
 from typing import Any

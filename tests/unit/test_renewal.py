@@ -254,7 +254,7 @@ def test_a_repeated_corp_token_lives_no_longer(asked_at: int, expires_at: int) -
         ({"at_risk_since": NOW - 300}, False, True),
         ({"minted_at": NOW - 299}, True, False),
         ({"at_risk_since": NOW}, False, True),  # set by this very lease
-        # WeChat refused the live token: nobody is promised it
+        # WeChat refused the live token: no reader is promised it
         ({"refused_at": NOW - 5, "at_risk_since": NOW - 5}, True, True),
         # Another client invalidated one within a day
         ({"foreign_rotation_at": NOW - 86399}, True, True),
@@ -295,7 +295,7 @@ def test_which_tokens_are_probed(changes: dict[str, object], since: int, probed:
 def test_a_new_tickets_life_counts_from_the_old_end_or_earlier(late: int) -> None:
     # Given a ticket, not the first, that is renewed before, at or after its end
     asked_at, known = EXPIRES + late, credential(Kind.TICKET, previous_fingerprint="0" * 16)
-    # When WeChat gives another, which somebody else with this appid may have had since that end
+    # When WeChat gives another, which another client of this appid may have had since that end
     expires_at = renewal.expiry(known, Grant("new", 7200, asked_at))
-    # Then it is not trusted for longer than that, but for a while
+    # Then it is not trusted for longer than that, except for a while
     assert expires_at == max(asked_at + 300, min(asked_at, EXPIRES) + 7200)

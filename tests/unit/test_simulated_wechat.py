@@ -195,7 +195,7 @@ def test_the_ip_whitelist_names_the_address_to_add(
     wechat.add_app(APPID, SECRET, ip_whitelist=whitelist)
     # When 8.149.1.2 asks
     answer = token(wechat, remote_addr="8.149.1.2")
-    # Then it is let in, or told which address is missing
+    # Then it is let in, or the error names the address that is missing
     assert answer.get("errcode") == errcode
     if errcode:
         assert "invalid ip 8.149.1.2 ipv6 ::ffff:8.149.1.2, not in whitelist rid: " in answer["errmsg"]
@@ -593,7 +593,7 @@ def test_each_next_call_meets_one_fault_in_order_then_none(wechat: SimulatedWeCh
 
 
 def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat) -> None:
-    # Given a fault for one account on each endpoint that can tell the account
+    # Given a fault for one account on each endpoint that sees the account
     wechat.add_app("wx-other", SECRET)
     live, other = token(wechat)["access_token"], token(wechat, appid="wx-other")["access_token"]
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/ticket/getticket"):
@@ -607,7 +607,7 @@ def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat)
 
 
 def test_a_fault_for_a_path_that_is_not_simulated_is_a_mistake(wechat: SimulatedWeChat) -> None:
-    # Given / When a path is misspelt / Then the test that did it hears of it
+    # Given / When a path is misspelt / Then the test that did it fails
     with pytest.raises(ValueError, match="not simulated"):
         wechat.fail("/cgi-bin/tokens", Fault.error(-1))
 

@@ -270,7 +270,7 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
     (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    # Then each route that needs no signature has limits of its own, and the catch-all the lowest
     assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
     assert sum(rates.values()) == 285
     others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
@@ -556,8 +556,8 @@ def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> Non
     mapping = properties(template, "NotifyFunctionQueue")
 
     assert rule["EventPattern"]["source"] == [{"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}]
-    told = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
-    assert set(rule["EventPattern"]["detail-type"]) == told
+    sent = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
+    assert set(rule["EventPattern"]["detail-type"]) == sent
     assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
     assert mapping["MaximumBatchingWindowInSeconds"] <= 60
     assert mapping["BatchSize"] >= 100  # a storm is one message
@@ -787,7 +787,7 @@ def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: s
     # Given
     template, egress = translate({"EgressMode": mode}), egress_of(mode)
 
-    # Then the function goes there, and the address is told
+    # Then the function goes there, and the address is an output
     assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
         "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],

@@ -307,7 +307,7 @@ def test_each_errcode_calls_for_something(
     # When a token endpoint refuses
     answer(internet, json.dumps({"errcode": errcode, "errmsg": "some reason rid: 617682e0-09059ac5"}))
     error = refused(wechat)
-    # Then the error tells its class, WeChat's own words with the rid, and what to do; nothing was minted
+    # Then the error has its class, WeChat's own words with the rid, and what to do; nothing was minted
     assert (error.failure_class, error.errcode) == (failure_class, errcode)
     assert error.errmsg == "some reason rid: 617682e0-09059ac5"
     assert error.remedy
