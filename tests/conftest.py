@@ -1,4 +1,4 @@
-"""What all layers share: botocore's descriptions of services, and that a run tells which tests it left out, and why."""
+"""What all layers share: botocore's descriptions of services, and that a run lists which tests it left out, and why."""
 
 import os
 import sys

@@ -311,7 +311,7 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
 
 
 def _notifications(stack: Stack) -> Iterator[Finding]:
-    if "NotifyFunctionName" not in stack.outputs:  # of the release before, which `_code` tells
+    if "NotifyFunctionName" not in stack.outputs:  # of the release before, which `_code` reports
         return
     robots = stack.robots()
     for name, robot in robots.items():

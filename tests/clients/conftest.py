@@ -57,7 +57,7 @@ def local() -> Iterator[LocalStack]:
     without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
     with ExitStack() as started:
         with patch.object(stack, "schedules", lambda _: without_probe):
-            running = started.enter_context(LocalStack(tell=SAID.append))
+            running = started.enter_context(LocalStack(emit=SAID.append))
         assert running.tried.wait(240)
         yield running
 

@@ -53,7 +53,7 @@ def _keeper(local: LocalStack, key: str, wechat_url: str | None = None) -> Keepe
 
 
 def _kill_current(local: LocalStack, keeper: Keeper) -> str:
-    """Let another client end the current token, when it is old enough for a report to be heard; returns it."""
+    """Let another client end the current token, when it is old enough for a report to be accepted; returns it."""
     let_pass(local, 70)
     token = keeper.token()
     local.wechat.kill(token)
@@ -265,8 +265,8 @@ def test_the_wheel_in_a_fresh_environment(local: LocalStack, key: str, tmp_path:
     assert source.name.startswith("wechat_token_keeper_client-")
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=400)
     python = tmp_path / "venv/bin/python"
-    install = [UV, "pip", "install", "--quiet", "--offline", "--python", python, wheel]
-    subprocess.run(install, check=True, timeout=400)
+    arguments = ["--quiet", "--offline", "--python", str(python), str(wheel)]
+    subprocess.run([UV, "pip", "install", *arguments], check=True, timeout=400)
     # When the README's lines are run there
     program = f"""
 from wechat_token_keeper import Keeper

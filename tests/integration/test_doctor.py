@@ -73,9 +73,10 @@ def test_a_stack_on_which_all_is_well(aws: boto3.Session) -> None:
     assert "note    alarm mail: no subscriber" in result.output
 
 
-def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: LocalStack, aws: boto3.Session) -> None:
+def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, aws: boto3.Session) -> None:
     # Given
-    scheduler, ssm, sqs, sns = (aws.client(name) for name in ("scheduler", "ssm", "sqs", "sns"))
+    ssm, sqs = aws.client("ssm"), aws.client("sqs")
+    scheduler, sns = aws.client("scheduler"), aws.client("sns")
     guard = scheduler.get_schedule(Name="local-guard")
     wanted = ("Name", "ScheduleExpression", "FlexibleTimeWindow")
     scheduler.update_schedule(
@@ -135,7 +136,7 @@ def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: 
         assert f"EgressMode={mode}" in findings["address"]["remedy"]
         assert price in findings["address"]["remedy"]
     assert SECRET not in result.output
-    # And what is well is still told
+    # And what is well is still reported
     assert findings["demo access_token"]["verdict"] == "ok"
 
 
@@ -369,6 +370,6 @@ def test_the_function_says_what_woke_it_when_it_is_done(world: World) -> None:
     world.wake("guard")
 
     # Then its log has the line that `doctor` looks for
-    line, _ = world.told
+    line, _ = world.said
     assert line.startswith("woken ")
     assert "'woken_by': 'guard'" in line

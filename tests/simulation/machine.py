@@ -185,7 +185,7 @@ class Simulation(RuleBasedStateMachine):
         self.forced_at: dict[str, float] = {}
         self.checks_a_day: Counter[tuple[Any, int]] = Counter()
         self.checked_at: dict[Any, list[float]] = defaultdict(list)
-        self.told_read = 0
+        self.said_read = 0
         self.logged_read = len(LOGGED)
         self._watch()
         self.world.secrets |= {record["secret"] for record in RECORDS.values()}
@@ -1079,9 +1079,9 @@ class Simulation(RuleBasedStateMachine):
         value = promise.minted.value
         if value.text in self.wechat.spoiled:
             return "another client or the platform has ended it"
-        if promise.told_at <= self.ended.get(value.text, 0):
+        if promise.learned_at <= self.ended.get(value.text, 0):
             return "an operator has ended it since"
-        if promise.until - promise.told_at <= 1 and promise.told_at - value.dies_at < MARGIN:
+        if promise.until - promise.learned_at <= 1 and promise.learned_at - value.dies_at < MARGIN:
             return "a clock that is behind: at least a second is promised while a value lives"
         key = (promise.account, promise.credential, value.text)
         if key in self.of_unknown_age and promise.until - value.dies_at <= UNKNOWN_AGE_LIFE:
@@ -1097,7 +1097,7 @@ class Simulation(RuleBasedStateMachine):
             if value.dies_at < promise.until and self._excuse(promise) is None:
                 self._violate(
                     "promise",
-                    f"{promise.account}/{promise.credential}: told at {promise.told_at:.0f} that it works until "
+                    f"{promise.account}/{promise.credential}: told at {promise.learned_at:.0f} that it works until "
                     f"{promise.until:.0f}, it was minted at {value.minted_at:.0f} and dies at {value.dies_at:.0f}",
                 )
             if promise.until > self.clock.now - 600:
@@ -1162,9 +1162,9 @@ class Simulation(RuleBasedStateMachine):
     @invariant()
     def no_value_is_told(self) -> None:
         """Invariant 8."""
-        told, logged = self.world.told[self.told_read :], LOGGED[self.logged_read :]
-        self.told_read, self.logged_read = len(self.world.told), len(LOGGED)
-        self._keep_quiet("a summary, health or problem document", "\n".join(told))
+        said, logged = self.world.said[self.said_read :], LOGGED[self.logged_read :]
+        self.said_read, self.logged_read = len(self.world.said), len(LOGGED)
+        self._keep_quiet("a summary, health or problem document", "\n".join(said))
         self._keep_quiet("a log line", "\n".join(logged))
 
     def _keep_quiet(self, where: str, text: str) -> None:

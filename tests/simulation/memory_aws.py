@@ -78,7 +78,7 @@ class MemoryAws:
         }
 
     def lag(self, seconds: float) -> None:
-        """From now on and for so long, indexes and readings that are not consistent tell what they tell now."""
+        """From now on and for so long, indexes and readings that are not consistent return what they return now."""
         self._lagging = {key: dict(item) for key, item in self.items.items()}
         self._lags_until = self._clock() + seconds
 
@@ -405,8 +405,8 @@ def _parse(
             raise _invalid(f"{what} can only be specified when using expressions")
     used: set[str] = set()
     parsed = {kind: _Parser(kind, text, dict(names or ()), values or (), used).parse() for kind, text in expressions}
-    for what, placeholders in zip(_PLACEHOLDERS, (dict(names or ()), values or ()), strict=True):
-        if unused := sorted(set(placeholders) - used):
+    for what, keys in zip(_PLACEHOLDERS, ({name for name, _ in names or ()}, set(values or ())), strict=True):
+        if unused := sorted(keys - used):
             raise _invalid(f"Value provided in {what} unused in expressions: keys: {{{', '.join(unused)}}}")
     return parsed
 
