@@ -1,6 +1,7 @@
 """`token-keeper doctor`: looks at all that a stack depends on, and says what is wrong and what to do about it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ def _wake_ups(stack: Stack) -> Iterator[Finding]:
         changed_at = stack.ask("scheduler", "get_schedule", schedule, Name=schedule)["LastModificationDate"].timestamp()
         if now - changed_at <= overdue:
             says = f"has not run since its schedule was made or changed, {_ago(now - changed_at)}"
-            yield Finding(f"last {wake}", Verdict.NOTE, says, f"Look again in {overdue // 60} minutes.")
+            minutes = math.ceil((changed_at + overdue - now) / 60)
+            yield Finding(f"last {wake}", Verdict.NOTE, says, f"Look again in {minutes} minute(s).")
             continue
         remedy = f"See that the schedule {schedule} is enabled, and whether {function} fails (its log is {log})."
         not_found = f"has not run to its end in the last {LOG_SEARCHED // 60} minutes"
