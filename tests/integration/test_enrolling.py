@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError, RecordChangedError
-from token_keeper.table import Table
+from token_keeper.table.accounts import Accounts
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 NEW_SECRET, WRONG_SECRET = "fedcba9876543210fedcba9876543210", "00000000000000000000000000000000"
@@ -661,7 +661,7 @@ def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeyp
     # Given an account whose renewal is held up after the keeper has seen that it owns its appid
     world.add_account("twin")
     world.clock.sleep(6900)
-    in_force, fetched = Table.in_force, []
+    in_force, fetched = Accounts.in_force, []
 
     def held_up(*asked: Any) -> Any:
         found = in_force(*asked)
@@ -674,7 +674,7 @@ def test_a_held_up_renewal_does_not_fetch_for_a_lost_appid(world: World, monkeyp
         world.clock.sleep(61)
         return found
 
-    monkeypatch.setattr(Table, "in_force", held_up)
+    monkeypatch.setattr(Accounts, "in_force", held_up)
     world.wake("guard")
     # Then the first fetches nothing, and the other's token lives
     assert [call.path for call in world.wechat.calls[fetched[0] :]] == []

@@ -12,7 +12,7 @@ from refresh import UnknownEventError
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
 from token_keeper.errors import KeeperError
 from token_keeper.refresh import keeper
-from token_keeper.table import Table
+from token_keeper.table.credentials import Credentials
 
 TOKEN, STABLE_TOKEN = "/cgi-bin/token", "/cgi-bin/stable_token"
 MAIN_TICK = 110 * 60
@@ -857,7 +857,7 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
     # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
-    take_lease, answer = Table.take_lease, world.wechat.answer
+    take_lease, answer = Credentials.take_lease, world.wechat.answer
 
     def held_up(*asked: Any, **how: Any) -> Any:
         leased = take_lease(*asked, **how)
@@ -872,7 +872,7 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
         world.wake("guard")
         return answer(*call)
 
-    monkeypatch.setattr(Table, "take_lease", held_up)
+    monkeypatch.setattr(Credentials, "take_lease", held_up)
     # When it is carried out after the guard's renewal, whose value it ends
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     # Then the next probe finds it, and readers get what it has minted
@@ -910,7 +910,7 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
 ) -> None:
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(60)
-    called, take_lease = len(world.wechat.calls), Table.take_lease
+    called, take_lease = len(world.wechat.calls), Credentials.take_lease
 
     def held_up(*asked: Any, **how: Any) -> Any:
         leased = take_lease(*asked, **how)
@@ -919,7 +919,7 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
         return leased
 
     # Given a renewal that goes on only when its lease is over
-    monkeypatch.setattr(Table, "take_lease", held_up)
+    monkeypatch.setattr(Credentials, "take_lease", held_up)
     summary = world.invoke({"renew": {"account": "main", "credential": credential, "rotate": True}})
     # Then it leaves the rest to others
     assert len(world.wechat.calls) == called

@@ -23,14 +23,14 @@ FAILURE = Failure(FailureClass.TRANSIENT, -1, "system error", "Nothing to do.", 
 
 def read(table: Table, account: str = "main") -> Credential:
     """The account's token as the table holds it."""
-    credential = table.credential(account, ACCESS_TOKEN)
+    credential = table.credentials.get(account, ACCESS_TOKEN)
     assert credential is not None
     return credential
 
 
 def enrolled(table: Table, account: str = "main") -> Credential:
     """A token without a value, due at `START`."""
-    table.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
+    table.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
     return read(table, account)
 
 
@@ -41,7 +41,7 @@ def listed(seen: Credential) -> Due:
 
 def try_lease(table: Table, seen: Due, now: int = START) -> Credential | None:
     """Try for a lease, as somebody who saw the credential like this."""
-    return table.take_lease(seen, now=now, until=now + LEASE)
+    return table.credentials.take_lease(seen, now=now, until=now + LEASE)
 
 
 def enrol_and_try(table: Table, account: str) -> Credential | None:
@@ -67,7 +67,7 @@ def overtaken_leases(table: Table, account: str, number: int) -> list[Credential
 def publish(table: Table, held: Credential, value: str = "new") -> Credential | None:
     """Publish a value that was asked for when the lease began."""
     asked_at = held.lease_until - LEASE
-    return table.publish(
+    return table.credentials.publish(
         held,
         Grant(value, 7200, asked_at),
         Usage(),
@@ -100,7 +100,7 @@ def test_of_many_checks_of_a_live_token_exactly_one_begins(table: Table) -> None
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
         # When many want to check it at one moment
-        begin = partial(table.begin_check, seen, until=START + 120, booked_until=START + 225)
+        begin = partial(table.credentials.begin_check, seen, until=START + 120, booked_until=START + 225)
         # Then one of them does
         assert at_once(*[begin] * RUNNERS).count(True) == 1
 
@@ -112,7 +112,11 @@ def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) ->
         assert seen is not None
         # When many find at one moment that WeChat refuses it
         mark = partial(
-            table.mark_refused, seen, now=START + 100, foreign=True, transition=alerts.invalidated(START + 100)
+            table.credentials.mark_refused,
+            seen,
+            now=START + 100,
+            foreign=True,
+            transition=alerts.invalidated(START + 100),
         )
         # Then one of them has it replaced, it is counted once, and others are told once
         assert at_once(*[mark] * RUNNERS).count(None) == RUNNERS - 1
@@ -170,7 +174,15 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         *overtaken, last = overtaken_leases(table, f"a{number}", RUNNERS)
         # When the last publishes, and all others fail at that moment
         record_failures = [
-            partial(table.record_failure, held, FAILURE, Usage(), due_at=START + 5000, at_risk=True, refused=False)
+            partial(
+                table.credentials.record_failure,
+                held,
+                FAILURE,
+                Usage(),
+                due_at=START + 5000,
+                at_risk=True,
+                refused=False,
+            )
             for held in overtaken
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
@@ -199,7 +211,15 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         # When its holder records a failure at the moment in which many others try for the next one
         tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
-            partial(table.record_failure, held, FAILURE, Usage(), due_at=START + 200, at_risk=True, refused=False),
+            partial(
+                table.credentials.record_failure,
+                held,
+                FAILURE,
+                Usage(),
+                due_at=START + 200,
+                at_risk=True,
+                refused=False,
+            ),
             *tries,
         )
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
@@ -215,10 +235,10 @@ def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(tabl
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When the account is dropped at the moment in which the renewal ends
-        drops = [partial(table.drop_credential, held.account, held.name)] * (RUNNERS - 1)
+        drops = [partial(table.credentials.drop, held.account, held.name)] * (RUNNERS - 1)
         at_once(partial(publish, table, held), *drops)
         # Then nothing of it is left
-        assert table.credential(f"a{number}", ACCESS_TOKEN) is None
+        assert table.credentials.get(f"a{number}", ACCESS_TOKEN) is None
 
 
 def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> None:
@@ -237,7 +257,7 @@ def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Tabl
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When many that have seen it make the credential due, at the moment in which it publishes
-        made_due = [partial(table.reschedule, held, due_at=START + 1)] * (RUNNERS - 1)
+        made_due = [partial(table.credentials.reschedule, held, due_at=START + 1)] * (RUNNERS - 1)
         published, *_ = at_once(partial(publish, table, held), *made_due)
         # Then what it published is not made due by them
         assert published == read(table, f"a{number}")
@@ -248,7 +268,7 @@ def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Tabl
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
         # When all claim it at one moment
-        told = at_once(*[partial(table.claim, account, now=START) for account in accounts])
+        told = at_once(*[partial(table.accounts.claim, account, now=START) for account in accounts])
         # Then all are told the same holder, who is one of them
         (holder,) = set(told)
         assert holder in {account.name for account in accounts}
@@ -258,11 +278,13 @@ def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a claim that is held
         holder, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
-        table.claim(holder, now=START)
+        table.accounts.claim(holder, now=START)
         # When it is released several times, at the moment in which many others claim the same
-        release = partial(table.release_claims, holder.name, holder.app_id, now=START)
-        told = at_once(*[release] * (RUNNERS // 2), *[partial(table.claim, account, now=START) for account in others])
+        release = partial(table.accounts.release_claims, holder.name, holder.app_id, now=START)
+        told = at_once(
+            *[release] * (RUNNERS // 2), *[partial(table.accounts.claim, account, now=START) for account in others]
+        )
         # Then those that came too early are told of the old holder, all others of one new one, who holds it
         holders = set(told) - {None, holder.name}
         assert len(holders) <= 1
-        assert table.claim(replace(holder, name="late"), now=START) == (holders.pop() if holders else "late")
+        assert table.accounts.claim(replace(holder, name="late"), now=START) == (holders.pop() if holders else "late")

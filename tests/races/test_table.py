@@ -25,7 +25,10 @@ from token_keeper.model import (
     fingerprint,
 )
 from token_keeper.refresh import alerts
-from token_keeper.table import Entry, Table
+from token_keeper.table import Table
+from token_keeper.table.accounts import Accounts
+from token_keeper.table.credentials import Credentials
+from token_keeper.table.items import Entry
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
@@ -41,14 +44,14 @@ DUE = EXPIRES - 540
 
 def read(table: Table, account: str = "main") -> Credential:
     """The account's token as the table holds it."""
-    credential = table.credential(account, ACCESS_TOKEN)
+    credential = table.credentials.get(account, ACCESS_TOKEN)
     assert credential is not None
     return credential
 
 
 def enrolled(table: Table, account: str = "main") -> Credential:
     """An enrolled token without a value, due at `START`."""
-    table.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
+    table.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, APP_ID, due_at=START)
     return read(table, account)
 
 
@@ -57,7 +60,7 @@ def try_lease(
 ) -> Credential | None:
     """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
     due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
-    return table.take_lease(due, now=now, until=now + 60)
+    return table.credentials.take_lease(due, now=now, until=now + 60)
 
 
 def leased(table: Table, now: int = START) -> Credential:
@@ -71,14 +74,14 @@ def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -
     """Publish a value under the lease."""
     grant = Grant(value, 7200, asked_at)
     times = {"expires_at": asked_at + 7200, "due_at": asked_at + 6660, "minted_at": asked_at}
-    return table.publish(held, grant, USAGE, **times)
+    return table.credentials.publish(held, grant, USAGE, **times)
 
 
 def fail(
     table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, refused: bool = False
 ) -> Credential | None:
     """Record a failure under the lease."""
-    return table.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
+    return table.credentials.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
 
 
 def published(table: Table, value: str = "first") -> Credential:
@@ -96,22 +99,22 @@ def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
 # --- one function for each method of Table, by the method's name
 
 
-def credential(table: Table) -> None:
+def get(table: Table) -> None:
     # Given a credential with all that can be known of one
     known = published(table)
     fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
     # When it is read
     # Then all of it is there; and a credential that nobody keeps is not
-    assert table.credential("main", ACCESS_TOKEN) == replace(
+    assert table.credentials.get("main", ACCESS_TOKEN) == replace(
         known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
     )
-    assert table.credential("other", ACCESS_TOKEN) is None
+    assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def entry(table: Table) -> None:
-    table.put_entry(ENTRY)
-    assert table.entry("main") == ENTRY
-    assert table.entry("other") is None
+    table.accounts.put_entry(ENTRY)
+    assert table.accounts.entry("main") == ENTRY
+    assert table.accounts.entry("other") is None
 
 
 def entries(table: Table) -> None:
@@ -119,35 +122,35 @@ def entries(table: Table) -> None:
     long = " ".join(["x" * 1000] * 250)
     wanted = [Entry(name, APP_ID, Kind.TOKEN, tuple(long.split()), None) for name in "abcdef"]
     for one in reversed(wanted):
-        table.put_entry(one)
+        table.accounts.put_entry(one)
     # When they are read
     # Then all come, by name
-    assert list(table.entries()) == wanted
+    assert list(table.accounts.entries()) == wanted
 
 
 def page(table: Table) -> None:
     # Given three entries
     for name in "abc":
-        table.put_entry(replace(ENTRY, account=name))
+        table.accounts.put_entry(replace(ENTRY, account=name))
     # When they are read by twos
-    first, following = table.page(2, None)
-    rest, end = table.page(2, following)
+    first, following = table.accounts.page(2, None)
+    rest, end = table.accounts.page(2, following)
     # Then two come, and then the last one
     assert [one.account for one in (*first, *rest)] == ["a", "b", "c"]
     assert (following, end) == ("b", None)
 
 
-def credentials(table: Table) -> None:
+def of(table: Table) -> None:
     # Given more credentials than one call may ask for
     names = [f"a{number}" for number in range(101)]
     for name in names:
         enrolled(table, name)
     # When all are asked for, and one that nobody keeps
     asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
-    found = table.credentials(asked)
+    found = table.credentials.of(asked)
     # Then those that are kept come; nothing comes of nothing
     assert found == {(name, ACCESS_TOKEN): read(table, name) for name in names}
-    assert table.credentials([]) == {}
+    assert table.credentials.of([]) == {}
 
 
 def due(table: Table) -> None:
@@ -155,13 +158,13 @@ def due(table: Table) -> None:
     enrolled(table)
     fail(table, leased(table), PASSING, LEASE_END)
     enrolled(table, "early")
-    table.put_entry(ENTRY)
+    table.accounts.put_entry(ENTRY)
     # When the index is asked
     # Then it lists what is due by then, or all, in the order in which they are due
     early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
-    assert table.due(START - 1) == []
-    assert table.due(LEASE_END - 1) == [early]
-    assert table.due(LEASE_END) == table.due(None) == [early, late]
+    assert table.credentials.due(START - 1) == []
+    assert table.credentials.due(LEASE_END - 1) == [early]
+    assert table.credentials.due(LEASE_END) == table.credentials.due(None) == [early, late]
 
 
 def take_lease(table: Table) -> None:
@@ -244,7 +247,7 @@ def record_failure(table: Table) -> None:
     assert read(table) == unanswered
     # And a value that must not be served stays so, until it is known that it lives
     held = leased(table, DUE + 120)
-    assert table.begin_forced(held, USAGE, now=DUE + 121)
+    assert table.credentials.begin_forced(held, USAGE, now=DUE + 121)
     for refused, refused_at in ((True, DUE + 121), (False, None)):
         assert fail(table, held, PASSING, DUE + 180, refused=refused)
         marked = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
@@ -258,30 +261,30 @@ def begin_check(table: Table) -> None:
     before = published(table)
     # When it is checked
     begin = {"until": START + 120, "booked_until": START + 225}
-    assert table.begin_check(before, **begin)
+    assert table.credentials.begin_check(before, **begin)
     # Then nothing else has changed, and no renewal is hindered
     assert read(table) == replace(before, check_until=START + 120, checks_booked_until=START + 225)
     # And no other instance that saw the same begins one, nor one that saw a token which has been renewed since
-    assert not table.begin_check(before, **begin)
-    assert table.begin_check(read(table), until=START + 140, booked_until=START + 350)
+    assert not table.credentials.begin_check(before, **begin)
+    assert table.credentials.begin_check(read(table), until=START + 140, booked_until=START + 350)
     seen = read(table)
     leased(table, DUE)
-    assert not table.begin_check(seen, until=DUE + 20, booked_until=DUE)
+    assert not table.credentials.begin_check(seen, until=DUE + 20, booked_until=DUE)
 
 
 def end_check(table: Table) -> None:
     # Given a check under way
     before = published(table)
-    table.begin_check(before, until=START + 120, booked_until=START + 225)
+    table.credentials.begin_check(before, until=START + 120, booked_until=START + 225)
     # When WeChat gives no clear answer, then only the check has ended
-    table.end_check(before, accepted_at=None)
+    table.credentials.end_check(before, accepted_at=None)
     assert read(table) == replace(before, checks_booked_until=START + 225)
     # And when it accepts the token, that is known
-    table.end_check(before, accepted_at=START + 100)
+    table.credentials.end_check(before, accepted_at=START + 100)
     assert read(table) == replace(before, checks_booked_until=START + 225, checked_at=START + 100)
     # And nothing is said of another token
     renewed = give(table, leased(table, DUE), "second", asked_at=DUE)
-    table.end_check(before, accepted_at=START + 200)
+    table.credentials.end_check(before, accepted_at=START + 200)
     assert read(table) == renewed
 
 
@@ -289,18 +292,18 @@ def mark_refused(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When WeChat refuses it, because another client has invalidated it
-    assert table.mark_refused(before, now=START + 100, foreign=True)
+    assert table.credentials.mark_refused(before, now=START + 100, foreign=True)
     # Then it is due, and that is counted, once
     refused = replace(before, refused_at=START + 100, refused_fingerprints=f" {before.fingerprint}", due_at=START + 100)
     refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
     assert read(table) == refused
-    assert not table.mark_refused(refused, now=START + 101, foreign=True)
+    assert not table.credentials.mark_refused(refused, now=START + 101, foreign=True)
     # And its successor is served
     renewed = give(table, leased(table, START + 100), "second", asked_at=START + 100)
     assert renewed is not None
     assert (renewed.refused_at, renewed.foreign_rotations) == (None, 1)
     # And nothing is said of a token that has been renewed since
-    assert not table.mark_refused(before, now=START + 200, foreign=False)
+    assert not table.credentials.mark_refused(before, now=START + 200, foreign=False)
     assert read(table) == renewed
 
 
@@ -310,9 +313,9 @@ def begin_forced(table: Table) -> None:
     held = leased(table, DUE)
     # When it is about to force a refresh, then that is stored, under its own epoch only
     later = replace(USAGE, calls=9)
-    assert table.begin_forced(held, later, now=DUE + 1)
+    assert table.credentials.begin_forced(held, later, now=DUE + 1)
     assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
-    assert not table.begin_forced(before, USAGE, now=DUE + 2)
+    assert not table.credentials.begin_forced(before, USAGE, now=DUE + 2)
 
 
 def progress(table: Table) -> None:
@@ -330,69 +333,69 @@ def tokens(table: Table) -> None:
     # Given two accounts with tokens, one with a ticket
     token = published(table)
     other = enrolled(table, "other")
-    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
     # Then their tokens come, and nothing of an account that is not kept
-    assert sorted(table.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
+    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
 
 
 def in_force(table: Table) -> None:
     def found() -> Credential | None:
-        return table.in_force(account(), ACCESS_TOKEN, ENTRY.version)
+        return table.accounts.in_force(account(), ACCESS_TOKEN, ENTRY.version)
 
     # Given a credential and its record, but no claim; then another account's claim
     token = enrolled(table)
-    table.put_entry(ENTRY)
+    table.accounts.put_entry(ENTRY)
     assert found() is None
-    table.claim(account("other"), now=START)
+    table.accounts.claim(account("other"), now=START)
     assert found() is None
-    table.release_claims("other", APP_ID, now=START)
+    table.accounts.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
-    table.claim(account(), now=START)
+    table.accounts.claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
     assert found() == token
-    table.put_entry(replace(ENTRY, version="2"))
+    table.accounts.put_entry(replace(ENTRY, version="2"))
     assert found() is None
 
 
 def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
-    assert table.claim(account(), now=START) == table.claim(account(), now=START) == "main"
+    assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
     # Then it is told who owns it
-    assert table.claim(account("other"), now=START) == "main"
-    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
+    assert table.accounts.claim(account("other"), now=START) == "main"
+    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
 
 def release_claims(table: Table) -> None:
     # Given an account with claims on two apps of a corp
     first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
-    table.claim(first, now=START)
-    table.claim(second, now=START)
+    table.accounts.claim(first, now=START)
+    table.accounts.claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
-    table.release_claims("main", "ww0", now=START, but=second.claim)
-    table.release_claims("other", "ww0", now=START)
+    table.accounts.release_claims("main", "ww0", now=START, but=second.claim)
+    table.accounts.release_claims("other", "ww0", now=START)
     # Then it owns that one
-    assert table.claim(replace(first, name="other"), now=START) == "other"
-    assert table.claim(replace(second, name="other"), now=START) == "main"
+    assert table.accounts.claim(replace(first, name="other"), now=START) == "other"
+    assert table.accounts.claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
-    table.release_claims("main", APP_ID, now=START)
-    assert table.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
+    table.accounts.release_claims("main", APP_ID, now=START)
+    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
     # And one that is released for later can be claimed from then on
-    table.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
-    assert table.claim(account(), now=LEASE_END - 1) == "other"
-    assert table.claim(account(), now=LEASE_END) == "main"
+    table.accounts.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
+    assert table.accounts.claim(account(), now=LEASE_END - 1) == "other"
+    assert table.accounts.claim(account(), now=LEASE_END) == "main"
 
 
 def enrol(table: Table) -> None:
     # Given a credential that is kept
     before = published(table)
     # When it is enrolled again
-    table.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
+    table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
     # Then it stays as it is
     assert read(table) == before
     # And for another appid, or for none where the record tells none, it begins anew
     for app_id in ("wx1", ""):
-        table.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
+        table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
         now = read(table)
         assert now == Credential("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, now.epoch, DUE + 1)
         assert now.epoch != before.epoch
@@ -402,14 +405,14 @@ def reschedule(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When it is made due, and once more by an instance that saw it earlier
-    table.reschedule(before, due_at=START + 1)
-    table.reschedule(before, due_at=START + 2)
+    table.credentials.reschedule(before, due_at=START + 1)
+    table.credentials.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
     assert read(table) == replace(before, due_at=START + 1)
-    assert table.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)]
+    assert table.credentials.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)]
     # And what is not kept does not begin to exist
-    table.reschedule(replace(before, account="other"), due_at=START + 1)
-    assert table.credential("other", ACCESS_TOKEN) is None
+    table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
+    assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_kind(table: Table) -> None:
@@ -418,7 +421,7 @@ def change_kind(table: Table) -> None:
     # When it is kept by the rules of another endpoint, and once more by an instance that saw it earlier
     times = {"now": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
-        table.change_kind(before, kind, **times)
+        table.credentials.change_kind(before, kind, **times)
     # Then only the first has done it
     changed = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
@@ -426,38 +429,38 @@ def change_kind(table: Table) -> None:
 
 def finish_entry(table: Table) -> None:
     # Given a change that is being applied
-    table.put_entry(replace(ENTRY, version=None), applying="1@0.000")
+    table.accounts.put_entry(replace(ENTRY, version=None), applying="1@0.000")
     # When another is begun before it is finished
-    table.put_entry(replace(ENTRY, version=None), applying="2@0.000")
+    table.accounts.put_entry(replace(ENTRY, version=None), applying="2@0.000")
     # Then only the later can be finished, by each instance that applies it
-    assert not table.finish_entry("main", version="1@0.000")
-    assert table.finish_entry("main", version="2@0.000")
-    assert table.finish_entry("main", version="2@0.000")
-    assert table.entry("main") == replace(ENTRY, version="2@0.000")
+    assert not table.accounts.finish_entry("main", version="1@0.000")
+    assert table.accounts.finish_entry("main", version="2@0.000")
+    assert table.accounts.finish_entry("main", version="2@0.000")
+    assert table.accounts.entry("main") == replace(ENTRY, version="2@0.000")
     # And an entry that is gone does not come back
-    table.drop_entry("main")
-    assert not table.finish_entry("main", version="2@0.000")
-    assert table.entry("main") is None
+    table.accounts.drop_entry("main")
+    assert not table.accounts.finish_entry("main", version="2@0.000")
+    assert table.accounts.entry("main") is None
 
 
 def set_record_error(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When something is noted, and then nothing any more
-    table.set_record_error("main", ACCESS_TOKEN, FAILURE)
+    table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE)
     noted = read(table)
-    table.set_record_error("main", ACCESS_TOKEN, None)
+    table.credentials.set_record_error("main", ACCESS_TOKEN, None)
     # Then it is in its health for as long
     assert noted == replace(before, last_error=FAILURE)
     assert read(table) == before
     # And what a failed renewal says is not taken back
     fail(table, leased(table, DUE), PASSING, DUE + 60)
-    table.set_record_error("main", ACCESS_TOKEN, None)
+    table.credentials.set_record_error("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
     # And what nobody keeps does not begin to exist
     for failure in (FAILURE, None):
-        table.set_record_error("other", ACCESS_TOKEN, failure)
-    assert table.credential("other", ACCESS_TOKEN) is None
+        table.credentials.set_record_error("other", ACCESS_TOKEN, failure)
+    assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_unsent(table: Table) -> None:
@@ -465,16 +468,18 @@ def change_unsent(table: Table) -> None:
     published(table)
     held = leased(table, DUE)
     told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
-    written = table.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
     assert written is not None
     assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
     # When it fails, too
-    failed = table.record_failure(held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told)
+    failed = table.credentials.record_failure(
+        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told
+    )
     # Then that is no second transition
     assert failed is not None
     assert (failed.failing_since, failed.unsent) == (START, written.unsent)
     # When it is renewed, and what waits is sent
-    renewed = table.publish(
+    renewed = table.credentials.publish(
         leased(table, DUE + 60),
         Grant("second", 7200, DUE + 60),
         USAGE,
@@ -485,49 +490,49 @@ def change_unsent(table: Table) -> None:
     )
     assert renewed is not None
     first, second = alerts.waiting(renewed.unsent)
-    table.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
+    table.credentials.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
     # Then only that is gone, and what nobody keeps does not begin to exist
     assert (read(table).failing_since, read(table).unsent) == (0, second)
-    table.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
-    assert table.credential("other", ACCESS_TOKEN) is None
+    table.credentials.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
+    assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def put_entry(table: Table) -> None:
     # Given an entry without a version, as of an account whose record was never usable
-    table.put_entry(Entry("main", "", Kind.TOKEN, (ACCESS_TOKEN,), None))
+    table.accounts.put_entry(Entry("main", "", Kind.TOKEN, (ACCESS_TOKEN,), None))
     # When it is written again with all that there is to know
-    table.put_entry(ENTRY)
+    table.accounts.put_entry(ENTRY)
     # Then only that is there
-    assert table.entry("main") == ENTRY
-    table.put_entry(replace(ENTRY, version=None))
-    assert table.entry("main") == replace(ENTRY, version=None)
+    assert table.accounts.entry("main") == ENTRY
+    table.accounts.put_entry(replace(ENTRY, version=None))
+    assert table.accounts.entry("main") == replace(ENTRY, version=None)
 
 
-def drop_credential(table: Table) -> None:
+def drop(table: Table) -> None:
     # Given a token under a lease
     enrolled(table)
     held = leased(table)
     # When it is dropped, twice, then the first time returns it as it was
-    assert table.drop_credential("main", ACCESS_TOKEN) == held
-    assert table.drop_credential("main", ACCESS_TOKEN) is None
+    assert table.credentials.drop("main", ACCESS_TOKEN) == held
+    assert table.credentials.drop("main", ACCESS_TOKEN) is None
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
-    assert table.credential("main", ACCESS_TOKEN) is None
-    assert table.due(None) == []
+    assert table.credentials.get("main", ACCESS_TOKEN) is None
+    assert table.credentials.due(None) == []
 
 
 def drop_entry(table: Table) -> None:
-    table.put_entry(ENTRY)
-    table.drop_entry("main")
-    table.drop_entry("main")
-    assert table.entry("main") is None
+    table.accounts.put_entry(ENTRY)
+    table.accounts.drop_entry("main")
+    table.accounts.drop_entry("main")
+    assert table.accounts.entry("main") is None
 
 
 def add_consumer(table: Table) -> Consumer:
     """A consumer as the command line writes it."""
     key, item = new_consumer("shop", ["main", "mini-*"], may_report=True, now=START)
-    table._dynamodb.put_item(TableName=table._name, Item=item)
+    table._items._dynamodb.put_item(TableName=table._items._name, Item=item)
     return Consumer("shop", digest(key), ("main", "mini-*"), may_report=True)
 
 
@@ -535,11 +540,11 @@ def claims(table: Table) -> None:
     # Given a corp with two apps
     corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
     others = replace(corp, name="other", secret="other")
-    table.claim(corp, now=START)
-    table.claim(others, now=START)
+    table.accounts.claim(corp, now=START)
+    table.accounts.claim(others, now=START)
     # Then both are found, and nothing of a corp that nobody keeps
-    assert table.claims("ww0") == {corp.claim: "app", others.claim: "other"}
-    assert table.claims("ww1") == {}
+    assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
+    assert table.accounts.claims("ww1") == {}
 
 
 def consumer(table: Table) -> None:
@@ -550,24 +555,24 @@ def consumer(table: Table) -> None:
 
 def token_and_ticket(table: Table) -> None:
     token = published(table)
-    assert table.token_and_ticket("main", "jsapi") == (token, None)
-    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    assert table.token_and_ticket("main", "jsapi") == (token, table.credential("main", "jsapi"))
-    assert table.token_and_ticket("other", "jsapi") == (None, None)
+    assert table.credentials.token_and_ticket("main", "jsapi") == (token, None)
+    table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    assert table.credentials.token_and_ticket("main", "jsapi") == (token, table.credentials.get("main", "jsapi"))
+    assert table.credentials.token_and_ticket("other", "jsapi") == (None, None)
 
 
 def holder_of_token(table: Table) -> None:
     # Given a token that has been renewed once, and a ticket
     published(table, "first")
     give(table, leased(table, DUE), "second", asked_at=DUE)
-    table.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
+    table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
     due_ticket = Due("main", "jsapi", Kind.TICKET, START, 0)
-    held = table.take_lease(due_ticket, now=START, until=LEASE_END)
+    held = table.credentials.take_lease(due_ticket, now=START, until=LEASE_END)
     assert held is not None
     give(table, held, "ticket")
     # Then each index finds its own value, and no ticket
     found = {
-        (index, value): table.holder_of_token(index, fingerprint(value))
+        (index, value): table.credentials.holder_of_token(index, fingerprint(value))
         for index in ("fingerprint", "previous_fingerprint")
         for value in ("first", "second", "ticket")
     }
@@ -580,13 +585,13 @@ def holder_of_token(table: Table) -> None:
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
-        *(credential, entry, entries, page, credentials, due),
+        *(get, of, entry, entries, page, due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
-        *(drop_credential, drop_entry),
+        *(drop, drop_entry),
     )
 }
 
@@ -597,20 +602,21 @@ def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> No
 
 
 def test_every_method_is_exercised() -> None:
-    assert METHODS.keys() == {name for name in vars(Table) if not name.startswith("_")}
+    public = {name for part in (Table, Accounts, Credentials) for name in vars(part) if not name.startswith("_")}
+    assert METHODS.keys() == public
 
 
 def test_a_table_that_is_not_there_is_an_unavailable_store(dynamodb: Any) -> None:
     with pytest.raises(StoreUnavailableError, match="ResourceNotFoundException"):
-        Table(dynamodb, "no-such-table").credential("main", ACCESS_TOKEN)
+        Table(dynamodb, "no-such-table").credentials.get("main", ACCESS_TOKEN)
 
 
 def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     # Given an item that lacks what is new here, and holds what is not known here
     published(table)
     key = {"pk": {"S": "credential#main"}, "sk": {"S": ACCESS_TOKEN}}
-    table._dynamodb.update_item(
-        TableName=table._name,
+    table._items._dynamodb.update_item(
+        TableName=table._items._name,
         Key=key,
         UpdateExpression="SET spent.newer = :n, age_unknown = :n, last_error = :error REMOVE failures, minted_at, check_until",
         ExpressionAttributeValues={
@@ -624,6 +630,6 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     read_back = read(table)
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
-    assert table.begin_check(read_back, until=START + 120, booked_until=START)
-    assert table.due(DUE) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)]
+    assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
+    assert table.credentials.due(DUE) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)]
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

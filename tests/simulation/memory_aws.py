@@ -1,6 +1,6 @@
 """DynamoDB, Parameter Store and EventBridge in memory, as far as the functions use them: hundreds of times faster than moto.
 
-It understands just the requests that `token_keeper.table` sends. What DynamoDB refuses it refuses, too; what it does not know
+It understands just the requests that `token_keeper.table.dynamodb` sends. What DynamoDB refuses it refuses, too; what it does not know
 raises NotImplementedError. `test_memory_aws` compares it with DynamoDB Local and with moto.
 """
 

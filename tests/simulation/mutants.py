@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.inline import Session
-from token_keeper import budget, renewal, table
+from token_keeper import budget, renewal
 from token_keeper.api import reader
 from token_keeper.model import ACCESS_TOKEN, Account, Due, Failed, Grant, Probed
 from token_keeper.refresh import renewer, wechat
@@ -17,7 +17,10 @@ from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.keeper import Keeper
 from token_keeper.refresh.renewer import Renewer
 from token_keeper.refresh.wechat import WeChat
-from token_keeper.table import Table
+from token_keeper.table import credentials
+from token_keeper.table.credentials import Credentials
+from token_keeper.table.dynamodb import Items
+from token_keeper.table.items import credential_key, to_credential
 
 
 @dataclass(frozen=True)
@@ -36,37 +39,36 @@ class Mutant:
             yield
 
 
-_update, _update_leased, _try_update = Table._update, Table._update_leased, Table._try_update
-_record_failure = Table.record_failure
+_update, _update_leased, _record_failure = Items.update, Credentials._update_leased, Credentials.record_failure
 _refusal, _ask = wechat._refusal, Renewer._ask
 
 
-def _without_epoch(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+def _without_epoch(self: Items, key: Any, update: str, condition: str, values: Any) -> Any:
     loose = condition.replace("epoch = :epoch", "(attribute_exists(pk) OR epoch = :epoch)")
-    return _try_update(self, key, update, loose, values)
+    return _update(self, key, update, loose, values)
 
 
-def _failure_clears_the_value(self: Table, leased: Any, update: str, values: Any, *rest: Any) -> Any:
+def _failure_clears_the_value(self: Credentials, leased: Any, update: str, values: Any, *rest: Any) -> Any:
     if ":last_error" in values:
         update += ", #value, fingerprint" if " REMOVE " in update else " REMOVE #value, fingerprint"
     return _update_leased(self, leased, update, values, *rest)
 
 
-def _failure_ends_the_item(self: Table, leased: Any, update: str, values: Any, *rest: Any) -> Any:
+def _failure_ends_the_item(self: Credentials, leased: Any, update: str, values: Any, *rest: Any) -> Any:
     now = int(Session.world.clock())
     return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
 
 
-def _lost_answer_is_a_refusal(self: Table, *leased: Any, **told: Any) -> bool:
+def _lost_answer_is_a_refusal(self: Credentials, *leased: Any, **told: Any) -> bool:
     return _record_failure(self, *leased, **{**told, "at_risk": False})
 
 
-def _read_inconsistently(self: Table, account: str, name: str) -> Any:
-    answer: Any = self._dynamodb.get_item(TableName=self._name, Key=table._key(account, name))
-    return table._credential(table._plain(answer["Item"])) if "Item" in answer else None
+def _read_inconsistently(self: Credentials, account: str, name: str) -> Any:
+    items = self._items.get_all([credential_key(account, name)], consistent=False)
+    return to_credential(items[0]) if items else None
 
 
-def _lease_though_held(self: Table, key: Any, update: str, condition: str, values: Any) -> Any:
+def _lease_though_held(self: Items, key: Any, update: str, condition: str, values: Any) -> Any:
     return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
 
 
@@ -86,13 +88,13 @@ def _still_served(self: Enrolment, name: str) -> None:
 
 
 def _claims_first(self: Enrolment, name: str) -> None:
-    entry = self._table.entry(name)
+    entry = self._table.accounts.entry(name)
     if entry is None:
         return
-    self._table.release_claims(name, entry.app_id, now=self._now())
+    self._table.accounts.release_claims(name, entry.app_id, now=self._now())
     for credential in entry.credentials:
-        self._table.drop_credential(name, credential)
-    self._table.drop_entry(name)
+        self._table.credentials.drop(name, credential)
+    self._table.accounts.drop_entry(name)
 
 
 def _owner_unasked(self: Enrolment, task: Due, account: Account, version: str | None) -> Due:
@@ -140,25 +142,25 @@ MUTANTS = {
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
     "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
     "a credential is not read consistently": Mutant(
-        Table, "credential", _read_inconsistently, ("promise", "order", "dead", "reader")
+        Credentials, "get", _read_inconsistently, ("promise", "order", "dead", "reader")
     ),
     # 2: the epoch
     "publishing does not require the epoch": Mutant(
-        Table, "_try_update", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
+        Items, "update", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
     ),
     "a lease is taken though another instance holds it": Mutant(
-        Table, "_update", _lease_though_held, ("one fetch", "promise")
+        Items, "update", _lease_though_held, ("one fetch", "promise")
     ),
     # 3: the lease
     "a lease never ends": Mutant(renewal, "LEASE", 20_000, ("liveness",)),
     "a lease does not make due again": Mutant(
-        table, "_BEGIN", table._BEGIN.replace("due_at = :until, ", ""), ("liveness",)
+        credentials, "BEGIN", credentials.BEGIN.replace("due_at = :until, ", ""), ("liveness",)
     ),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
     # 4: failures
-    "a failure clears the live value": Mutant(Table, "_update_leased", _failure_clears_the_value, ("answers",)),
+    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("answers",)),
     "a lost answer is taken for a refusal": Mutant(
-        Table, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
+        Credentials, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
@@ -176,7 +178,7 @@ MUTANTS = {
     "the item's presence is trusted instead of its times": Mutant(
         renewal, "usable_until", _ttl_trusted, ("promise", "liveness", "dead")
     ),
-    "a failure ends the item": Mutant(Table, "_update_leased", _failure_ends_the_item, ("ttl",)),
+    "a failure ends the item": Mutant(Credentials, "_update_leased", _failure_ends_the_item, ("ttl",)),
     # 7: neighbours
     "a broken account stops the others": Mutant(Keeper, "_renew_all", _stopped_by_a_failure, ("liveness",)),
     # 8: secrets

@@ -15,7 +15,8 @@ from tests.simulation.memory_aws import MemoryAws
 from tests.support import dynamodb_local
 from tests.support.world import REGION, create_table
 from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Progress, Usage
-from token_keeper.table import Entry, Table
+from token_keeper.table import Table
+from token_keeper.table.items import Entry
 
 dynamodb_url = dynamodb_local.dynamodb_url
 
@@ -58,60 +59,64 @@ def test_the_table_behaves_as_over_moto(steps: list[tuple[str, str, int]]) -> No
 
 
 def _told(table: Table, what: str, account: str, now: int) -> Any:
-    seen = table.credential(account, "access_token")
+    seen = table.credentials.get(account, "access_token")
     match what:
         case "enrol":
-            table.put_entry(Entry(account, f"app{now % 2}", Kind.TOKEN, ("access_token",), str(now)))
-            return table.enrol(account, "access_token", Kind.TOKEN, f"app{now % 2}", due_at=now)
+            table.accounts.put_entry(Entry(account, f"app{now % 2}", Kind.TOKEN, ("access_token",), str(now)))
+            return table.credentials.enrol(account, "access_token", Kind.TOKEN, f"app{now % 2}", due_at=now)
         case "lease" | "rotate":
             epoch = seen.epoch if seen and what == "rotate" else None
-            return table.take_lease(Due(account, "access_token", Kind.TOKEN, now, 0, epoch), now=now, until=now + 2)
+            return table.credentials.take_lease(
+                Due(account, "access_token", Kind.TOKEN, now, 0, epoch), now=now, until=now + 2
+            )
         case "publish" if seen:
             grant, until = Grant(f"value{now}", 9, now), now + 9
-            return table.publish(seen, grant, Usage(calls=now), expires_at=until, due_at=now, minted_at=now)
+            return table.credentials.publish(seen, grant, Usage(calls=now), expires_at=until, due_at=now, minted_at=now)
         case "fail" if seen:
-            return table.record_failure(seen, FAILURE, Usage(), due_at=now, at_risk=now > 3, refused=now % 2 == 1)
+            return table.credentials.record_failure(
+                seen, FAILURE, Usage(), due_at=now, at_risk=now > 3, refused=now % 2 == 1
+            )
         case "usage" if seen:
-            return table.begin_forced(seen, Usage(calls=now), now=now)
+            return table.credentials.begin_forced(seen, Usage(calls=now), now=now)
         case "check" if seen:
-            return table.begin_check(seen, until=now + 2, booked_until=now)
+            return table.credentials.begin_check(seen, until=now + 2, booked_until=now)
         case "checked" if seen:
-            return table.end_check(seen, accepted_at=now if now % 2 else None)
+            return table.credentials.end_check(seen, accepted_at=now if now % 2 else None)
         case "refuse" if seen:
-            return table.mark_refused(seen, now=now, foreign=now % 2 == 1)
+            return table.credentials.mark_refused(seen, now=now, foreign=now % 2 == 1)
         case "reschedule" if seen:
             if now % 2:
-                return table.change_kind(seen, Kind.STABLE_TOKEN, now=now, expires_at=now, minted_at=now)
-            return table.reschedule(seen, due_at=now)
+                return table.credentials.change_kind(seen, Kind.STABLE_TOKEN, now=now, expires_at=now, minted_at=now)
+            return table.credentials.reschedule(seen, due_at=now)
         case "note":
-            return table.set_record_error(account, "access_token", FAILURE if now % 2 else None)
+            return table.credentials.set_record_error(account, "access_token", FAILURE if now % 2 else None)
         case "claim":
-            holder = table.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
+            holder = table.accounts.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (
                 holder,
-                table.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
-                table.claims("app0"),
+                table.accounts.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
+                table.accounts.claims("app0"),
             )
         case "release_claims":
-            return table.release_claims(
+            return table.accounts.release_claims(
                 account, "app0", now=now, free_at=now + now % 3, but=None if now < 5 else "other"
             )
         case "progress":
             table.put_progress(Progress(account, {account: now}))
             return table.progress()
         case "drop":
-            table.drop_entry(account)
-            return table.drop_credential(account, "access_token")
+            table.accounts.drop_entry(account)
+            return table.credentials.drop(account, "access_token")
     return None
 
 
 def _held(table: Table) -> Any:
-    entries = list(table.entries())
-    first_page, _ = table.page(
+    entries = list(table.accounts.entries())
+    first_page, _ = table.accounts.page(
         1, None
     )  # where that was all, DynamoDB may still name a place to go on, and moto does not
-    dues = [sorted(table.due(until), key=repr) for until in (None, 3)]
-    return entries, first_page, table.page(5, "one"), table.credentials(entries), dues
+    dues = [sorted(table.credentials.due(until), key=repr) for until in (None, 3)]
+    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of(entries), dues
 
 
 KEY: dict[str, Any] = {"pk": {"S": "p"}, "sk": {"S": "s"}}

@@ -7,7 +7,7 @@ from token_keeper.budget import CALLS_A_DAY, today
 from token_keeper.model import Credential, Kind, Progress, foreign_remedy, rfc3339
 from token_keeper.renewal import State, shield_end, state
 from token_keeper.summary import failure_shown
-from token_keeper.table import Entry
+from token_keeper.table.items import Entry
 
 UNCLEAR_WORTH_SHOWING = 3600
 """Seconds without a clear answer of WeChat about a token."""

@@ -179,7 +179,7 @@ class Reader:
 
     def _read_table(self, account: str, name: str) -> tuple[Credential | None, Reading | None]:
         read_at = self._now()
-        credential = self._table.credential(account, name)
+        credential = self._table.credentials.get(account, name)
         reading = _reading(credential, read_at, self._now()) if credential else None
         if credential and reading:
             self.remember(credential, read_at)
@@ -213,7 +213,7 @@ class Reader:
 
     def _check_kept(self, account: str, name: str) -> None:
         # The directory decides: housekeeping may have taken the credential itself.
-        entry = self._table.entry(account)
+        entry = self._table.accounts.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")
         if name not in entry.credentials:

@@ -21,7 +21,8 @@ from token_keeper.api.wechat_compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
 from token_keeper.summary import failure_shown
-from token_keeper.table import Entry, Table
+from token_keeper.table import Table
+from token_keeper.table.items import Entry
 from token_keeper.untrusted import body_text, json_object
 
 logger = logging.getLogger("api")
@@ -88,19 +89,19 @@ class Api:
             raise InvalidRequestError(f"limit must be a number from 1 to {PAGE}")
         if after is not None and not ACCOUNT_NAME.fullmatch(after):
             raise InvalidRequestError("next must be what the page before gave as next")
-        entries, following = self._table.page(int(limit), after)
+        entries, following = self._table.accounts.page(int(limit), after)
         page = {"accounts": self._health(entries)}
         return page | ({"next": following} if following else {})
 
     def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
         account = _account_name(event)
-        entry = self._table.entry(account)
+        entry = self._table.accounts.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")
         return self._health([entry])[0]
 
     def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        credentials, progress, now = self._table.credentials(entries), self._table.progress(), int(self._clock())
+        credentials, progress, now = self._table.credentials.of(entries), self._table.progress(), int(self._clock())
         return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:

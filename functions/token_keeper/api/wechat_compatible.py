@@ -243,7 +243,7 @@ class CompatibleApi:
             raise RefusedError(40125)
         accounts = {
             claim: account
-            for claim, account in self._table.claims(app_id).items()
+            for claim, account in self._table.accounts.claims(app_id).items()
             if _is_corps(claim) == corp and consumer.may_read(account)
         }
         if not accounts:
@@ -260,7 +260,7 @@ class CompatibleApi:
             return holder
         asked_at = self._clock()
         for index in ("fingerprint", "previous_fingerprint"):
-            account = self._table.holder_of_token(index, fingerprint(token))
+            account = self._table.credentials.holder_of_token(index, fingerprint(token))
             holder = self._confirmed_holder(account, token, ticket_type) if account else None
             if holder is not None:
                 self._holders.put(token_digest, holder, asked_at)
@@ -278,7 +278,7 @@ class CompatibleApi:
     def _confirmed_holder(self, account: str, token: str, ticket_type: str) -> Holder | None:
         """Whether the table itself, which does not lag, says so; the ticket is read along."""
         read_at = int(self._clock())
-        current, ticket = self._table.token_and_ticket(account, ticket_type)
+        current, ticket = self._table.credentials.token_and_ticket(account, ticket_type)
         if ticket is not None:
             self._reader.remember(ticket, read_at)
         return Holder(account, current.app_id) if current is not None and _is_alive(current, token, read_at) else None

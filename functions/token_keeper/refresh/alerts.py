@@ -13,7 +13,7 @@ from typing import Any
 from token_keeper.model import Credential, Failure, FailureClass, foreign_remedy, rfc3339
 from token_keeper.renewal import QUICK_FAILURES
 from token_keeper.summary import failure_shown
-from token_keeper.table import AlertState, Transition
+from token_keeper.table.credentials import AlertState, Transition
 
 ALERT_BEFORE = 180
 """Seconds. A failure is told when the next attempt leaves less than this of the token's life."""

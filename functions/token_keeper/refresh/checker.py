@@ -40,7 +40,7 @@ class Checker:
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
         """
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or token.value is None:
             return Verified(account, ACCESS_TOKEN, Verdict.UNVERIFIED, None)
         now = self._now()
@@ -53,12 +53,12 @@ class Checker:
         if wait := budget.report_wait(token.checks_booked_until, now):
             return _verified(token, Verdict.LIMITED, retry_after=wait)
         booked_until = budget.book_check(token.checks_booked_until, now)
-        if not self._table.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
+        if not self._table.credentials.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
             return self.check(account, reported)  # another instance has begun one since
         accepts = self._accepts(token)
         if accepts is False:
             return self._invalidate(token) or _verified(token, Verdict.UNVERIFIED)
-        self._table.end_check(token, accepted_at=now if accepts else None)
+        self._table.credentials.end_check(token, accepted_at=now if accepts else None)
         return _verified(token, Verdict.STILL_VALID if accepts else Verdict.UNVERIFIED)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[list[Due] | Probed]:
@@ -67,7 +67,7 @@ class Checker:
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
         """
         progress = self._table.progress()
-        accounts = [entry.account for entry in self._table.entries()]
+        accounts = [entry.account for entry in self._table.accounts.entries()]
         queue = [name for name in accounts if name > (progress.after or "")]
         queue += [name for name in accounts if name <= (progress.after or "")]
         unclear_since = {name: since for name, since in progress.unclear_since.items() if name in set(accounts)}
@@ -80,7 +80,7 @@ class Checker:
                 if time_left() < PROBE_TIME:
                     break
                 now = self._now()
-                all_tokens = self._table.tokens(batch)
+                all_tokens = self._table.credentials.tokens(batch)
                 for token in all_tokens:
                     self._events.add_left(token, now)
                 tokens = [token for token in all_tokens if renewal.is_to_be_probed(token, now)]
@@ -102,7 +102,7 @@ class Checker:
         foreign = token.at_risk_since is None
         now = self._now()
         transition = alerts.invalidated(now) if foreign else None
-        refused = self._table.mark_refused(token, now=now, foreign=foreign, transition=transition)
+        refused = self._table.credentials.mark_refused(token, now=now, foreign=foreign, transition=transition)
         if refused is None:
             return None
         self._events.add(refused)

@@ -21,7 +21,8 @@ from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.parameter_store import Record
 from token_keeper.refresh.wechat import WeChat, WeChatError
-from token_keeper.table import Entry, Table
+from token_keeper.table import Table
+from token_keeper.table.items import Entry
 
 MAX_WAIT = 15
 """Seconds for which a change waits for a renewal that is under way; one that takes longer has probably died."""
@@ -54,7 +55,7 @@ class Enrolment:
         """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
         appid. None where that is not so. Raises `StoreUnavailableError`.
         """
-        credential = self._table.in_force(account, task.credential, version)
+        credential = self._table.accounts.in_force(account, task.credential, version)
         if credential is None:
             return None
         if task.epoch is not None:
@@ -84,17 +85,17 @@ class Enrolment:
         failure = error.failure(self._now())
         wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
         retry_at = failure.at + wait
-        entry = self._table.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
-        self._table.put_entry(replace(entry, version=None))
-        self._table.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
+        entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.accounts.put_entry(replace(entry, version=None))
+        self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
         self._show_record_error(name, failure, retry_at)
-        for credential in self._table.credentials([entry]).values():
+        for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
-                self._table.reschedule(credential, due_at=retry_at)
+                self._table.credentials.reschedule(credential, due_at=retry_at)
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
     def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
-        old = self._table.entry(account.name)
+        old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
@@ -106,17 +107,17 @@ class Enrolment:
         if old is not None:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
-        self._table.put_entry(entry, applying=version)
-        owner = self._table.claim(account, now=self._now())
+        self._table.accounts.put_entry(entry, applying=version)
+        owner = self._table.accounts.claim(account, now=self._now())
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
             # What others were told of the account stays open where another appid takes its place, until its first renewal.
             before = dropped.get(name) if name == ACCESS_TOKEN else None
-            self._table.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
+            self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
         is_known = old is not None and old.version == version
         found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
-        if not self._table.finish_entry(account.name, version=version):
+        if not self._table.accounts.finish_entry(account.name, version=version):
             raise RecordChangedError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
@@ -126,7 +127,7 @@ class Enrolment:
         `is_known`: this very record was applied before, and its secret checked.
         """
         gives_up_at = self._now() + MAX_WAIT
-        while (credential := self._table.credential(account.name, name)) is not None:
+        while (credential := self._table.credentials.get(account.name, name)) is not None:
             now = self._now()
             if now < credential.lease_until:
                 if now >= gives_up_at:
@@ -139,7 +140,7 @@ class Enrolment:
             elif not credential.failures and now < renewal.usable_until(credential):
                 return None if is_known else self._check_change(account, credential)
             else:
-                self._table.reschedule(credential, due_at=now)
+                self._table.credentials.reschedule(credential, due_at=now)
         return None
 
     def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
@@ -147,11 +148,11 @@ class Enrolment:
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
-            self._table.reschedule(token, due_at=self._now())
+            self._table.credentials.reschedule(token, due_at=self._now())
             return due_task(token)
         if token.name != ACCESS_TOKEN:
             return None
-        if self._is_refused(token) and self._table.mark_refused(token, now=self._now(), foreign=False):
+        if self._is_refused(token) and self._table.credentials.mark_refused(token, now=self._now(), foreign=False):
             return due_task(token)
         failure = self._secret_failure(account)
         if failure is not None and failure.failure_class is FailureClass.QUOTA:
@@ -165,7 +166,9 @@ class Enrolment:
         minted_at = credential.minted_at
         if credential.kind is Kind.TOKEN and credential.value is not None:
             minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
-        self._table.change_kind(credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at)
+        self._table.credentials.change_kind(
+            credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at
+        )
 
     def _is_refused(self, token: Credential) -> bool:
         if renewal.is_too_young_to_check(token, self._now()):
@@ -186,7 +189,7 @@ class Enrolment:
 
     def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
         """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
             return
         usable_until = None if token.value is None else renewal.usable_until(token)
@@ -195,16 +198,16 @@ class Enrolment:
             transition = alerts.recovered(self._now())
         elif alerts.needs_alert(failure, token.failures + 1, next_attempt_at, usable_until):
             transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
-        shown = self._table.set_record_error(account, ACCESS_TOKEN, failure, transition)
+        shown = self._table.credentials.set_record_error(account, ACCESS_TOKEN, failure, transition)
         if shown is not None:
             self._events.add(shown)
 
     def _drop(self, name: str) -> None:
-        entry = self._table.entry(name)
+        entry = self._table.accounts.entry(name)
         if entry is None:
             return
         self._give_up(entry, entry.credentials)
-        self._table.drop_entry(name)
+        self._table.accounts.drop_entry(name)
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
         """Delete credentials of an account, then release what it claims of its appid, except the claim `but`.
@@ -212,12 +215,14 @@ class Enrolment:
         Returns the credentials as they were, by name.
         """
         now = self._now()
-        dropped = {name: self._table.drop_credential(entry.account, name) for name in credentials}
+        dropped = {name: self._table.credentials.drop(entry.account, name) for name in credentials}
         # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
         ends = [
             now + renewal.LEASE if credential is None else credential.lease_until for credential in dropped.values()
         ]
-        self._table.release_claims(entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but)
+        self._table.accounts.release_claims(
+            entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but
+        )
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
     def _now(self) -> int:

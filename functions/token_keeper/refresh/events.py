@@ -97,6 +97,6 @@ class Events:
 
     def _remove(self, account: str, credential: str, texts: Sequence[str]) -> None:
         try:
-            self._table.change_unsent(account, credential, lambda unsent: alerts.without(unsent, texts))
+            self._table.credentials.change_unsent(account, credential, lambda unsent: alerts.without(unsent, texts))
         except StoreUnavailableError as error:
             _logger.error("events may be sent twice", extra={"account": account, "reason": str(error)})

@@ -74,7 +74,7 @@ class Keeper:
         Raises `ParametersUnavailableError` or `StoreUnavailableError`, after the renewals.
         """
         now = self._now()
-        listed = self._table.due(None)
+        listed = self._table.credentials.due(None)
         tasks = [task for task in listed if renewal.due_for_tick(task, now)]
         yield from self._renew_all(tasks, time_left)
         if time_left() >= MIN_TIME:
@@ -82,7 +82,7 @@ class Keeper:
 
     def guard(self, time_left: Callable[[], float]) -> list[Outcome]:
         """The guard schedule: renew what is due. Raises `StoreUnavailableError`."""
-        return self._renew_all(self._table.due(self._now()), time_left)
+        return self._renew_all(self._table.credentials.due(self._now()), time_left)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[Outcome | Probed]:
         """The probe schedule: ask WeChat whether each live access token still works, and replace what is dead.
@@ -110,14 +110,14 @@ class Keeper:
         self, account: str, credential: str, time_left: Callable[[], float], *, rotate: bool = False
     ) -> list[Outcome]:
         """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit wish)."""
-        found = self._table.credential(account, credential)
+        found = self._table.credentials.get(account, credential)
         if found is None:
             outcomes = self.account_changed(account, time_left)
             return outcomes or [Skipped(account, credential, "there is no such account or credential")]
         if reason := self._reason_to_skip(found, rotate):
             return [Skipped(account, credential, reason)]
         # A ticket is asked for with the token.
-        token = self._table.credential(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
+        token = self._table.credentials.get(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
         outcomes = []
         if token is not None and token.due_at <= self._now():
             outcomes = self._renew_all([due_task(token)], time_left)
@@ -202,7 +202,7 @@ class Keeper:
 
     def _is_readable(self, account: str) -> bool:
         """Wait a few seconds for Parameter Store to show the record that an event tells of; whether there is any."""
-        entry = self._table.entry(account)
+        entry = self._table.accounts.entry(account)
         for _ in range(READ_AGAIN):
             version = self._accounts.read_one(account).version
             if version is not None and (entry is None or version != entry.version):
@@ -213,7 +213,7 @@ class Keeper:
     def _changed(self, listed: Collection[tuple[str, str]]) -> set[str]:
         """The accounts whose record is not the one that is enrolled, or that lost an item."""
         # The directory is read first: an account that is enrolled in between is then not taken for a deleted one.
-        entries = {entry.account: entry for entry in self._table.entries()}
+        entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
         lost = {
             entry.account

@@ -88,7 +88,7 @@ class Renewer:
                 reason = "its access token is being renewed; the ticket comes next"
                 return [Skipped(task.account, task.credential, reason)]
             now = self._now()
-            leased = self._table.take_lease(task, now=now, until=now + renewal.LEASE)
+            leased = self._table.credentials.take_lease(task, now=now, until=now + renewal.LEASE)
             if leased is None:
                 return [Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")]
             attempt = Attempt(leased, now)
@@ -171,7 +171,7 @@ class Renewer:
             raise QuotaError("WeChat repeats the old token, and may not be forced to mint another one yet")
         # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
-        if not self._table.begin_forced(leased, attempt.usage, now=now):
+        if not self._table.credentials.begin_forced(leased, attempt.usage, now=now):
             raise LeaseOverError("a later renewal has superseded this one")
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
@@ -191,14 +191,14 @@ class Renewer:
         return self._ask(attempt, lambda: self._wechat.fetch_ticket(account, attempt.leased.name, token.value or ""))
 
     def _usable_token(self, account: str) -> Credential:
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or self._now() >= renewal.usable_until(token):
             raise _NoTokenError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
         return token
 
     def _is_token_renewal_under_way(self, account: str) -> bool:
         # Its renewer goes on with the account's tickets; a failure here would only have them wait.
-        token = self._table.credential(account, ACCESS_TOKEN)
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
         return token is not None and renewal.usable_until(token) <= self._now() < token.lease_until
 
     def _ask(
@@ -224,7 +224,7 @@ class Renewer:
         due_at = renewal.next_due(leased, grant, isolated=attempt.isolated)
         overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
         granted = replace(leased, fingerprint=fingerprint(grant.value), expires_at=expires_at)
-        published = self._table.publish(
+        published = self._table.credentials.publish(
             leased,
             grant,
             attempt.usage,
@@ -258,7 +258,7 @@ class Renewer:
         is_told = not isinstance(error, _NoTokenError) and alerts.needs_alert(
             failure, leased.failures + 1, due_at, usable_until
         )
-        recorded = self._table.record_failure(
+        recorded = self._table.credentials.record_failure(
             leased,
             failure,
             attempt.usage,

@@ -125,11 +125,13 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
         create_table(dynamodb, "tokens")
         kept, now = Table(dynamodb, "tokens"), int(time.time())
         for account in accounts:
-            kept.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
-            leased = kept.take_lease(Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60)
+            kept.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
+            leased = kept.credentials.take_lease(
+                Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60
+            )
             assert leased is not None
             times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
-            kept.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
+            kept.credentials.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",

@@ -1,0 +1,50 @@
+"""The table: what the keeper and the readers know of it. One item per credential, one per account in a directory, one per
+claim on an appid, one per consumer, one for the probe.
+
+| pk | sk | holds |
+|---|---|---|
+| `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
+| `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
+| `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
+| `probe` | `progress` | how far the probe has come (`model.Progress`) |
+| `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
+| `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
+
+The index `due` lists every credential by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
+value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: no rule relies
+on it.
+"""
+
+from typing import TYPE_CHECKING
+
+from token_keeper.model import Consumer, Progress
+from token_keeper.table.accounts import Accounts
+from token_keeper.table.credentials import Credentials
+from token_keeper.table.dynamodb import Items
+from token_keeper.table.items import CONSUMERS, PROGRESS, to_consumer
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+
+class Table:
+    """The table by what it holds. Every method, of its parts too, raises `StoreUnavailableError` where DynamoDB fails."""
+
+    def __init__(self, dynamodb: "DynamoDBClient", name: str) -> None:
+        self._items = Items(dynamodb, name)
+        self.accounts = Accounts(self._items)
+        self.credentials = Credentials(self._items)
+
+    def consumer(self, key_digest: str) -> Consumer | None:
+        """A consumer by its key, read consistently: a revoked key stops working at once."""
+        item = self._items.get({"pk": CONSUMERS, "sk": key_digest})
+        return to_consumer(item) if item else None
+
+    def progress(self) -> Progress:
+        """How far the probe has come."""
+        item = self._items.get(PROGRESS) or {}
+        return Progress(item.get("after"), item.get("unclear", {}))
+
+    def put_progress(self, progress: Progress) -> None:
+        """Write how far the probe has come."""
+        self._items.put({**PROGRESS, "after": progress.after, "unclear": dict(progress.unclear_since)})

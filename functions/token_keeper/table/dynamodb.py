@@ -1,0 +1,170 @@
+"""Adapter: items of one DynamoDB table, as plain values: text, whole numbers, and maps of both."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from token_keeper import aws_errors
+from token_keeper.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+BATCH_GET_LIMIT = 100
+BATCH_GET_ROUNDS = 4
+"""DynamoDB leaves out what it is too busy for; so often in all that is asked for."""
+
+_RESERVED = ("ttl", "value")
+"""Attributes whose names are words of DynamoDB's expressions: there they stand as `#ttl` and `#value`."""
+
+type Key = dict[str, str]
+"""An item's `pk` and `sk`."""
+
+type Item = dict[str, Any]
+
+
+class ConditionFailedError(Exception):
+    """A write's condition did not hold. `item` is the item as it is; empty where there is none."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("condition failed")
+        self.item = item
+
+
+class Items:
+    """The items of the table `name`. Every method raises `StoreUnavailableError` where DynamoDB fails.
+
+    A conditional write raises `ConditionFailedError` where its condition does not hold.
+    """
+
+    def __init__(self, dynamodb: "DynamoDBClient", name: str) -> None:
+        self._dynamodb = dynamodb
+        self._name = name
+
+    def get(self, key: Key) -> Item | None:
+        """One item, read consistently."""
+        with _translated_errors():
+            answer = self._dynamodb.get_item(TableName=self._name, Key=_wire(key), ConsistentRead=True)
+        return _plain(answer["Item"]) if "Item" in answer else None
+
+    def get_all(self, keys: Iterable[Key], *, consistent: bool = True) -> list[Item]:
+        """All of these items that there are, in any order."""
+        left: list[Any] = [_wire(key) for key in keys]
+        items, rounds = [], len(left) // BATCH_GET_LIMIT + BATCH_GET_ROUNDS
+        while left:
+            if not rounds:
+                raise StoreUnavailableError("DynamoDB: it does not get to all that was asked for")
+            rounds -= 1
+            with _translated_errors():
+                answer: Any = self._dynamodb.batch_get_item(
+                    RequestItems={self._name: {"Keys": left[:BATCH_GET_LIMIT], "ConsistentRead": consistent}}
+                )
+            left = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + left[BATCH_GET_LIMIT:]
+            items += [_plain(item) for item in answer["Responses"].get(self._name, [])]
+        return items
+
+    def partition(
+        self, pk: str, *, limit: int | None = None, after: str | None = None
+    ) -> tuple[list[Item], str | None]:
+        """A page of the items with this `pk` by `sk`, read consistently, and the `sk` to go on after (None: that was all)."""
+        query: dict[str, Any] = {
+            "TableName": self._name,
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": _wire({":pk": pk}),
+            "ConsistentRead": True,
+        }
+        if limit is not None:
+            query["Limit"] = limit
+        if after is not None:
+            query["ExclusiveStartKey"] = _wire({"pk": pk, "sk": after})
+        with _translated_errors():
+            answer = self._dynamodb.query(**query)
+        last = answer.get("LastEvaluatedKey")
+        return [_plain(item) for item in answer["Items"]], _plain(last)["sk"] if last else None
+
+    def index(self, name: str, condition: str, values: Mapping[str, Any]) -> Iterator[Item]:
+        """What an index lists, which may lag, page after page."""
+        query: Any = {"TableName": self._name, "IndexName": name, "KeyConditionExpression": condition}
+        query["ExpressionAttributeValues"] = _wire(values)
+        while True:
+            with _translated_errors():
+                answer = self._dynamodb.query(**query)
+            yield from map(_plain, answer["Items"])
+            if "LastEvaluatedKey" not in answer:
+                return
+            query["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def put(self, item: Mapping[str, Any], condition: str = "", values: Mapping[str, Any] | None = None) -> None:
+        """Write a whole item."""
+        with _translated_errors():
+            self._dynamodb.put_item(TableName=self._name, Item=_wire(item), **_only_if(condition, values))
+
+    def update(self, key: Key, update: str, condition: str, values: Mapping[str, Any]) -> Item:
+        """Change an item; returns it as it is then."""
+        names = {f"#{reserved}": reserved for reserved in _RESERVED if f"#{reserved}" in update + condition}
+        with _translated_errors():
+            answer = self._dynamodb.update_item(
+                TableName=self._name,
+                Key=_wire(key),
+                UpdateExpression=update,
+                ReturnValues="ALL_NEW",
+                **_only_if(condition, values),
+                **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
+            )
+        return _plain(answer["Attributes"])
+
+    def delete(self, key: Key, condition: str = "", values: Mapping[str, Any] | None = None) -> Item | None:
+        """Delete an item; returns it as it was, or None where there was none."""
+        with _translated_errors():
+            answer = self._dynamodb.delete_item(
+                TableName=self._name, Key=_wire(key), ReturnValues="ALL_OLD", **_only_if(condition, values)
+            )
+        return _plain(answer["Attributes"]) if "Attributes" in answer else None
+
+
+def _only_if(condition: str, values: Mapping[str, Any] | None) -> Any:
+    if not condition:
+        return {}
+    return {
+        "ConditionExpression": condition,
+        "ExpressionAttributeValues": _wire(values or {}),
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except aws_errors.refusals() as error:
+        response: Any = error.response  # type: ignore[attr-defined]
+        code = response["Error"]["Code"]
+        if code == "ConditionalCheckFailedException":
+            raise ConditionFailedError(_plain(response.get("Item", {}))) from None
+        # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
+        raise StoreUnavailableError(f"DynamoDB: {code}") from None
+    except aws_errors.outages() as error:
+        raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
+
+
+# boto3's own serializer costs the readers an import, and makes Decimals.
+
+
+def _wire(values: Mapping[str, Any]) -> Any:
+    return {name: _wire_value(value) for name, value in values.items() if value is not None}
+
+
+def _wire_value(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"S": str(value)}
+    return {"M": _wire(value)} if isinstance(value, dict) else {"N": str(value)}
+
+
+def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in item.items()}
+
+
+def _plain_value(value: Mapping[str, Any]) -> Any:
+    if "N" in value:
+        return int(value["N"])
+    return _plain(value["M"]) if "M" in value else value["S"]

@@ -1,0 +1,97 @@
+"""What each item of the table holds, and what the model makes of it.
+
+What an item does not hold (it may be of an older release) has its default; what is not known here is left alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from token_keeper.model import Consumer, Credential, Due, Failure, FailureClass, Kind, Usage
+from token_keeper.table.dynamodb import Item, Key
+
+HOUSEKEEPING = 7 * 86400
+"""Seconds an item outlives the last thing that is planned for it. Its `ttl` says so; no rule relies on that."""
+
+ACCOUNTS = "accounts"
+CONSUMERS = "consumers"
+PROGRESS: Key = {"pk": "probe", "sk": "progress"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An account in the directory. `version` is None while its record is not (wholly) enrolled."""
+
+    account: str
+    app_id: str
+    kind: Kind
+    credentials: tuple[str, ...]
+    version: str | None
+
+
+def credential_key(account: str, name: str) -> Key:
+    """The key of a credential's item."""
+    return {"pk": f"credential#{account}", "sk": name}
+
+
+def entry_key(account: str) -> Key:
+    """The key of an account's directory entry."""
+    return {"pk": ACCOUNTS, "sk": account}
+
+
+def claim_key(app_id: str, claim: str) -> Key:
+    """The key of what an account claims of an appid."""
+    return {"pk": f"claim#{app_id}", "sk": claim}
+
+
+def to_credential(item: Item) -> Credential:
+    """A credential and all that is known of it."""
+    stored = {name: item[name] for name in _CREDENTIAL_FIELDS if name in item}
+    return Credential(
+        **stored,
+        account=account_of(item),
+        name=item["sk"],
+        kind=Kind(item["kind"]),
+        app_id=item["app_id"],
+        epoch=item["epoch"],
+        due_at=item["due_at"],
+        usage=_known(Usage, item.get("spent", {})),
+        last_error=_failure(item["last_error"]) if "last_error" in item else None,
+    )
+
+
+_CREDENTIAL_FIELDS = {field.name for field in fields(Credential)} - {
+    *("account", "name", "kind", "app_id", "epoch", "due_at", "usage", "last_error")
+}
+
+
+def to_due(item: Item) -> Due:
+    """A credential as the index `due` lists it."""
+    return Due(account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item.get("failures", 0))
+
+
+def to_entry(item: Item) -> Entry:
+    """An account's directory entry."""
+    credentials = tuple(item["credentials"].split())
+    return Entry(item["sk"], item["app_id"], Kind(item["kind"]), credentials, item.get("version"))
+
+
+def to_consumer(item: Item) -> Consumer:
+    """A consumer by its key."""
+    accounts = tuple(item["accounts"].split())
+    return Consumer(item["name"], item["sk"], accounts, bool(item["may_report"]), item.get("cache_for"))
+
+
+def account_of(item: Item) -> str:
+    """The account whose credential this is."""
+    account: str = item["pk"].partition("#")[2]
+    return account
+
+
+def _failure(stored: Mapping[str, Any]) -> Failure:
+    failure_class = FailureClass(stored["failure_class"])
+    return Failure(failure_class, stored.get("errcode"), stored["errmsg"], stored["remedy"], stored["at"])
+
+
+def _known[T](kind: type[T], stored: Mapping[str, Any]) -> T:
+    return kind(**{field.name: stored[field.name] for field in fields(kind) if field.name in stored})  # type: ignore[arg-type]
