@@ -43,14 +43,14 @@ class Delivery:
         self._lock = Lock()
 
     def deliver(self, records: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Tell every receiver what it has not been told. Returns the ids of the messages that the queue is to deliver again."""
+        """Give every receiver what it has not got yet. Returns the ids of the messages that the queue is to deliver again."""
         with self._lock:
             batch = [(record["messageId"], messages.news_of(record["body"])) for record in records]
             for _, each in batch:
                 if each.is_state:
                     self._newest[each.credential] = max(each.time, self._newest.get(each.credential, ""))
             news = [replace(each, is_outdated=self._is_outdated(each)) for _, each in batch]
-            left, problems = self._tell_robots(news)
+            left, problems = self._send_to_robots(news)
             left |= self._mail(news, problems)
             _logger.info("notified", extra={"events": len(news), "left": len(left)})
             return [message for message, each in batch if each.identity in left]
@@ -73,7 +73,7 @@ class Delivery:
     def _is_outdated(self, news: News) -> bool:
         return news.is_state and news.time < self._newest[news.credential]
 
-    def _tell_robots(self, news: list[News]) -> tuple[set[messages.Identity], list[str]]:
+    def _send_to_robots(self, news: list[News]) -> tuple[set[messages.Identity], list[str]]:
         """What is to come again because a robot has not got it, and what is wrong with robots that no try would help."""
         try:
             found = list(self._robots.read())
@@ -81,36 +81,36 @@ class Delivery:
             _logger.error("robots unknown", extra={"reason": str(error)})
             return {each.identity for each in news}, []
         problems: list[str] = []
-        to_tell: list[tuple[Robot, list[News]]] = []
+        to_send: list[tuple[Robot, list[News]]] = []
         for name, robot in found:
             if isinstance(robot, RobotError):
                 _logger.error("robot unusable", extra={"robot": name, "reason": str(robot)})
                 problems.append(f"{name}: {robot}")
-            elif untold := self._untold(name, messages.concerning(news, robot.accounts)):
-                to_tell.append((robot, untold))
+            elif missing := self._missing(name, messages.concerning(news, robot.accounts)):
+                to_send.append((robot, missing))
         with ThreadPoolExecutor(WORKERS) as workers:
-            failures = list(workers.map(lambda each: self.try_robot(each[0], messages.text(each[1])), to_tell))
+            failures = list(workers.map(lambda each: self.try_robot(each[0], messages.text(each[1])), to_send))
         left: set[messages.Identity] = set()
-        for (robot, untold), failure in zip(to_tell, failures, strict=True):
+        for (robot, missing), failure in zip(to_send, failures, strict=True):
             if failure is None or isinstance(failure, RobotRefusedError):
-                self._remember(robot.name, untold)
+                self._remember(robot.name, missing)
             else:
-                left |= {each.identity for each in untold}
+                left |= {each.identity for each in missing}
             if isinstance(failure, RobotRefusedError):
                 problems.append(f"{robot.name}: {failure}")
         return left, problems
 
     def _mail(self, news: list[News], problems: list[str]) -> set[messages.Identity]:
         """What is to come again because the topic has not taken it."""
-        untold = self._untold(MAIL, news)
-        if not untold:
+        missing = self._missing(MAIL, news)
+        if not missing:
             return set()
-        if not self._publish(messages.subject(untold), messages.text(untold, problems)):
-            return {each.identity for each in untold}
-        self._remember(MAIL, untold)
+        if not self._publish(messages.subject(missing), messages.text(missing, problems)):
+            return {each.identity for each in missing}
+        self._remember(MAIL, missing)
         return set()
 
-    def _untold(self, receiver: str, news: Iterable[News]) -> list[News]:
+    def _missing(self, receiver: str, news: Iterable[News]) -> list[News]:
         by_identity = {each.identity: each for each in news if (receiver, each.identity) not in self._done}
         return list(by_identity.values())
 

@@ -34,7 +34,7 @@ type Identity = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class News:
-    """One event, as far as people are told of it. `time`: when it happened, as EventBridge gives it (RFC 3339, UTC).
+    """One event, as far as people get to read it. `time`: when it happened, as EventBridge gives it (RFC 3339, UTC).
 
     `is_outdated`: a later event of the same credential is known already.
     """
@@ -66,7 +66,7 @@ class News:
 
     @property
     def kind(self) -> str:
-        """What people are told: the event's type, except that nothing recovers that is kept no longer."""
+        """What people read: the event's type, except that nothing recovers that is kept no longer."""
         return _REMOVED if self.detail.get("removed") else self.event_type
 
 
@@ -94,7 +94,7 @@ def subject(news: list[News]) -> str:
 def text(news: list[News], problems: Iterable[str] = ()) -> str:
     """The message: for each cause what WeChat said, what to do, and which accounts it is about; what is outdated comes last.
 
-    `problems`: robots that are not told of this, and why.
+    `problems`: robots that did not get this, and why.
     """
     groups: dict[tuple[Any, ...], list[News]] = {}
     for each in sorted(news, key=lambda each: (each.is_outdated, list(_TITLES).index(each.kind), each.time)):
@@ -103,7 +103,7 @@ def text(news: list[News], problems: Iterable[str] = ()) -> str:
     parts = [_part(group) for group in list(groups.values())[:SHOWN]]
     if (left := len(groups) - SHOWN) > 0:
         parts.append(f"… 另有 {left} 种原因 | {left} more causes: token-keeper status")
-    parts += [f"⚠ 群机器人未收到 | Not told: robot {problem}" for problem in problems]
+    parts += [f"⚠ 群机器人未收到 | Not delivered: robot {problem}" for problem in problems]
     return "\n\n".join([*parts, f"stack: {news[0].detail['stack']}"])
 
 

@@ -104,7 +104,7 @@ class Enrolment:
         entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
         self._table.accounts.put_entry(replace(entry, version=None))
         self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
-        self._show_record_error(name, failure, retry_at, told_after=CLAIM_RETRY if is_taken else 0)
+        self._show_record_error(name, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
         for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
                 self._table.credentials.reschedule(credential, due_at=retry_at)
@@ -128,12 +128,12 @@ class Enrolment:
         is_owner = owner == account.name
         for name, kind in account.credentials.items():
             if is_owner or name == ACCESS_TOKEN:  # which shows what is wrong
-                # What others were told of it stays open where another appid takes its place, until its first renewal.
+                # An alert about it stays open where another appid takes its place, until its first renewal.
                 before = dropped.pop(name, None)
                 self._table.credentials.enrol(
                     account.name, name, kind, account.app_id, due_at=self._now(), before=before
                 )
-        self._tell_removed(dropped.values())
+        self._report_removed(dropped.values())
         if not is_owner:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
@@ -205,11 +205,11 @@ class Enrolment:
         return None
 
     def _show_record_error(
-        self, account: str, failure: Failure | None, next_attempt_at: int, *, told_after: int = 0
+        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
     ) -> None:
-        """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others.
+        """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
 
-        `told_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
+        `alert_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
         """
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
@@ -218,7 +218,7 @@ class Enrolment:
         transition = None
         if failure is None:
             transition = alerts.recovered(self._now())
-        elif _is_shown_for(token, failure, told_after) and alerts.needs_alert(
+        elif _is_shown_for(token, failure, alert_after) and alerts.needs_alert(
             failure, token.failures + 1, next_attempt_at, usable_until
         ):
             transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
@@ -231,7 +231,7 @@ class Enrolment:
         if entry is None:
             return
         dropped = self._give_up(entry, entry.credentials)
-        self._tell_removed(dropped.values())
+        self._report_removed(dropped.values())
         self._table.accounts.drop_entry(name)
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
@@ -250,7 +250,7 @@ class Enrolment:
         )
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
-    def _tell_removed(self, dropped: Iterable[Credential]) -> None:
+    def _report_removed(self, dropped: Iterable[Credential]) -> None:
         for credential in dropped:
             self._events.add(alerts.removed(credential, self._now()))
 
