@@ -243,13 +243,17 @@ def test_a_robot_that_refuses_for_good_is_not_tried_again(
     assert left == []
     assert [robot for robot, _ in people.written()] == ["ops"]
     assert people.robots.refused == ["broken"]
-    # And the log, which `token-keeper doctor` reads, and the mail say what is wrong, and what to do
+    # And the log, which `token-keeper doctor` reads, and a mail say what is wrong, and what to do
     (failed,) = [record for record in caplog.records if record.message == "robot failed"]
     assert vars(failed)["robot"] == "gone"
     assert "HTTP 200, code" in vars(failed)["reason"]
-    (mail,) = people.mails()
-    assert "Not delivered: robot gone: it refused the message" in mail["Message"]
+    _, mail = people.mails()
+    assert mail["Subject"] == "WeChat tokens: group robots that get no message"
+    assert "gone: it refused the message" in mail["Message"]
     assert "add it with its new address" in mail["Message"]
+    # But not each time
+    people.deliver([failing(at=START + 300)])
+    assert len(people.mails()) == 1
 
 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])

@@ -2,7 +2,7 @@
 
 A receiver that fails for a passing reason gets its messages again with the queue's next delivery. An instance remembers who has
 got what, so that a message that comes again, for whatever reason, goes to those alone that have not got it. One that refuses for
-good is not tried again: the log says so, and the mail.
+good is not tried again: the log says so, and a mail.
 """
 
 import logging
@@ -39,6 +39,7 @@ class Delivery:
         self._robots = robots
         self._publish = publish
         self._done: dict[_Delivery, None] = {}
+        self._reported: set[str] = set()
         self._newest: dict[tuple[str, str], str] = {}
         self._lock = Lock()
 
@@ -50,8 +51,13 @@ class Delivery:
                 if each.is_state:
                     self._newest[each.credential] = max(each.time, self._newest.get(each.credential, ""))
             news = [replace(each, is_outdated=self._is_outdated(each)) for _, each in batch]
-            left, problems = self._send_to_robots(news)
-            left |= self._mail(news, problems)
+            left = self._mail(news)
+            robots_left, problems = self._send_to_robots(news)
+            left |= robots_left
+            if unreported := [problem for problem in problems if problem not in self._reported]:
+                text = messages.robots_text(unreported, news[0].detail["stack"])
+                if self._publish("WeChat tokens: group robots that get no message", text):
+                    self._reported.update(unreported)
             _logger.info("notified", extra={"events": len(news), "left": len(left)})
             return [message for message, each in batch if each.identity in left]
 
@@ -72,6 +78,16 @@ class Delivery:
 
     def _is_outdated(self, news: News) -> bool:
         return news.is_state and news.time < self._newest[news.credential]
+
+    def _mail(self, news: list[News]) -> set[messages.Identity]:
+        """What is to come again because the topic has not taken it."""
+        missing = self._missing(MAIL, news)
+        if not missing:
+            return set()
+        if not self._publish(messages.subject(missing), messages.text(missing)):
+            return {each.identity for each in missing}
+        self._remember(MAIL, missing)
+        return set()
 
     def _send_to_robots(self, news: list[News]) -> tuple[set[messages.Identity], list[str]]:
         """What is to come again because a robot has not got it, and what is wrong with robots that no try would help."""
@@ -99,16 +115,6 @@ class Delivery:
             if isinstance(failure, RobotRefusedError):
                 problems.append(f"{robot.name}: {failure}")
         return left, problems
-
-    def _mail(self, news: list[News], problems: list[str]) -> set[messages.Identity]:
-        """What is to come again because the topic has not taken it."""
-        missing = self._missing(MAIL, news)
-        if not missing:
-            return set()
-        if not self._publish(messages.subject(missing), messages.text(missing, problems)):
-            return {each.identity for each in missing}
-        self._remember(MAIL, missing)
-        return set()
 
     def _missing(self, receiver: str, news: Iterable[News]) -> list[News]:
         by_identity = {each.identity: each for each in news if (receiver, each.identity) not in self._done}

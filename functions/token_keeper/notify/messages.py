@@ -91,11 +91,8 @@ def subject(news: list[News]) -> str:
     return f"WeChat tokens {what or 'earlier'}: {whose}"[:99]
 
 
-def text(news: list[News], problems: Iterable[str] = ()) -> str:
-    """The message: for each cause what WeChat said, what to do, and which accounts it is about; what is outdated comes last.
-
-    `problems`: robots that did not get this, and why.
-    """
+def text(news: list[News]) -> str:
+    """The message: for each cause what WeChat said, what to do, and which accounts it is about; what is outdated comes last."""
     groups: dict[tuple[Any, ...], list[News]] = {}
     for each in sorted(news, key=lambda each: (each.is_outdated, list(_TITLES).index(each.kind), each.time)):
         cause = (each.kind, *(each.detail.get(name) for name in ("class", "errcode", "remedy")))
@@ -103,8 +100,15 @@ def text(news: list[News], problems: Iterable[str] = ()) -> str:
     parts = [_part(group) for group in list(groups.values())[:SHOWN]]
     if (left := len(groups) - SHOWN) > 0:
         parts.append(f"… 另有 {left} 种原因 | {left} more causes: token-keeper status")
-    parts += [f"⚠ 群机器人未收到 | Not delivered: robot {problem}" for problem in problems]
     return "\n\n".join([*parts, f"stack: {news[0].detail['stack']}"])
+
+
+def robots_text(problems: Iterable[str], stack: str) -> str:
+    """The mail about robots that get no message: `problems` has the name and the reason of each."""
+    lines = ["⚠ 群机器人收不到消息 | Group robots that get no message", *(f"• {problem}" for problem in problems)]
+    return "\n".join(
+        [*lines, "", "处理后测试 | Once it is fixed: token-keeper notifications test NAME", "", f"stack: {stack}"]
+    )
 
 
 def _part(group: list[News]) -> str:
