@@ -859,7 +859,7 @@ def test_a_key_that_cannot_be_written_is_taken_back(stack: None, monkeypatch: py
         (["add", "shop", "--accounts", "ma?n"], "'ma?n' is no account"),
         (["add", "Shop", "--accounts", "main"], "lower-case letters"),
         (["add", "staging", "--accounts", "main"], "The consumer 'staging' exists"),
-        (["add", "shop", "--accounts", "main", "--cache-for", "0"], "greater than or equal to 1"),
+        (["add", "shop", "--accounts", "main", "--cache-for", "0"], "not in the range 1<=x<=7200"),
         (["revoke", "shop"], "There is no consumer 'shop'"),
         (["rotate", "shop"], "There is no consumer 'shop'"),
         (["revoke", "staging", "--old"], "'staging' has no old key"),
