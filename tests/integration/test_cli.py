@@ -29,8 +29,9 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner, Result
 
-from infra.cli import app
-from infra.cli.operations import Stack
+from infra.cli import app, consumer_keys
+from infra.cli.api_client import ApiClient
+from infra.cli.deployed_stack import DeployedStack
 from infra.errors import OperatorError
 from infra.local import access_keys
 from infra.local.access_keys import Key
@@ -825,12 +826,12 @@ def test_rotate_makes_a_second_key_until_the_old_is_revoked(stack: None) -> None
 
 def test_of_two_operators_one_adds_a_consumer(stack: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given two operators who look at the same moment, when there is none of that name
-    stack_now = Stack("wechat-token-keeper")
-    monkeypatch.setattr(stack_now, "consumer_keys", list)
-    stack_now.add_consumer("shop", ["main"], may_report=False)
+    deployed = DeployedStack("wechat-token-keeper")
+    monkeypatch.setattr(consumer_keys, "list_keys", lambda _: [])
+    consumer_keys.add_consumer(deployed, "shop", ["main"], may_report=False)
     # When the second adds it too
     with pytest.raises(OperatorError, match="'shop' exists"):
-        stack_now.add_consumer("shop", ["main"], may_report=False)
+        consumer_keys.add_consumer(deployed, "shop", ["main"], may_report=False)
     # Then there is one
     assert len(kept_consumers()) == 1
 
@@ -1068,7 +1069,7 @@ def test_an_unexpected_error_asks_for_a_report_without_values(stack: None, monke
     def broken(*_: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(Stack, "health", broken)
+    monkeypatch.setattr(ApiClient, "health", broken)
     # When a command meets it
     result = run("status")
     # Then it exits with 2 and says where, and nothing else

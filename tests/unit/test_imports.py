@@ -34,7 +34,7 @@ def test_the_reader_loads_nothing_heavy() -> None:
 
 def test_an_operators_commands_load_no_emulator() -> None:
     # When all that the commands load is loaded, but for those of `local`
-    listed = "import sys; import infra.cli.doctor, infra.cli.operations; print(*sys.modules)"
+    listed = "import sys; import infra.cli.doctor, infra.cli.judgement; print(*sys.modules)"
     environment = {"PYTHONPATH": f"{FUNCTIONS}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", listed], env=environment, capture_output=True, text=True, check=True)
     # Then neither the emulator nor a function is among it, nor what only these need
