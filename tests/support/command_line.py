@@ -12,6 +12,7 @@ from infra.cli import app
 STACK, REGION = "wechat-token-keeper", "cn-north-1"
 APPID = "wx617a123bb8bc99cd"
 SECRET = "5f4dcc3b5aa765d61d8327deb882cf99"
+TABLE = f"{STACK}-tokens"
 ACCOUNTS_PATH = "/elsewhere/accounts"
 API = "https://api.example.com"
 NOW = "Sun, 22 Nov 2026 13:27:00 GMT"
@@ -25,6 +26,7 @@ TEMPLATE = {
         "TokenTable": {
             "Type": "AWS::DynamoDB::Table",
             "Properties": {
+                "TableName": {"Fn::Sub": "${AWS::StackName}-tokens"},
                 "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
                 "KeySchema": [
                     {"AttributeName": "pk", "KeyType": "HASH"},
@@ -99,7 +101,7 @@ def empty_stack() -> None:
     if stored_names := names():
         client("ssm").delete_parameters(Names=stored_names)
     for item in items():
-        client("dynamodb").delete_item(TableName=table_name(), Key={key: item[key] for key in ("pk", "sk")})
+        client("dynamodb").delete_item(TableName=TABLE, Key={key: item[key] for key in ("pk", "sk")})
 
 
 def run(*arguments: str, stdin: str | bytes = "", **environment: str) -> Result:
@@ -117,12 +119,7 @@ def stored(name: str) -> dict[str, Any]:
 
 def put_item(**values: str) -> None:
     """Write an item of texts into the stack's table."""
-    client("dynamodb").put_item(TableName=table_name(), Item={name: {"S": value} for name, value in values.items()})
-
-
-def table_name() -> str:
-    outputs = client("cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
-    return next(output["OutputValue"] for output in outputs if output["OutputKey"] == "TokenTableName")
+    client("dynamodb").put_item(TableName=TABLE, Item={name: {"S": value} for name, value in values.items()})
 
 
 def names() -> list[str]:
@@ -132,7 +129,7 @@ def names() -> list[str]:
 
 def items() -> list[dict[str, Any]]:
     """All items of the stack's table."""
-    found: list[dict[str, Any]] = client("dynamodb").scan(TableName=table_name())["Items"]
+    found: list[dict[str, Any]] = client("dynamodb").scan(TableName=TABLE)["Items"]
     return found
 
 

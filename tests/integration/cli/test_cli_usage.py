@@ -1,5 +1,6 @@
 """Options, help and output, and which stack is meant."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import responses
 
+from infra.cli import app
 from infra.stack import TEMPLATE as TEMPLATE_FILE
 from tests.support.command_line import (
     API,
     ERROR,
     FRESH,
     TEMPLATE,
+    Service,
     account,
     client,
     create_stack,
@@ -84,27 +87,23 @@ PROGRAM = Path(sys.executable).with_name("token-keeper")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-8"])
-def test_any_encoding_of_the_output_will_do(encoding: str) -> None:
+def test_any_encoding_of_the_output_will_do(
+    refresh_function: Service, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a refusal in words with → and Chinese, and an output that may have neither
     failed = {"account": "main", "credential": "access_token", "next_attempt_at": "2026-11-22T13:32:00Z", **ERROR}
     failed["remedy"] = "Add it (公众平台 > IP白名单) – at once"
+    refresh_function.answer = summary(failed=[failed])
+    output, errors = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding))
     # When it is shown
-    code = (
-        "import sys; from infra.cli.program import Program, app; from infra.cli import health; "
-        "import infra.cli.program as p; "
-        f"s = type('S', (), {{'renew': lambda *_: {json.loads(summary(failed=[failed]))!r}}})(); "
-        "health.stack_of = lambda _: s; app()"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "refresh", "main"],
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-        capture_output=True,
-        check=False,
-        timeout=240,
-    )
+    with pytest.raises(SystemExit) as ended:
+        app(["refresh", "main"])
     # Then it can be read, as far as the encoding goes
-    shown = ended.stdout.decode(encoding)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+    sys.stderr.flush()
+    shown = output.getvalue().decode(encoding)
+    assert (ended.value.code, errors.getvalue()) == (1, b"")
     assert ("->" if encoding in ("ascii", "cp1252") else "→") in shown
     assert ("公众平台" in shown) == (encoding in ("gbk", "utf-8"))
 
