@@ -3,7 +3,7 @@ instances whose clocks differ."""
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,12 +44,12 @@ class Minted:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a reader was told at `told_at`: that the value works until `until`."""
+    """What a reader learned at `learned_at`: that the value works until `until`."""
 
     account: str
     credential: str
     minted: Minted
-    told_at: float
+    learned_at: float
     until: float
 
 
@@ -90,7 +90,7 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that another client or the platform kills before their time, or that die because of it.
     `accepted_after`: seconds for which a new token is still refused. `repeats_until`: until when an app's dead token is
-    handed out again. `answered` is told each answer: the path, what was asked, the token in it, and whether it was whole.
+    handed out again. `answered` is given each response: the path, what was asked, the token in it, and whether it was whole.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -185,11 +185,11 @@ def _token_in(answer: Answer) -> str | None:
     if answer.drop or answer.status != 200 or answer.delay >= wechat.READ_TIMEOUT:
         return None
     try:
-        told = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
+        body: Any = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
     except ValueError:
         return None
-    is_usable = isinstance(told, dict) and told.get("access_token") and told["expires_in"] > 0
-    return str(told["access_token"]) if is_usable else None
+    is_usable = isinstance(body, dict) and body.get("access_token") and body["expires_in"] > 0
+    return str(body["access_token"]) if is_usable else None
 
 
 class WatchedWorld(World):
@@ -200,6 +200,7 @@ class WatchedWorld(World):
         self.aws = MemoryAws(self.ticking)
         super().__init__(self.aws.client, clock=self.ticking)
         self.watched = self.wechat = WatchedWeChat(self.ticking)
+        self.aws_call: Callable[[str], None] = lambda _: None
         self.frames: list[Frame] = []
         self.frame_ended: Callable[[Frame], None] = lambda _: None
         self.failed_with: Callable[[BaseException], None] = lambda _: None
@@ -207,9 +208,10 @@ class WatchedWorld(World):
         self.readers = [self.reader(skew) for skew in SKEWS]
         self._turn = 0
 
-    def internet(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def internet(self) -> Iterator[None]:
         """`wechat.Session` leads to the simulated WeChat."""
-        return contextlib.nullcontext()
+        yield
 
     def _refresher(self, skew: int) -> refresh.Handler:
         clock = self.ticking
@@ -219,6 +221,11 @@ class WatchedWorld(World):
         """A new instance of ApiFunction, whose clock is off by so many seconds."""
         clock = self.ticking
         return api.create_handler(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_api)
+
+    def _aws_call(self, event_name: str, params: Mapping[str, Any], **_: Any) -> None:
+        self.aws_call(event_name.removeprefix("before-call."))
+        if event_name.endswith(".PutEvents"):
+            super()._aws_call(event_name, params)
 
     def skew_of(self, invocation: int) -> int:
         """How far the clock is off of the instance that takes that invocation; 1 is the next."""
