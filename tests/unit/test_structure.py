@@ -35,7 +35,7 @@ def test_the_reader_loads_nothing_heavy() -> None:
 def test_an_operators_commands_load_no_emulator() -> None:
     # When all that the commands load is loaded, except those of `local`, and one is begun
     listed = (
-        "import sys, atexit; import infra.cli.doctor, infra.cli.operations; "
+        "import sys, atexit; import infra.cli.doctor, infra.cli.judgement; "
         "atexit.register(lambda: print(*sys.modules)); infra.cli.app(['status'])"
     )
     environment = {"PYTHONPATH": f"{FUNCTIONS}:{ROOT}", "AWS_PROFILE": "none", "HOME": "/nonexistent"}
