@@ -58,29 +58,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--no-shrink", action="store_true", help="show the first violation as it was found")
+    parser.add_argument("--no-shrink", action="store_true", help="show each violation as it was found")
     asked = parser.parse_args()
     console = Console()
-    began_at, seed = time.monotonic(), asked.seed
+    began_at, seed, violations = time.monotonic(), asked.seed, 0
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=console) as progress:
-            shown = progress.add_task("steps", total=asked.steps)
-            while Simulation.steps < asked.steps:
-                simulate(
-                    max(1, min(40, (asked.steps - Simulation.steps) // 50)), 50, seed=seed, shrink=not asked.no_shrink
-                )
-                seed += 1
-                progress.update(shown, completed=Simulation.steps)
-    except AssertionError as violation:
-        console.print("\n".join([*getattr(violation, "__notes__", []), str(violation)]), markup=False, highlight=False)
-        console.print(f"1 violation after {Simulation.steps} steps; seed {seed}")
-        return 1
+    with Progress(*columns, console=console) as progress:
+        shown = progress.add_task("steps", total=asked.steps)
+        while Simulation.steps < asked.steps:
+            examples = max(1, min(40, (asked.steps - Simulation.steps) // 50))
+            try:
+                simulate(examples, 50, seed=seed, shrink=not asked.no_shrink)
+            except AssertionError as violation:
+                violations += 1
+                lines = [*getattr(violation, "__notes__", []), str(violation)]
+                console.print("\n".join(lines), markup=False, highlight=False)
+                console.print(f"violation {violations} after {Simulation.steps} steps; seed {seed}")
+            seed += 1
+            progress.update(shown, completed=Simulation.steps)
     rate = Simulation.steps / (time.monotonic() - began_at)
-    console.print(
-        f"{Simulation.steps} steps, seeds {asked.seed} to {seed - 1}, 0 violations, {rate:.0f} steps a second"
-    )
-    return 0
+    seeds = f"seeds {asked.seed} to {seed - 1}"
+    console.print(f"{Simulation.steps} steps, {seeds}, {violations} violations, {rate:.0f} steps a second")
+    return min(violations, 1)
 
 
 if __name__ == "__main__":
