@@ -98,7 +98,7 @@ class TokenKeeper {
     if (!value || !(expiresIn >= 1)) {
       throw keeperError(`No usable token for ${this.appid} right now: \`token-keeper status\` shows why.`, true);
     }
-    if (this.#token && this.#token.askedAt.monotonic > askedAt.monotonic) return; // overtaken by a later answer
+    if (this.#token && this.#token.askedAt.monotonic > askedAt.monotonic) return; // superseded by a later response
     this.#token = { value, askedAt, expiresIn, cacheFor: Math.min(expiresIn, MAX_CACHE_SECONDS) };
   }
 }

@@ -104,7 +104,7 @@ class Account:
 @dataclass(frozen=True)
 class Consumer:
     """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
-    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it is told,
+    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it gets,
     for an SDK that never asks again before these are over; None: as many as are promised."""
 
     name: str
@@ -162,7 +162,7 @@ class Credential:
     `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
     `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
     `foreign_rotations`: how often another client invalidated the value; the last time at `foreign_rotation_at`.
-    `failing_since`: since when it fails in a way that others are told of; 0 while that is not so. `unsent`: events that
+    `failing_since`: since when it fails in a way that makes an event; 0 while that is not so. `unsent`: events that
     are still to be sent, one a line.
     """
 

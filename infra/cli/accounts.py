@@ -241,7 +241,7 @@ def _say_failures(failures: dict[str, Any]) -> None:
 
 
 def _shown(account: dict[str, Any]) -> dict[str, Any]:
-    """An account's settings as its health tells them."""
+    """An account's settings as its health shows them."""
     tickets = [name for one in account["credentials"] if (name := one["credential"]) != ACCESS_TOKEN]
     return {**{name: account.get(name) for name in ("account", "appid", "corpid", "endpoint")}, "tickets": tickets}
 

@@ -102,7 +102,7 @@ _BY_CLASS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 def by_code(code: str, *, operation: str, subject: str, region: str | None, date: str | None = None) -> str:
-    """The sentence for an error code of AWS. `date`: the answer's header, in which AWS tells its own time."""
+    """The sentence for an error code of AWS. `date`: the answer's header, which has AWS's own time."""
     if code in _SIGNATURE_CODES and (ahead := _ahead(date)):
         minutes, direction = round(abs(ahead) / 60), "ahead of" if ahead > 0 else "behind"
         return f"The clock of this machine is {minutes} minutes {direction} AWS's: set it right, and try again."

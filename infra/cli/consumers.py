@@ -39,7 +39,7 @@ def add_consumer(
             metavar="SECONDS",
             min=1,
             max=7200,
-            help="The most that it is told as expires_in, for SDKs that do not ask again before that.",
+            help="The most that it gets as expires_in, for SDKs that do not ask again before that.",
         ),
     ] = None,
 ) -> None:

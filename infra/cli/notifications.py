@@ -1,4 +1,4 @@
-"""`token-keeper notifications`: the group robots of 企业微信, 飞书 and 钉钉 that tell people what happens."""
+"""`token-keeper notifications`: the group robots of 企业微信, 飞书 and 钉钉 that write to people what happens."""
 
 import sys
 from typing import Annotated

@@ -1,7 +1,7 @@
 """An AWS on 127.0.0.1, in this process, with a stack that is made from the real template.yaml.
 
 moto answers for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
-the Python functions it was given, a changed parameter is told to whom the template's rule says, and a request is carried
+the Python functions it was given, the event of a changed parameter goes where the template's rule says, and a request is carried
 out only where its signature shows a key of this stack, and where the policies of the key's role in the template allow it.
 For one account and one region; no data outlives `stop`.
 """
@@ -120,7 +120,7 @@ class EmbeddedAws:
         self._one_at_a_time = Lock()
         self.unavailable: set[str] = set()
         """The services, as requests are signed for them, that fail for the moment."""
-        self.told: Callable[[dict[str, Any]], None] = lambda _event: None
+        self.emit: Callable[[dict[str, Any]], None] = lambda _event: None
         """Is given each event that a function puts on the bus."""
 
     def start(self, functions: Mapping[str, Function]) -> Self:
@@ -267,7 +267,7 @@ class EmbeddedAws:
         # Not moto's, which takes a library that is not installed, and does not know the functions.
         for entry in call.body["Entries"]:
             event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [])
-            self.told(event)
+            self.emit(event)
             self._publish(event)
         taken = [{"EventId": str(uuid4())} for _ in call.body["Entries"]]
         body = {"FailedEntryCount": 0, "Entries": taken}
@@ -368,8 +368,10 @@ class EmbeddedAws:
 
 def for_moto(template: Template, *, api_url: str, region: str = REGION) -> Template:
     """What moto's CloudFormation can make of a translated template; its nested templates are put into moto's S3."""
-    # moto makes nested stacks, but does not tell their outputs.
+    # moto makes nested stacks, but does not return their outputs.
     Stack.get_cfn_attribute = _output  # type: ignore[attr-defined]
+    # These templates are JSON; moto's YAML parser takes a hundred times as long.
+    Stack.parse_template = staticmethod(json.loads)  # type: ignore[assignment]
     templates = get_backend("s3")[ACCOUNT][get_partition(region)]
     if _TEMPLATES not in templates.buckets:
         templates.create_bucket(_TEMPLATES, region)
@@ -463,7 +465,7 @@ class _Call:
 
 
 def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
-    """The ARNs that IAM holds a request against (AWS's Service Authorization Reference)."""
+    """The ARNs that IAM checks a request against (AWS's Service Authorization Reference)."""
     if service == "dynamodb" and (tables := body.get("RequestItems") or [body.get("TableName")]):
         index = f"/index/{body['IndexName']}" if "IndexName" in body else ""
         return [_arn("dynamodb", f"table/{table}{index}") for table in tables]

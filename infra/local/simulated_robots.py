@@ -22,11 +22,11 @@ PATHS = ("/cgi-bin/webhook/send", "/open-apis/bot/v2/hook/", "/robot/send")
 
 
 class SimulatedRobots:
-    """A WSGI application. `clock` gives epoch seconds; `tell` is given each message with the robot that wrote it."""
+    """A WSGI application. `clock` gives epoch seconds; `emit` is given each message with the robot that wrote it."""
 
-    def __init__(self, clock: Callable[[], float], tell: Callable[[str, str], None] = lambda robot, text: None) -> None:
+    def __init__(self, clock: Callable[[], float], emit: Callable[[str, str], None] = lambda robot, text: None) -> None:
         self.messages: list[tuple[str, str]] = []
-        self._clock, self._tell = clock, tell
+        self._clock, self._emit = clock, emit
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
@@ -55,7 +55,7 @@ class SimulatedRobots:
         if not key or key.startswith("broken") or not text:
             return refused
         self.messages.append((key, text))
-        self._tell(key, text)
+        self._emit(key, text)
         return accepted
 
     def _is_signed_for_feishu(self, body: dict[str, Any]) -> bool:

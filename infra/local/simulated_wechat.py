@@ -27,7 +27,7 @@ OVERLAP = 300  # seconds the previous token keeps working after a renewal, and a
 FORCED_REFRESH_SPACING = 30  # seconds between two forced refreshes of a stable token
 WECOM_FAILURE_LIMIT = 2000  # failing calls of one address within an hour that block it for an hour
 BEIJING = 8 * HOUR  # WeChat's quota days begin at midnight in Beijing
-REMEMBERED = HOUR  # seconds after its expiry that a value is still told from nonsense: 42001, not 40014
+REMEMBERED = HOUR  # seconds after its expiry that a value is still distinguished from nonsense: 42001, not 40014
 
 _TICKET_TYPES = {
     "/cgi-bin/ticket/getticket": ("jsapi", "wx_card"),
@@ -92,7 +92,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one call. `carried_out` tells whether WeChat does its part: a token IS minted."""
+    """What goes wrong with one call. `carried_out`: whether WeChat does its part: a token IS minted."""
 
     carried_out: bool = True
     errcode: int | None = None
@@ -338,7 +338,7 @@ class SimulatedWeChat:
     def fail(self, path: str, *faults: Fault, account: str | None = None) -> None:
         """Let each of the next calls to `path` (of that appid or corpid) meet one of the faults, in this order.
 
-        Faults of an account come before those for everybody. ValueError for a path that is not simulated.
+        Faults of one account come before those of all. ValueError for a path that is not simulated.
         """
         if path not in self._endpoints:
             raise ValueError(f"not simulated: {path}")
@@ -363,7 +363,7 @@ class SimulatedWeChat:
     def answer(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
     ) -> Answer:
-        """Take one call and say what the caller gets. It never sleeps: the answer tells the delay."""
+        """Take one call and say what the caller gets. It never sleeps: the response has the delay."""
         with self._lock:
             now = self._clock()
             if path not in self._endpoints:

@@ -16,7 +16,7 @@ APPID, CORPID = "wx0123456789abcdef", "ww0123456789abcdef"
 
 
 class FakeTime:
-    """Both clocks of a machine: they pass only when told."""
+    """Both clocks of a machine: they pass only by `pass_by`."""
 
     def __init__(self) -> None:
         self.monotonic, self.wall = 1000.0, 1_790_000_000.0

@@ -1,4 +1,4 @@
-"""The client's own rules, against a stub keeper and a clock that passes only when told."""
+"""The client's own rules, against a stub keeper and a clock that a test moves."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,7 @@ import time as real_time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, Timer
 
 import pytest
 
@@ -305,7 +305,7 @@ def test_who_is_behind_reports_nothing(keeper: Keeper, stub: StubKeeper, time: F
     assert stub.reports() == []
 
 
-def test_an_answer_that_was_overtaken_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
+def test_a_response_superseded_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     # Given a slow call for the token that is under way
     token = keeper.token()
     time.pass_by(60)
@@ -400,8 +400,9 @@ def test_after_a_fork_the_child_asks_by_itself(keeper: Keeper, stub: StubKeeper,
     keeper._cache._lock.acquire()  # as another thread may hold it
     child = os.fork()
     if child == 0:
-        ends = Thread(target=lambda: (real_time.sleep(20), os._exit(2)), daemon=True)
-        ends.start()
+        timer = Timer(20, os._exit, (2,))
+        timer.daemon = True
+        timer.start()
         os._exit(0 if keeper.token() == "token-1" else 1)
     keeper._cache._lock.release()
     # Then the child does not wait for a thread that it has not
@@ -451,7 +452,7 @@ def test_errors_carry_no_value(stub: StubKeeper, time: FakeTime) -> None:
         assert KEY not in repr(keeper)
     stub.stop()
     failures += [_failure(keeper.token) for keeper in made]
-    # Then nothing of it is in what a person or a program could see of the exception
+    # Then nothing of it is in what a reader or a program could see of the exception
     for error in failures:
         seen = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
         assert KEY not in seen

@@ -139,7 +139,7 @@ class Deployed:
     def let_pass(self, seconds: int) -> None:
         self._offset += seconds
         for item in self._dynamodb.scan(TableName=self._table)["Items"]:
-            moved = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
+            moved: dict[str, Any] = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
             self._dynamodb.put_item(TableName=self._table, Item=item | moved)
 
 
@@ -174,7 +174,7 @@ def test_a_token_is_fetched_by_the_main_schedule_and_handed_out(deployed: Deploy
 
 
 @pytest.mark.parametrize("function", ["RefreshFunction", "ApiFunction"])
-def test_nothing_is_deployed_that_lambda_has_or_nobody_needs(stack: Deployed, function: str) -> None:
+def test_nothing_is_deployed_that_lambda_has_or_no_code_needs(stack: Deployed, function: str) -> None:
     deployed = {path.name.partition("-")[0].partition(".")[0] for path in (stack.built / function).iterdir()}
     assert {"token_keeper", "api", "refresh"} <= deployed
     assert not deployed & {"boto3", "botocore", "s3transfer", "awslambdaric", "tests", "infra", "pytest", "moto"}
@@ -194,7 +194,7 @@ def test_a_reader_that_finds_nothing_has_it_fetched(deployed: Deployed) -> None:
         "UpdateItem 1 arrives",  # before the lease
         "UpdateItem 1 is done",  # leased, nothing asked
         "WeChat is asked",
-        "WeChat has answered",  # a token is minted, and nobody knows it
+        "WeChat has answered",  # a token is minted, and no instance knows it
         "UpdateItem 2 arrives",  # the answer is there, the write is not
         "UpdateItem 2 is done",
     ],

@@ -1,4 +1,4 @@
-"""Clients as others write them, unmodified but for where they ask for the token, against `token-keeper local`.
+"""Clients as others write them, unmodified except where they ask for the token, against `token-keeper local`.
 
 Business calls go to the simulated WeChat, which answers them only where it accepts the token.
 """
@@ -53,7 +53,7 @@ def test_wechatpy_gets_on_with_a_key_in_place_of_the_appsecret(local: "Local", k
     assert refused.value.errcode == 40125
 
 
-def test_wechatpy_for_wecom_gets_on_with_a_key_in_place_of_the_secret(local: "Local", key: str) -> None:
+def test_wechatpy_for_wecom_works_with_a_key_for_a_secret(local: "Local", key: str) -> None:
     class Client(wechatpy.enterprise.WeChatClient):  # type: ignore[misc]
         API_BASE_URL = f"{local.wechat}/cgi-bin/"
 

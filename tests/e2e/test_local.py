@@ -109,7 +109,7 @@ class Local:
         screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
         environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "TERM": "xterm-256color"}
-        command = [PROGRAM, "--local", "status", "--watch"]
+        command = [str(PROGRAM), "--local", "status", "--watch"]
         watching = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
         os.close(terminal)
         drawn = ""
@@ -129,7 +129,7 @@ class Local:
 def _read(screen: int) -> bytes:
     try:
         return os.read(screen, 65536)
-    except OSError:  # nobody has the terminal any more
+    except OSError:  # no process has the terminal any more
         return b""
 
 
@@ -153,7 +153,7 @@ def test_the_printed_commands_work_as_printed(local: Local) -> None:
     assert "all of it is forgotten" in local.printed
 
 
-def test_with_an_address_the_printed_curl_line_takes_the_key_from_its_file(tmp_path: Path) -> None:
+def test_with_an_address_the_curl_line_reads_the_key_from_a_file(tmp_path: Path) -> None:
     # Given accounts of all kinds, and an API that is open to containers
     file, stable_secret, corp_secret = tmp_path / "accounts.json", SECRET[::-1], "a-secret-of-the-corp"
     stable = {"appid": APPID, "secret": stable_secret, "endpoint": "stable_token", "tickets": ["wx_card"]}
@@ -241,7 +241,7 @@ def test_a_home_that_cannot_be_written_is_told() -> None:
     assert_refuses(["--port", "0"], "its keys cannot be written to /dev/null/", HOME="/dev/null")
 
 
-def test_a_real_account_is_neither_simulated_nor_shown_to_the_network() -> None:
+def test_a_real_account_is_not_simulated_nor_open_to_the_network() -> None:
     real = {"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET}
     for options, message in (
         (["--host", "0.0.0.0"], "to this machine only"),
@@ -256,6 +256,11 @@ def test_the_demo_account_has_a_ticket(local: Local) -> None:
     answer = local.get("/v1/accounts/demo/tickets/jsapi")
     assert answer.status_code == 200
     assert local.accepts(answer.json()["ticket"])
+
+
+def test_it_tells_in_words_alone_what_it_does(local: Local) -> None:
+    local.wait_for(r"(renewed demo jsapi)")
+    assert not [line for line in local.printed.splitlines() if line.startswith("{")]
 
 
 def test_what_api_gateway_does_not_route_is_not_found(local: Local) -> None:
@@ -289,7 +294,7 @@ def test_the_token_is_printed_alone(local: Local) -> None:
     assert local.accepts(printed.removesuffix("\n"))
 
 
-def test_a_consumer_asks_in_wechats_format_until_its_key_is_revoked(local: Local) -> None:
+def test_a_consumer_uses_wechats_format_until_its_key_is_revoked(local: Local) -> None:
     # Given a consumer's key, as an operator gets it
     added = local.operate("consumers", "add", "shop", "--accounts", "demo")
     assert added.returncode == 0, added.stderr
@@ -366,9 +371,7 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(fast: Local) -> Non
         ({"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET + "\n"}, "WECHAT_APPSECRET is malformed"),
     ],
 )
-def test_without_proper_credentials_of_a_real_account_it_does_not_start(
-    environment: dict[str, str], message: str
-) -> None:
+def test_it_does_not_start_with_malformed_account_credentials(environment: dict[str, str], message: str) -> None:
     # When it is started with credentials that cannot be right / Then it says which and why, without their values
     assert_refuses([], message, **environment)
 

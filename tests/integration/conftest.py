@@ -53,13 +53,13 @@ def _in_memory() -> Iterator[World]:
 @contextmanager
 def _watched(world: World) -> Iterator[World]:
     world.answered = openapi.check
-    log = _Log(world.told)
+    log = _Log(world.said)
     loggers = [logging.getLogger(name) for name in ("refresh", "api")]
     for logger in loggers:
         logger.addHandler(log)
     yield world
     for logger in loggers:
         logger.removeHandler(log)
-    said = "\n".join([*world.told, *map(json.dumps, world.events)])
+    said = "\n".join([*world.said, *map(json.dumps, world.events)])
     leaked = [secret for secret in {*world.secrets, "simulated_token_", "simulated_ticket_"} if secret in said]
     assert not leaked, "a secret or a value stands where it must not"

@@ -29,7 +29,7 @@ class Front:
             return self.instance(event, None)
 
     def query(self, **changed: str) -> dict[str, str]:
-        """The parameters of a right call for a token, but for those given."""
+        """The parameters of a right call for a token, except those given."""
         return {"grant_type": "client_credential", "appid": APPID, "secret": self.key} | changed
 
 

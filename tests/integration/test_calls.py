@@ -131,7 +131,7 @@ def test_many_due_accounts_are_renewed_side_by_side() -> None:
     assert all(isinstance(outcome, Renewed) for outcome in outcomes)
 
 
-def test_a_wake_up_that_runs_out_of_time_stops_and_the_next_goes_on() -> None:
+def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
     # Given 300 due accounts, and time for about a third of them
     kept = Kept(300)
     kept.clock.now = kept.due()[-1]

@@ -1,4 +1,4 @@
-"""The WeChat-compatible API: who holds a consumer's key gets what WeChat would answer, and nobody gets more."""
+"""The WeChat-compatible API: a consumer's key gets what WeChat would return, and nothing more."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ MEMORY = 15
 
 PROBE = "/cgi-bin/get_api_domain_ip"
 REVOKED = "wtk_" + "A" * 43
-"""A key as they look, that nobody holds."""
+"""A key as they look, of no consumer."""
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_expires_in_is_a_promise_here_too(world: World) -> None:
     assert answer["expires_in"] == 295
 
 
-@pytest.mark.parametrize(("cache_for", "told"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
-def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: int | None, told: int) -> None:
-    # Given a consumer whose SDK keeps a token for as long as it was told
+@pytest.mark.parametrize(("cache_for", "expected"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
+def test_a_consumer_gets_no_more_than_its_cache_for(world: World, cache_for: int | None, expected: int) -> None:
+    # Given a consumer whose SDK keeps a token for as long as `expires_in` says
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     if cache_for:
@@ -100,14 +100,14 @@ def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: 
             UpdateExpression="SET cache_for = :seconds",
             ExpressionAttributeValues={":seconds": {"N": str(cache_for)}},
         )
-    assert ask_token(world, key)["expires_in"] == told
-    assert ask_stable_token(world, key)["expires_in"] == told
+    assert ask_token(world, key)["expires_in"] == expected
+    assert ask_stable_token(world, key)["expires_in"] == expected
 
 
 # --- refusals: see also test_permissions
 
 
-def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
+def test_an_unforeseen_exception_is_a_system_error(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     # Given a consumer whose item holds what it should not
@@ -134,7 +134,7 @@ def test_without_a_usable_value_the_system_is_busy(world: World) -> None:
     world.wechat.fail("/cgi-bin/token", *[Fault.error(-1)] * 2)
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
-    # Then an SDK is told what WeChat tells it when it is to try again
+    # Then an SDK gets what WeChat returns when it is to try again
     assert ask_token(world, key) == refused(-1, "system error, no usable value right now")
 
 
@@ -153,7 +153,7 @@ def test_what_is_remembered_of_one_call_does_not_serve_another(world: World) -> 
     assert ask_token(world, key, CORPID) == refused(40013, "invalid appid")
 
 
-def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one(world: World) -> None:
+def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -> None:
     # Given a warm instance that knows which account keeps an appid, and another that knows nothing
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
@@ -162,7 +162,7 @@ def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one
     # When the account gets another appid
     world.add_account("main", appid=OTHER_APPID)
     new = ask_token(world, key, OTHER_APPID, instance=cold)["access_token"]
-    # Then nobody gets the new appid's token by asking for the old one
+    # Then no client gets the new appid's token by asking for the old one
     for _ in range(MEMORY + 2):
         assert ask_token(world, key, instance=warm).get("access_token") != new
         assert ask_token(world, key, OTHER_APPID, instance=warm).get("access_token") in (None, new)
@@ -173,7 +173,11 @@ def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one
 
 # --- what it costs, and how long it is remembered
 
-CALLS = {"token": ask_token, "stable_token": ask_stable_token, "gettoken": ask_corp_token}
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "token": ask_token,
+    "stable_token": ask_stable_token,
+    "gettoken": ask_corp_token,
+}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -212,7 +216,7 @@ def test_each_refused_key_is_one_line_to_count(world: World, call: str, caplog: 
         assert (line.message, line.errcode) == ("refused", 40125)  # type: ignore[attr-defined]
 
 
-def test_a_ticket_costs_two_round_trips_and_none_while_remembered(world: World, table_calls: list[str]) -> None:
+def test_a_ticket_costs_two_round_trips_and_none_while_cached(world: World, table_calls: list[str]) -> None:
     world.add_account("main", tickets=["jsapi"])
     token = world.token()
     cold = world.api_instance()
@@ -341,7 +345,7 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
         world.get("/v1/accounts/main/access-token", instance)
     old = ask_ticket(world, token)["ticket"]
     # When the account is changed before one of these reads
-    record = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
+    record: dict[str, Any] = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
     changed = before_read(world, step, lambda: change_account(world, change, "main", record))
     answer = ask_ticket(world, token, instance=instance)
     # Then its old token gets no ticket of the new appid
@@ -349,7 +353,7 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
     assert answer["errcode"] == 40001 or answer["ticket"] == old
 
 
-def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_longer(world: World) -> None:
+def test_a_table_outage_extends_a_consumers_trust_to_15_seconds(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     token = ask_token(world, key)["access_token"]
@@ -365,7 +369,7 @@ def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_lon
 # --- tickets: the token shows who asks
 
 
-def test_the_previous_token_gets_tickets_for_as_long_as_wechat_accepts_it(world: World) -> None:
+def test_the_previous_token_gets_tickets_while_wechat_accepts_it(world: World) -> None:
     # Given a token that has been rotated
     world.add_account("main", tickets=["jsapi"])
     old = world.token()
@@ -522,7 +526,7 @@ def test_a_ticket_can_be_asked_for_by_post(world: World, content_type: str) -> N
         ("POST /cgi-bin/ticket/get", 43001),
     ],
 )
-def test_the_rest_of_wechats_api_gets_a_hint_reads_nothing_and_is_no_refusal(
+def test_other_wechat_paths_get_a_hint_and_are_no_refusal(
     world: World, table_calls: list[str], caplog: pytest.LogCaptureFixture, call: str, errcode: int
 ) -> None:
     answer = world.ask(call, body=b"{" * 9000 if call.startswith("POST") else None, access_token="any")
@@ -569,7 +573,7 @@ def test_a_read_only_consumers_force_refresh_changes_nothing(world: World) -> No
     world.wechat.kill(dead)
     # When it asks with force_refresh
     answer = ask_stable_token(world, key, force=True)
-    # Then it gets the current token, and nobody has asked WeChat for anything
+    # Then it gets the current token, and WeChat was not asked for anything
     assert answer["access_token"] == dead
     assert (world.calls(PROBE), world.calls("/cgi-bin/stable_token")) == (0, 1)
 
@@ -641,7 +645,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         ticket = ask_ticket(world, token)["ticket"]
         world.get("/v1/accounts/main/jsapi-signature?url=https://example.com/")
         ask_token(world, REVOKED)
-    told = [
+    logged = [
         tuple(
             vars(line).get(field)
             for field in ("consumer", "caller", "by_token", "account", "credential", "fingerprint")
@@ -650,7 +654,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         if line.name.startswith("api") and line.message != "refused"
     ]
     user = "arn:aws:iam::123456789012:user/test"
-    assert told == [
+    assert logged == [
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "app", "access_token", fingerprint(corp_token)),
@@ -718,7 +722,7 @@ def test_a_leaked_token_gets_no_ticket_once_it_was_replaced(world: World) -> Non
     leaked = world.token()
     world.clock.sleep(31)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    # When somebody asks for a ticket with it
+    # When a client asks for a ticket with it
     answer = ask_ticket(world, leaked)
     # Then
     assert answer["errcode"] == 40001

@@ -29,7 +29,7 @@ CHECKS = [
 ]
 
 
-@schema.parametrize()
+@schema.parametrize()  # type: ignore[untyped-decorator] # schemathesis leaves its own decorator untyped
 @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_what_the_document_makes_one_think_of(case: Any) -> None:
     # When it is asked as the document says, or not quite; and the same with an account and a key that exist

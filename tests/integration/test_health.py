@@ -15,7 +15,7 @@ def test_a_fresh_token_shows_its_times_and_its_fingerprint(world: World) -> None
     world.add_account("main")
     # When its account's health is read
     status, body, headers = world.request("/v1/accounts/main")
-    # Then it tells what was fetched when, and when it is renewed
+    # Then it shows what was fetched when, and when it is renewed
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     fingerprint = world.get("/v1/accounts/main/access-token")[1]["fingerprint"]
     assert {key: body[key] for key in ("account", "appid", "endpoint")} == {
@@ -89,7 +89,7 @@ def test_a_state_says_in_a_word_how_it_is(world: World, seconds: int, faults: li
     assert world.health()["state"] == state
 
 
-def test_a_token_that_may_have_been_killed_is_expired_when_its_overlap_is_over(world: World) -> None:
+def test_a_token_at_risk_is_expired_when_its_overlap_is_over(world: World) -> None:
     world.add_account("main")
     world.clock.sleep(1000)
     # Given a rotation whose answers were all lost

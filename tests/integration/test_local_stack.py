@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 from infra.cli import app
 from infra.local import access_keys
-from infra.local.access_keys import Key
-from infra.local.embedded_aws import REGION
+from infra.local.access_keys import REGION, Key
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 from infra.local.simulated_wechat import Fault
 from token_keeper.model import fingerprint
@@ -55,7 +54,7 @@ def url_of(local: LocalStack, port: str) -> str:
     }[port]
 
 
-def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], str]:
+def exchange(url: str, method: str = "GET", body: bytes = b"", /, **headers: str) -> tuple[int, dict[str, str], str]:
     """Send exactly this request: status, headers in lower case, body."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=120)
@@ -81,7 +80,7 @@ def signed(local: LocalStack, key: Key, body: bytes = ROTATE, path: str = INVOKE
 
 def send(request: AWSRequest, body: bytes | None = None, **changed: str) -> tuple[int, str]:
     headers = dict(request.headers.items()) | {name.replace("_", "-"): value for name, value in changed.items()}
-    answer = requests.post(request.url, request.data if body is None else body, headers=headers, timeout=120)
+    answer = requests.post(str(request.url), request.data if body is None else body, headers=headers, timeout=120)
     return answer.status_code, answer.headers.get("x-amzn-ErrorType", "")
 
 
@@ -148,7 +147,7 @@ def test_a_page_of_its_own_is_answered_without_cors(local: LocalStack) -> None:
     # And moto's own headers, which allow every origin, go nowhere
     request = signed(local, operator(local), b'{"Name": "/x"}', "/", service="ssm")
     headers = dict(request.headers.items()) | {"X-Amz-Target": "AmazonSSM.GetParameter"}
-    answer = requests.post(request.url, request.data, headers=headers | {"Origin": local.aws_url}, timeout=120)
+    answer = requests.post(str(request.url), request.data, headers=headers | {"Origin": local.aws_url}, timeout=120)
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
@@ -239,10 +238,8 @@ def test_a_functions_key_does_what_its_role_may(local: LocalStack) -> None:
         region_name=REGION,
     )
     config = Config(retries={"total_max_attempts": 1})
-    dynamodb, ssm = (
-        session.client(service, endpoint_url=local.aws_url, config=config)  # type: ignore[call-overload]
-        for service in ("dynamodb", "ssm")
-    )
+    dynamodb = session.client("dynamodb", endpoint_url=local.aws_url, config=config)
+    ssm = session.client("ssm", endpoint_url=local.aws_url, config=config)
     # Then the reader reads the table, and no secret
     key = {"pk": {"S": "accounts"}, "sk": {"S": "demo"}}
     dynamodb.get_item(TableName=local.environment("ApiFunction")["TABLE_NAME"], Key=key)
@@ -431,6 +428,19 @@ def test_the_page_needs_nothing_from_elsewhere(local: LocalStack) -> None:
     assert policy == nothing | {"connect-src": "'self'", "img-src": "data:"}
     # And it names no other place, and holds neither an inline handler nor an inline style
     assert not re.findall(r"https?://|<[^>]+ on[a-z]+=|<[^>]+ style=", text)
+
+
+@pytest.mark.parametrize("path", ["/", "/console/state"])
+def test_head_of_the_page_is_get_without_a_body(local: LocalStack, path: str) -> None:
+    got, headers_of_get, _ = exchange(local.api_url + path)
+    status, headers, text = exchange(local.api_url + path, "HEAD")
+    assert (status, text) == (got, "") == (200, "")
+    # A state is of its moment, and another has another length
+    for each in (headers, headers_of_get):
+        del each["date"]
+        if path != "/":
+            assert int(each.pop("content-length")) > 0
+    assert headers == headers_of_get
 
 
 def test_the_page_gets_no_value(local: LocalStack) -> None:

@@ -1,4 +1,4 @@
-"""What people are told, and where: the real NotifyFunction, with group robots on loopback that check what they are sent."""
+"""What people get to read, and where: the real NotifyFunction, with group robots on loopback that check what they are sent."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ class People:
         self._server.start()
         self.stop = self._server.stop
         session = boto3.Session("test", "test", region_name=REGION)
-        self._ssm, sns, self._sqs = (session.client(service) for service in ("ssm", "sns", "sqs"))
+        self._ssm, sns, self._sqs = session.client("ssm"), session.client("sns"), session.client("sqs")
         topic = sns.create_topic(Name="alarms")["TopicArn"]
         self._mailbox = self._sqs.create_queue(QueueName="mail")["QueueUrl"]
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:mail")
@@ -47,12 +47,12 @@ class People:
     def put_parameter(self, name: str, value: str) -> None:
         self._ssm.put_parameter(Name=f"{PATH}/{name}", Value=value, Type="SecureString")
 
-    def tell(self, events: list[dict[str, Any]]) -> None:
+    def deliver(self, events: list[dict[str, Any]]) -> None:
         """Deliver what the rule lets through of these events, as one batch of the queue."""
-        told = [entry for entry in events if entry["DetailType"] != "Credential Renewed"]
-        if not told:
+        wanted = [entry for entry in events if entry["DetailType"] != "Credential Renewed"]
+        if not wanted:
             return
-        bodies = [{"detail-type": entry["DetailType"], "detail": entry["Detail"]} for entry in told]
+        bodies = [{"detail-type": entry["DetailType"], "detail": entry["Detail"]} for entry in wanted]
         self._handler({"Records": [{"body": json.dumps(body)} for body in bodies]}, None)
 
     def test(self, name: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people
     people.add_robot("ops", f"{WECOM}ops")
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(100)
-    people.tell(world.sent)
+    people.deliver(world.sent)
     world.sent.clear()
     # When its secret is wrong, and nothing else happens for two minutes
     world.secrets.add("f" * 32)
@@ -106,8 +106,8 @@ def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people
         world.clock.sleep(60)
         world.wake("guard")
     events, world.sent = world.sent, []
-    people.tell(events)
-    # Then the group is told what WeChat said, what to do, and until when the token works
+    people.deliver(events)
+    # Then the group reads what WeChat said, what to do, and until when the token works
     ((_, text),) = people.written()
     assert "main" in text
     assert "40125" in text or "40001" in text
@@ -118,21 +118,21 @@ def test_a_wrong_secret_and_its_correction_are_two_messages(world: World, people
     assert mail["Message"] == text
     # When
     world.put_parameter("main", json.dumps(record | {"secret": SECRET}))
-    people.tell(world.sent)
+    people.deliver(world.sent)
     # Then
     ((_, text),) = people.written()
     assert "已恢复 | Recovered" in text
     assert "main" in text
 
 
-def test_a_hundred_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
+def test_100_accounts_behind_a_blocked_address_are_one_message(world: World, people: People) -> None:
     # Given
     people.add_robot("ops", f"{FEISHU}ops")
     world.wechat.fail(TOKEN, *[Fault.error(40164, "invalid ip 8.149.1.2, not in whitelist")] * 100)
     # When
     for number in range(100):
         world.add_account(f"shop-{number:03}", appid=f"wx{number:016}")
-    people.tell(world.sent)
+    people.deliver(world.sent)
     # Then it names ten and counts the rest
     ((_, text),) = people.written()
     assert text.count("• shop-") == 10
@@ -149,7 +149,7 @@ def test_a_token_that_another_client_kills_is_one_message(world: World, people: 
     world.wechat.kill(world.token())
     # When
     world.wake("probe")
-    people.tell(world.sent)
+    people.deliver(world.sent)
     # Then
     ((_, text),) = people.written()
     assert "stable_token" in text
@@ -162,7 +162,7 @@ def test_a_token_that_another_client_kills_is_one_message(world: World, people: 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
 def test_each_platform_gets_the_message_in_its_form(people: People, address: str) -> None:
     people.add_robot("ops", f"{address}group")
-    people.tell([failing()])
+    people.deliver([failing()])
     ((robot, text),) = people.written()
     assert robot == "group"
     assert "40125 invalid appsecret" in text
@@ -172,7 +172,7 @@ def test_each_platform_gets_the_message_in_its_form(people: People, address: str
 def test_wechats_message_mentions_no_one(people: People) -> None:
     people.add_robot("ops", f"{FEISHU}ops")
     # When WeChat's message holds what 飞书 reads as a mention of all
-    people.tell([failing(errmsg='<at user_id="all"></at>')])
+    people.deliver([failing(errmsg='<at user_id="all"></at>')])
     # Then the group reads it as text
     ((_, text),) = people.written()
     assert "<at" not in text
@@ -195,21 +195,21 @@ def test_a_signed_request_is_signed_as_documented(people: People, address: str) 
 
 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
-def test_a_refusal_with_http_200_is_a_failure_that_is_delivered_again(people: People, address: str) -> None:
+def test_an_error_with_http_200_is_delivered_again(people: People, address: str) -> None:
     # Given
     people.add_robot("gone", f"{address}broken")
     people.add_robot("ops", f"{WECOM}ops")
     # When
     with pytest.raises(notify.NotDeliveredError, match="gone"):
-        people.tell([failing()])
-    # Then the others are told
+        people.deliver([failing()])
+    # Then the others get the message
     assert [robot for robot, _ in people.written()] == ["ops"]
 
 
 def test_a_group_gets_the_messages_of_its_accounts_only(people: People) -> None:
     people.add_robot("shops", f"{WECOM}shops", accounts=["shop-*"])
     people.add_robot("crm", f"{WECOM}crm", accounts=["crm"])
-    people.tell([failing("shop-1"), failing("main")])
+    people.deliver([failing("shop-1"), failing("main")])
     ((robot, text),) = people.written()
     assert robot == "shops"
     assert "shop-1" in text
@@ -220,7 +220,7 @@ def test_an_unusable_record_keeps_no_other_group_from_being_told(people: People)
     people.put_parameter("bad", "{")
     people.put_parameter("elsewhere", json.dumps({"url": "https://example.com/cgi-bin/webhook/send?key=1"}))
     people.add_robot("ops", f"{WECOM}ops")
-    people.tell([failing()])
+    people.deliver([failing()])
     assert [robot for robot, _ in people.written()] == ["ops"]
     assert "not a robot's" in people.test("elsewhere")["reason"]
     assert people.test("unknown") == {"delivered": False, "reason": "there is no robot of that name"}
@@ -231,7 +231,7 @@ def test_a_robot_that_does_not_answer_shows_no_address(people: People, caplog: p
     people.add_robot("ops", f"{WECOM}s3cret-key")
     people.stop()
     with pytest.raises(notify.NotDeliveredError) as raised:
-        people.tell([failing()])
+        people.deliver([failing()])
     said = f"{raised.value!r} {raised.value.__cause__} {caplog.text} {[vars(record) for record in caplog.records]}"
     assert "s3cret-key" not in said
     assert "robot failed" in said
@@ -267,7 +267,7 @@ def test_other_addresses_are_refused_and_not_repeated(url: str) -> None:
 
 def test_a_long_message_is_cut_to_what_wecom_takes(people: People) -> None:
     people.add_robot("ops", f"{WECOM}ops")
-    people.tell([failing(f"a{number}", remedy=f"处理 {number} " * 50) for number in range(9)])
+    people.deliver([failing(f"a{number}", remedy=f"处理 {number} " * 50) for number in range(9)])
     ((_, text),) = people.written()
     assert len(text.encode()) <= MAX_BYTES["wecom"]
     assert text.endswith("…")

@@ -20,11 +20,11 @@ DEADLINE = 60
 
 
 class Local:
-    """A local stack, what it tells, and its command line."""
+    """A local stack, what it prints, and its command line."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.stack = LocalStack(tell=self.lines.append)
+        self.stack = LocalStack(emit=self.lines.append)
 
     def run(self, *arguments: str, typed: str = "") -> Result:
         options = ["--local", "--local-port", str(self.stack.port)]

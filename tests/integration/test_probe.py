@@ -107,7 +107,7 @@ def test_a_run_that_is_cut_off_goes_on_where_it_stopped(world: World, monkeypatc
         world.wechat.fail(PROBE, *[Fault.slow(5)] * 2)
         # When each run has time for one batch
         summary = world.invoke({"wake": "probe"}, seconds=checker.PROBE_TIME + 1)
-        asked.append([call.account[3:] for call in world.wechat.calls[began:]])
+        asked.append([str(call.account)[3:] for call in world.wechat.calls[began:]])
         assert summary["probed"]["left"] == 5 - len(asked[-1])
     # Then the next one goes on after it, and begins again at the end
     assert [sorted(batch) for batch in asked] == [["a", "b"], ["c", "d"], ["a", "e"], ["b", "c"]]
@@ -145,7 +145,7 @@ def test_a_dead_token_with_a_broken_record_is_not_served(world: World) -> None:
     world.wechat.kill(read(world))
     # When the probe runs
     world.wake("probe")
-    # Then readers do not get it, and are told what is wrong with the record
+    # Then readers do not get it, and the response says what is wrong with the record
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
     assert (status, body["cause"]["class"]) == (503, "configuration")
 

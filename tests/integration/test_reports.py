@@ -16,13 +16,13 @@ MAIN_TICK, PROBE_RATE = 6600, 300
 """Seconds between two firings of these schedules."""
 
 
-def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: World) -> None:
+def test_a_client_that_is_behind_gets_the_token_without_a_check(world: World) -> None:
     # Given a token that has been renewed
     world.add_account()
     old = world.token()
     world.clock.sleep(6600)
     world.wake("tick")
-    # When somebody reports the one before
+    # When a client reports the one before
     status, body = world.report(access_token=old)
     # Then it gets the current one
     assert (status, body["outcome"]) == (200, "superseded")
@@ -47,8 +47,8 @@ def test_a_token_that_works_is_not_replaced(world: World) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
-def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(world: World, endpoint: str) -> None:
-    # Given a token that somebody else has killed
+def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endpoint: str) -> None:
+    # Given a token that another client has invalidated
     world.add_account(endpoint=endpoint)
     world.clock.sleep(60)
     dead = world.token()
@@ -62,7 +62,7 @@ def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(wo
     assert world.wechat.accepts(new)
     assert world.calls() + world.calls("/cgi-bin/stable_token") == 2
     assert world.calls(PROBE) == 1
-    # And the account's health tells of it, and what to do
+    # And the account's health shows it, and what to do
     rotations = world.health()["foreign_rotations"]
     assert rotations["count"] == 1
     assert "AppSecret" in rotations["remedy"]
@@ -81,7 +81,7 @@ def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
     assert world.calls(PROBE) == 6
 
 
-def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World) -> None:
+def test_stable_token_is_forced_only_if_it_repeats_a_dead_token(world: World) -> None:
     # Given a dead token that normal mode repeats
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
@@ -97,7 +97,7 @@ def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World
     assert world.calls("/cgi-bin/stable_token") == 3
 
 
-def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replaced(world: World) -> None:
+def test_a_dead_token_is_not_served_until_it_can_be_replaced(world: World) -> None:
     # Given a dead token, and a WeChat that mints none
     world.add_account()
     world.clock.sleep(60)
@@ -106,7 +106,7 @@ def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replace
     world.wechat.fail("/cgi-bin/stable_token", Fault.error(-1))
     # When it is reported
     status, body = world.report(access_token=dead)
-    # Then nobody gets it any more, and everybody is told why
+    # Then no reader gets it any more, and each learns why
     assert status == 503
     assert body["cause"]["errcode"] == -1
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
@@ -157,7 +157,7 @@ def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch:
 
 
 def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
-    # Given an account whose token was renewed, and then killed by somebody
+    # Given an account whose token was renewed, and then invalidated by another client
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(6600)
     world.wake("tick")
@@ -196,13 +196,13 @@ def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str)
 
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
-    assert world.report("nobody", access_token="x")[0] == 404
+    assert world.report("unknown", access_token="x")[0] == 404
 
 
 OTHER_APPID = "wxaaaaaaaaaaaaaaaa"
 
 
-def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: World) -> None:
+def test_a_dead_token_is_replaced_only_by_one_of_the_same_appid(world: World) -> None:
     # Given two accounts, and a record of the second that names the first one's appid, which is refused
     world.add_account("main")
     world.add_account("other", appid=OTHER_APPID, secret="f" * 32)
@@ -212,7 +212,7 @@ def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: 
     # When the second one's token dies, and is reported
     world.wechat.kill(dead)
     status, _ = world.report("other", access_token=dead)
-    # Then nobody fetches with the first one's secret, and there is no value
+    # Then nothing is fetched with the first one's secret, and there is no value
     assert status == 503
     assert world.calls() == calls
     assert world.token("main") == live
@@ -379,7 +379,7 @@ def test_a_limited_report_says_when_to_come_back(world: World) -> None:
         if status != 200:
             break
         world.clock.sleep(10)
-    # Then one more is told when to come back, without an invocation of RefreshFunction
+    # Then the response to one more says when to come back, without an invocation of RefreshFunction
     assert (status, body["code"]) == (429, "too_many_reports")
     assert len(world.events) == invoked
     world.clock.sleep(int(headers["Retry-After"]))
@@ -404,5 +404,5 @@ def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
     assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
     assert world.calls() == 2
     assert world.wechat.accepts(world.token())
-    # And who has reported it is told so
+    # And the response to the report says so
     assert (body["outcome"], body["access_token"]) == ("superseded", world.token())

@@ -84,7 +84,7 @@ class Hold:
 
     def wait_until_reached(self) -> None:
         """Wait until a thread is held here; AssertionError where none comes."""
-        assert self._reached.wait(DEADLINE), "nobody came to be held"
+        assert self._reached.wait(DEADLINE), "no call came to be held"
 
     def release(self) -> None:
         """Let that thread go on."""

@@ -72,9 +72,7 @@ def test_a_due_token_is_renewed_once_however_many_wake_up(world: RaceWorld, endp
 
 
 @pytest.mark.parametrize("event", [TICK, GUARD], ids=["tick", "guard"])
-def test_a_renewal_that_wechat_refuses_is_tried_once_however_many_wake_up(
-    world: RaceWorld, event: dict[str, Any]
-) -> None:
+def test_a_refused_renewal_is_tried_once_by_simultaneous_runs(world: RaceWorld, event: dict[str, Any]) -> None:
     # Given a due token, and a WeChat that refuses
     world.add_account()
     first = world.token()
@@ -90,7 +88,7 @@ def test_a_renewal_that_wechat_refuses_is_tried_once_however_many_wake_up(
     assert world.token() == first
 
 
-def test_a_token_is_rotated_once_however_many_ask_for_it_at_one_moment(world: RaceWorld) -> None:
+def test_a_token_is_rotated_once_for_many_simultaneous_requests(world: RaceWorld) -> None:
     # Given a live token that is old enough to be rotated
     world.add_account()
     first = world.token()
@@ -166,7 +164,7 @@ def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
     answers = report_at_once(world, token)
     # Then WeChat is asked once about it, and fetched is nothing
     assert (world.calls(CHECK_API), world.calls()) == (1, 1)
-    # And all are told that it works
+    # And all responses say that it works
     assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
         (200, "still_valid", token)
     }
@@ -209,7 +207,7 @@ def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
 @each_crowd
 @pytest.mark.parametrize("how", ["killed", "expired"])
 def test_a_crowd_of_readers_and_reporters_costs_one_token(world: RaceWorld, how: str, crowd: int) -> None:
-    # Given a token that died before its time, or one that expired because nobody renewed it
+    # Given a token that died before its time, or one that expired because it was not renewed
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
@@ -317,7 +315,7 @@ def test_a_late_failure_is_not_told_of_a_newer_token(world: RaceWorld) -> None:
     assert healthy["state"] == "fresh"
 
 
-def test_a_renewal_that_reaches_wechat_after_it_was_overtaken_breaks_no_promise(world: RaceWorld) -> None:
+def test_a_superseded_renewal_that_reaches_wechat_keeps_promises(world: RaceWorld) -> None:
     # Given a renewal whose request is stuck before it reaches WeChat
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
@@ -365,7 +363,7 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     held = world.slow_wechat.hold_answer()
     with world.meanwhile(parameter_event()) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted and created anew, and then WeChat's answer arrives
+        # When the account is deleted and created again, and then WeChat's answer arrives
         world.delete_parameter("main")
         (new,) = renewed([world.add_account()])
         held.release()
@@ -375,7 +373,7 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     assert world.health()["last_error"] is None
 
 
-def test_an_account_changed_to_another_appid_while_it_is_renewed_gets_that_ones_token(world: RaceWorld) -> None:
+def test_an_appid_changed_during_a_renewal_gets_its_own_token(world: RaceWorld) -> None:
     # Given a renewal under way
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
@@ -422,7 +420,7 @@ def test_of_accounts_with_one_appid_exactly_one_is_kept(world: RaceWorld) -> Non
     (kept,) = [each["account"] for summary in summaries for each in summary["renewed"]]
     assert world.calls() == 1
     assert world.wechat.accepts(world.token(kept))
-    # And each of the others is told whose appid it is
+    # And each of the others fails with the name of the owner
     others = failed(summaries)
     assert len(others) == RUNNERS - 1
     assert all(each["errmsg"].endswith(f"as account {kept}") for each in others)
@@ -442,7 +440,7 @@ def test_many_new_accounts_each_get_their_own_token(world: RaceWorld) -> None:
     assert len({world.token(name) for name in names}) == RUNNERS
 
 
-def test_an_event_that_read_an_older_record_does_not_undo_a_newer_one(world: RaceWorld) -> None:
+def test_an_event_with_an_older_record_does_not_undo_a_newer_one(world: RaceWorld) -> None:
     # Given a new account, whose event has read the record and is held up there
     old, new = "wx0000000000000000", "wx1111111111111111"
     for appid in (old, new):
@@ -462,7 +460,7 @@ def test_an_event_that_read_an_older_record_does_not_undo_a_newer_one(world: Rac
     assert {call.account for call in world.wechat.calls} == {new}
 
 
-def test_an_event_that_read_the_record_of_a_deleted_account_does_not_bring_it_back(world: RaceWorld) -> None:
+def test_an_event_with_a_deleted_record_does_not_restore_it(world: RaceWorld) -> None:
     # Given a new account, whose event has read the record and is held up there
     world.wechat.add_app(APPID, SECRET)
     put_parameter(world)
@@ -478,14 +476,14 @@ def test_an_event_that_read_the_record_of_a_deleted_account_does_not_bring_it_ba
     assert world.get(PATH)[0] == 404
 
 
-def test_an_event_of_a_deletion_does_not_drop_what_was_created_meanwhile(world: RaceWorld) -> None:
+def test_a_deletion_event_keeps_what_was_created_meanwhile(world: RaceWorld) -> None:
     # Given a deleted account, whose event has found no record and is held up there
     world.add_account()
     world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
     held = world.hold_aws("dynamodb.GetItem")
     with world.meanwhile(parameter_event()):
         held.wait_until_reached()
-        # When the account is created anew, the event of that has done its work, and then the first goes on
+        # When the account is created again, the event of that has done its work, and then the first goes on
         put_parameter(world)
         world.invoke(parameter_event())
         held.release()
@@ -501,7 +499,7 @@ def readers(world: RaceWorld, number: int) -> list[Callable[[], tuple[int, dict[
 
 
 def report_at_once(world: RaceWorld, token: str) -> list[tuple[int, dict[str, Any]]]:
-    """Many cold readers are told at one moment that the token was refused; status and body of each answer."""
+    """Many cold readers get a report of a refused token at one moment; status and body of each response."""
     reports = [partial(world.report, instance=world.api_instance(), access_token=token) for _ in range(RUNNERS)]
     return world.race(*reports)
 

@@ -71,8 +71,8 @@ def leased(table: Table, now: int = START) -> Credential:
 def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -> Credential | None:
     """Publish a value under the lease."""
     grant = Grant(value, 7200, asked_at)
-    times = {"expires_at": asked_at + 7200, "due_at": asked_at + 6660, "minted_at": asked_at}
-    return table.credentials.publish(held, grant, USAGE, **times)
+    expires_at, due_at = asked_at + 7200, asked_at + 6660
+    return table.credentials.publish(held, grant, USAGE, expires_at=expires_at, due_at=due_at, minted_at=asked_at)
 
 
 def fail(
@@ -102,7 +102,7 @@ def get(table: Table) -> None:
     known = published(table)
     fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
     # When it is read
-    # Then all of it is there; and a credential that nobody keeps is not
+    # Then all of it is there; and a credential that is not kept is absent
     assert table.credentials.get("main", ACCESS_TOKEN) == replace(
         known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
     )
@@ -143,7 +143,7 @@ def of(table: Table) -> None:
     names = [f"a{number}" for number in range(101)]
     for name in names:
         enrolled(table, name)
-    # When all are asked for, and one that nobody keeps
+    # When all are asked for, and one that is not kept
     asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
     found = table.credentials.of(asked)
     # Then those that are kept come; nothing comes of nothing
@@ -226,10 +226,10 @@ def record_failure(table: Table) -> None:
     held = leased(table, DUE)
     # When WeChat refuses
     assert fail(table, held, FAILURE, DUE + 60)
-    # Then it is due again, at no risk, and nobody holds a lease; the value is as it was
+    # Then it is due again, at no risk, and not leased; the value is as it was
     refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
     assert read(table) == refused
-    # And a failure without an answer leaves it at risk, one without an error code is told apart
+    # And a failure without an answer leaves it at risk, one without an error code is distinguished
     held = leased(table, DUE + 60)
     assert fail(table, held, PASSING, DUE + 120, at_risk=True)
     unanswered = replace(
@@ -239,9 +239,9 @@ def record_failure(table: Table) -> None:
     # And a value that must not be served stays so, until it is known that it lives
     held = leased(table, DUE + 120)
     assert table.credentials.begin_forced(held, USAGE, now=DUE + 121)
-    for refused, refused_at in ((True, DUE + 121), (False, None)):
-        assert fail(table, held, PASSING, DUE + 180, refused=refused)
-        marked = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
+    for is_refused, refused_at in ((True, DUE + 121), (False, None)):
+        assert fail(table, held, PASSING, DUE + 180, refused=is_refused)
+        marked: dict[str, Any] = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
         assert read(table) == replace(unanswered, epoch=held.epoch, due_at=DUE + 180, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
@@ -369,7 +369,7 @@ def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
     assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
-    # Then it is told who owns it
+    # Then it gets the owner's name
     assert table.accounts.claim(account("other"), now=START) == "main"
     assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
@@ -401,7 +401,7 @@ def enrol(table: Table) -> None:
     table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
     # Then it stays as it is
     assert read(table) == before
-    # And for another appid, or for none where the record tells none, it begins anew
+    # And for another appid, or for none where the record names none, it begins again
     for app_id in ("wx1", ""):
         table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
         now = read(table)
@@ -431,7 +431,7 @@ def change_kind(table: Table) -> None:
     for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
         table.credentials.change_kind(before, kind, **times)
     # Then only the first has done it
-    changed = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
+    changed: dict[str, Any] = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
 
 
@@ -465,23 +465,23 @@ def set_record_error(table: Table) -> None:
     fail(table, leased(table, DUE), PASSING, DUE + 60)
     table.credentials.set_record_error("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
-    # And what nobody keeps does not begin to exist
+    # And what is not kept does not begin to exist
     for failure in (FAILURE, None):
         table.credentials.set_record_error("other", ACCESS_TOKEN, failure)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_unsent(table: Table) -> None:
-    # Given a failure that others are to be told of, and a renewal that met it when it had not been yet
+    # Given a failure that is to make an event, and a renewal that met it when it had not been yet
     published(table)
     held = leased(table, DUE)
-    told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
-    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    event = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
+    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, event)
     assert written is not None
     assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
     # When it fails, too
     failed = table.credentials.record_failure(
-        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told
+        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=event
     )
     # Then that is no second transition
     assert failed is not None
@@ -499,7 +499,7 @@ def change_unsent(table: Table) -> None:
     assert renewed is not None
     first, second = alerts.waiting(renewed.unsent)
     table.credentials.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
-    # Then only that is gone, and what nobody keeps does not begin to exist
+    # Then only that is gone, and what is not kept does not begin to exist
     assert (read(table).failing_since, read(table).unsent) == (0, second)
     table.credentials.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -550,7 +550,7 @@ def claims(table: Table) -> None:
     others = replace(corp, name="other", secret="other")
     table.accounts.claim(corp, now=START)
     table.accounts.claim(others, now=START)
-    # Then both are found, and nothing of a corp that nobody keeps
+    # Then both are found, and nothing of a corp that is not kept
     assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
     assert table.accounts.claims("ww1") == {}
 

@@ -162,7 +162,7 @@ class Result:
     `calls` fetched a token, `probes` only asked whether it works.
     `without_token`: seconds in which a reader got no token, or one that WeChat did not accept at that second.
     `broken_promises`: of the `promises` (one per reading, unless none was made), those whose token died before their end.
-    `wrongly_promised`: seconds in which somebody still held a promise for a dead token; promises are followed to their
+    `wrongly_promised`: seconds in which a reader still held a promise for a dead token; promises are followed to their
     end, so these seconds may lie behind the last reading.
     """
 
@@ -179,7 +179,7 @@ def run(
 ) -> Result:
     """Let a reader ask every `interval` seconds for `span` seconds; each reading counts for the interval it begins.
 
-    An interval above 1 rounds what becomes of promises to its multiples. `progress` is told the seconds that are over.
+    An interval above 1 rounds what becomes of promises to its multiples. `progress` is given the seconds that are over.
     """
     result = Result()
     clock, wechat = contender.clock, contender.wechat
@@ -227,7 +227,7 @@ DAYS: dict[str, dict[str, Callable[[], Contender]]] = {
 NOTE = f"""
 A reader asks every second; what it gets is a promise: this project's expires_in, or what is left of WeChat's expires_in
 since the bare timer's fetch. A promise is broken when WeChat stops accepting the token before the promise's end; wrongly
-promised are the seconds in which somebody still held such a promise. One failed renewal: when the third comes, WeChat
+promised are the seconds in which a reader still held such a promise. One failed renewal: when the third comes, WeChat
 answers -1 (system busy) for {OUTAGE} seconds.
 """
 

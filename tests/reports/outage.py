@@ -168,7 +168,7 @@ def run(outage: Outage, *, enrolled_after: int = 0, wecom_mints_anew: bool = Fal
             for name, path in CREDENTIALS.items():
                 with meanwhile(clock):
                     status, body = world.get(path)
-                value = body.get("access_token") or body.get("ticket")
+                value = str(body.get("access_token") or body.get("ticket"))
                 if status == 200 and world.wechat.accepts(value):
                     promised[name, value] = max(now + body["expires_in"], promised.get((name, value), 0))
                 else:

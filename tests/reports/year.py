@@ -43,7 +43,7 @@ RETRY = 60
 """Seconds until others than this project try again after a failure."""
 
 RESTART = 10
-"""Seconds from the end of a process that somebody keeps running to its next beginning."""
+"""Seconds from the end of a process that a supervisor keeps running to its next beginning."""
 
 CLIENTS = 10
 
@@ -69,7 +69,7 @@ class Windows:
 
 
 class Armed:
-    """Moments (epoch seconds), each of which strikes once: the next time that somebody asks."""
+    """Moments (epoch seconds), each of which strikes once: the next time that a client asks."""
 
     def __init__(self, moments: Iterable[float]) -> None:
         self._moments = sorted(moments)
@@ -117,7 +117,7 @@ class Faults:
         return moment not in self.busy and moment not in self.unreachable
 
     def unavoidable(self) -> int:
-        """Seconds that a kill costs whoever renews: nobody knows of it before a reader is refused, and nothing can be
+        """Seconds that a kill costs every renewer: none knows of it before a reader is refused, and nothing can be
         done while WeChat does not answer."""
         lost: set[int] = set()
         for kill in self.kills:
@@ -190,7 +190,7 @@ class FaultyWeChat(SimulatedWeChat):
 
 
 class YearClock(Clock):
-    """A clock that lets the world go on while somebody sleeps. `meanwhile` is told the moment at which he wakes."""
+    """A clock that lets the world go on while a caller sleeps. `meanwhile` is given the moment at which the caller wakes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -322,13 +322,13 @@ class BareTimer(_Script):
         return [self._stored]
 
     def refused(self, reading: Reading) -> None:
-        """There is nobody to tell."""
+        """There is no one to report to."""
 
 
 class Loop(_Script):
     """An endless loop: fetch, sleep `expires_in - 200`, after a failure 60 s; the token is in its memory.
 
-    It ends once a week, and when it crashes; it begins anew `RESTART` seconds later.
+    It ends once a week, and when it crashes; it starts again `RESTART` seconds later.
     """
 
     def __init__(self, endpoint: Kind, faults: Faults) -> None:
@@ -359,7 +359,7 @@ class Loop(_Script):
         return [self._memory]
 
     def refused(self, reading: Reading) -> None:
-        """There is nobody to tell."""
+        """There is no one to report to."""
 
 
 class TenClients(_Script):
@@ -412,8 +412,8 @@ class Result:
     """What became of one contender's readers.
 
     `without_token`: seconds, by interval, in which a reader got no token or a dead one while WeChat was reachable.
-    `wrongly_promised`: seconds in which somebody still held a promise for a dead token; `unforced` of these are not due
-    to a kill, which nobody foresees. `fetched` and `checked`: calls that reached WeChat for a token, and to ask whether one
+    `wrongly_promised`: seconds in which a reader still held a promise for a dead token; `unforced` of these are not due
+    to a kill, which cannot be foreseen. `fetched` and `checked`: calls that reached WeChat for a token, and to ask whether one
     works. `promises`: how many were made.
     """
 
@@ -500,7 +500,7 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def run(contender: Contender, faults: Faults, progress: Callable[[float], object] = lambda share: None) -> Result:
-    """Let a contender live through the faults. `progress` is told the share that is over (0 to 1)."""
+    """Let a contender live through the faults. `progress` is given the share that is over (0 to 1)."""
     readers, clock = Readers(contender, faults), contender.clock
     while (moment := min(contender.next_at, readers.next_at)) < START + faults.span:
         # At the same second the contender comes first: a reader asks a moment later.
@@ -524,7 +524,7 @@ CONTENDERS: dict[str, Callable[[Faults], Contender]] = {
 
 NOTE = f"""
 A reader asks every {INTERVAL} s and uses what it gets in that second; a reading counts for the interval that it begins, unless WeChat
-cannot be reached then. Wrongly promised: seconds in which somebody still held a promise (this project's expires_in; what is
+cannot be reached then. Wrongly promised: seconds in which a reader still held a promise (this project's expires_in; what is
 left of WeChat's expires_in with others) for a dead token, followed to its end. "Not by a kill" leaves out promises that ended
 with a kill, even where they would have been broken later anyway. The ten clients promise nothing; their seconds are a client's.
 "Unavoidable": a kill costs the reading that meets it, and those until WeChat answers.
@@ -533,9 +533,9 @@ Faults, at the same moments for all: -1 to every call for 1-10 min, 4 a week; We
 after minting, 3 a month, and a crash between answer and write, 3 a month (each strikes the first fetch after its moment); all live
 tokens killed, 4 a month; at least one of each, however few the days; DynamoDB down for 1-2 min, 2 a month, for this project alone (every other time its reader has just started).
 
-What may favour this project: its clients report a refused token in the same second, the others' cannot tell anybody (the ten
-clients fetch); calls take no time, but for the keeper's own pauses, in which readers go on asking; one reader's instance serves all
-and is warm but for those outages; schedules fire on time; a fetch follows the first report whatever other clients do; neither Lambda nor
+What may favour this project: its clients report a refused token in the same second, the others' have no one to report to (the ten
+clients fetch); calls take no time, except the keeper's own pauses, in which readers go on asking; one reader's instance serves all
+and is warm except after those outages; schedules fire on time; a fetch follows the first report whatever other clients do; neither Lambda nor
 Parameter Store has outages; it is one account. A loop that ends begins again {RESTART} s later, once a week and after a crash; a timer's crashed
 run is not repeated, nor are this project's. The quota is {2000} fetches a day: the ten clients use it up. Where the documentation leaves a
 rule open, the simulated WeChat takes the reading that is harder on keepers: with /cgi-bin/token the last but one token dies at once.

@@ -83,8 +83,8 @@ def _parse(
             raise invalid(f"{what} can only be specified when using expressions")
     used: set[str] = set()
     parsed = {kind: _Parser(kind, text, dict(names or ()), values or (), used).parse() for kind, text in expressions}
-    for what, placeholders in zip(PLACEHOLDERS, (dict(names or ()), values or ()), strict=True):
-        if unused := sorted(set(placeholders) - used):
+    for what, keys in zip(PLACEHOLDERS, ({name for name, _ in names or ()}, set(values or ())), strict=True):
+        if unused := sorted(keys - used):
             raise invalid(f"Value provided in {what} unused in expressions: keys: {{{', '.join(unused)}}}")
     return parsed
 

@@ -24,7 +24,7 @@ class Invariants(Course):
             if value.dies_at < promise.until and self._excuse(promise) is None:
                 self._violate(
                     "promise",
-                    f"{promise.account}/{promise.credential}: told at {promise.told_at:.0f} that it works until "
+                    f"{promise.account}/{promise.credential}: told at {promise.learned_at:.0f} that it works until "
                     f"{promise.until:.0f}, it was minted at {value.minted_at:.0f} and dies at {value.dies_at:.0f}",
                 )
             if promise.until > self.clock.now - 600:
@@ -89,9 +89,9 @@ class Invariants(Course):
     @invariant()
     def no_value_is_told(self) -> None:
         """Invariant 8."""
-        told, logged = self.world.told[self.told_read :], LOGGED[self.logged_read :]
-        self.told_read, self.logged_read = len(self.world.told), len(LOGGED)
-        self._keep_quiet("a summary, health or problem document", "\n".join(told))
+        said, logged = self.world.said[self.said_read :], LOGGED[self.logged_read :]
+        self.said_read, self.logged_read = len(self.world.said), len(LOGGED)
+        self._keep_quiet("a summary, health or problem document", "\n".join(said))
         self._keep_quiet("a log line", "\n".join(logged))
 
     @invariant()

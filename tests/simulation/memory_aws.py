@@ -63,7 +63,7 @@ class MemoryAws:
         }
 
     def lag(self, seconds: float) -> None:
-        """From now on and for so long, indexes and readings that are not consistent tell what they tell now."""
+        """From now on and for so long, indexes and readings that are not consistent return what they return now."""
         self._lagging = {key: dict(item) for key, item in self.items.items()}
         self._lags_until = self._clock() + seconds
 

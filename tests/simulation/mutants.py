@@ -59,8 +59,8 @@ def _failure_ends_the_item(self: Credentials, leased: Any, update: str, values: 
     return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
 
 
-def _lost_answer_is_a_refusal(self: Credentials, *leased: Any, **told: Any) -> bool:
-    return _record_failure(self, *leased, **{**told, "at_risk": False})
+def _lost_response_is_a_refusal(self: Credentials, *leased: Any, **fields: Any) -> Any:
+    return _record_failure(self, *leased, **{**fields, "at_risk": False})
 
 
 def _read_inconsistently(self: Credentials, account: str, name: str) -> Any:
@@ -144,7 +144,7 @@ def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
 MUTANTS = {
     # 1: no promise is broken, and nothing older comes after something newer
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
-    "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
+    "a repeated value gets a full life again": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
     "a credential is not read consistently": Mutant(
         Credentials, "get", _read_inconsistently, ("promise", "order", "dead", "reader")
     ),
@@ -164,7 +164,7 @@ MUTANTS = {
     # 4: failures
     "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("answers",)),
     "a lost answer is taken for a refusal": Mutant(
-        Credentials, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
+        Credentials, "record_failure", _lost_response_is_a_refusal, ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),

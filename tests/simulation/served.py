@@ -95,9 +95,9 @@ class ReaderChecks(WriteChecks):
         value = promise.minted.value
         if value.text in self.wechat.spoiled:
             return "another client or the platform has ended it"
-        if promise.told_at <= self.ended.get(value.text, 0):
+        if promise.learned_at <= self.ended.get(value.text, 0):
             return "an operator has ended it since"
-        if promise.until - promise.told_at <= 1 and promise.told_at - value.dies_at < MARGIN:
+        if promise.until - promise.learned_at <= 1 and promise.learned_at - value.dies_at < MARGIN:
             return "a clock that is behind: at least a second is promised while a value lives"
         key = (promise.account, promise.credential, value.text)
         if key in self.of_unknown_age and promise.until - value.dies_at <= UNKNOWN_AGE_LIFE:

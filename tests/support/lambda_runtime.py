@@ -43,7 +43,7 @@ def build(target: Path, project: Path = PROJECT) -> Path:
     sam = Path(sys.executable).with_name("sam")
     if not sam.exists():
         raise BuildError(f"sam is not installed: {HOW_TO_HAVE_THEM}")
-    command = [sam, "build", "--build-dir", target]
+    command = [str(sam), "build", "--build-dir", str(target)]
     environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -62,7 +62,7 @@ class LambdaRuntime:
         self._log = log
         interpreter: str = getattr(sys, "_base_executable", sys.executable)
         emulator = [
-            Path(sysconfig.get_path("purelib"), _EMULATOR),
+            str(Path(sysconfig.get_path("purelib"), _EMULATOR)),
             "--runtime-interface-emulator-address",
             f"127.0.0.1:{self._port}",
         ]

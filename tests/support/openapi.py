@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from openapi_schema_validator import OAS31Validator
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
@@ -17,7 +17,7 @@ DOCUMENT: dict[str, Any] = yaml.safe_load(
 
 
 def check(route_key: str, answer: Mapping[str, Any]) -> None:
-    """Hold an answer (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
+    """Check a response (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
     method, path = route_key.split()
     if method == "ANY":  # what is served nowhere else: no operation for clients
         validate(json.loads(answer["body"]), {"$ref": "#/components/schemas/WeChatError"})
@@ -51,7 +51,7 @@ def resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
 @cache
 def _validator(schema: str) -> Any:
     closed = _closed(json.loads(json.dumps(DOCUMENT)))
-    registry = Registry().with_resource("urn:document", Resource(contents=closed, specification=DRAFT202012))
+    registry = Registry().with_resource("urn:document", DRAFT202012.create_resource(closed))
     absolute = schema.replace('"#/', '"urn:document#/')
     return OAS31Validator(_closed(json.loads(absolute)), registry=registry)
 

@@ -1,4 +1,4 @@
-"""A whole system to test in one process: the real handlers over a clock that only moves when told, a simulated WeChat,
+"""A whole system to test in one process: the real handlers over a clock that the test moves, a simulated WeChat,
 and AWS by moto (or DynamoDB Local where a test races).
 
     with mock_aws():
@@ -78,7 +78,7 @@ class World:
     it sends, as it begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
     and its answer is still under way. `unreachable`: no connection to WeChat comes about.
     `answered` is called with the route key and the answer of each request.
-    `told` is everything but values that the system has said: summaries, health, problem documents. `sent`: the events that
+    `said` is everything but values that the system has emitted: summaries, health, problem documents. `sent`: the events that
     EventBridge has taken.
     """
 
@@ -93,7 +93,7 @@ class World:
         self.ssm = self._client("ssm")
         create_table(self.dynamodb, table_name)
         self.events: list[Mapping[str, Any]] = []
-        self.told: list[str] = []
+        self.said: list[str] = []
         self.sent: list[dict[str, Any]] = []
         self.secrets: set[str] = set()
         self.before_aws: Callable[[str, bytes], None] | None = None
@@ -130,7 +130,7 @@ class World:
         if self.before_aws:
             self.before_aws(event_name.removeprefix("before-call."), params["body"])
         if event_name == "before-call.eventbridge.PutEvents":
-            self.told.append(params["body"].decode())
+            self.said.append(params["body"].decode())
             entries = json.loads(params["body"])["Entries"]
             self.sent += [{**entry, "Detail": json.loads(entry["Detail"])} for entry in entries]
 
@@ -206,7 +206,7 @@ class World:
         context = _Context(self.clock, ends_at, f":{alias}" if alias else "")
         with self.internet():
             summary = json.dumps((instance or self._refresh)(event, context))
-        self.told.append(summary)
+        self.said.append(summary)
         return json.loads(summary)  # type: ignore[no-any-return]
 
     def get(self, path: str, instance: api.Handler | None = None) -> tuple[int, dict[str, Any]]:
@@ -230,7 +230,7 @@ class World:
         with self.internet():
             answer = (instance or self._api)(event, None)
         if answer["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
-            self.told.append(answer["body"])
+            self.said.append(answer["body"])
         self.answered(event["routeKey"], answer)
         return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
 
@@ -238,6 +238,7 @@ class World:
         self,
         call: str,
         instance: api.Handler | None = None,
+        /,
         *,
         body: str | bytes | None = None,
         content_type: str = "application/json",
@@ -249,11 +250,11 @@ class World:
         with self.internet():
             answer = (instance or self._api)(event, None)
         assert answer["statusCode"] == 200, answer
-        told: dict[str, Any] = json.loads(answer["body"])
-        if told.get("errcode"):
-            self.told.append(answer["body"])
+        reply: dict[str, Any] = json.loads(answer["body"])
+        if reply.get("errcode"):
+            self.said.append(answer["body"])
         self.answered(event["routeKey"], answer)
-        return told
+        return reply
 
     def token(self, name: str = "main") -> str:
         """The access token that the API hands out."""

@@ -1,4 +1,4 @@
-"""The readers' own AWS client: what it signs is held against botocore's signer and AWS's examples, the rest over HTTP."""
+"""The readers' own AWS client: what it signs is checked against botocore's signer and AWS's examples, the rest over HTTP."""
 
 import json
 import ssl
@@ -102,7 +102,7 @@ def _utc(at: int) -> datetime:
 
 @dataclass
 class Service:
-    """A service on this machine that says what it is told to: a status with a body, or nothing before it hangs up."""
+    """A service on this machine that responds as the test wants: a status with a body, or nothing before it hangs up."""
 
     answers: list[tuple[int, bytes] | None] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -115,37 +115,37 @@ class Service:
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    told = Service()
+    service = Service()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            told.connections.add(self.client_address)
+            service.connections.add(self.client_address)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            told.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            answer = told.answers.pop(0) if told.answers else (200, json.dumps(ITEM).encode())
+            service.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            answer = service.answers.pop(0) if service.answers else (200, json.dumps(ITEM).encode())
             if answer is None:
                 self.close_connection = True
                 return
             self.send_response(answer[0])
-            for name, value in told.headers.items():
+            for name, value in service.headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer[1])))
             self.end_headers()
             self.wfile.write(answer[1])
-            self.close_connection = told.hangs_up  # without a word of it before
+            self.close_connection = service.hangs_up  # without a word of it before
 
         def log_message(self, *_: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        told.server = server
-        told.url = f"http://127.0.0.1:{server.server_port}"
+        service.server = server
+        service.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield told
+        yield service
         server.shutdown()
         thread.join()
 
@@ -176,7 +176,7 @@ def test_requests_share_a_connection(service: Service) -> None:
     assert len(service.connections) == 1
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
+def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) -> None:
     # Given a server that hangs up after each answer, as one does while a Lambda is frozen
     service.hangs_up = True
     client = clients.client("dynamodb", environment(service), lambda: NOW)
@@ -272,12 +272,12 @@ def test_only_a_server_that_proves_its_name_is_asked(
     context.load_cert_chain(certificate, key)
     service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
     service.url = service.url.replace("http:", "https:")
-    # When nobody vouches for it, then it is told nothing
+    # When no authority vouches for it, then nothing is sent to it
     http._tls.cache_clear()
     with pytest.raises(UnreachableError):
         ask(service)
     assert service.requests == []
-    # And when somebody does, it answers, over one connection
+    # And when an authority does, it responds, over one connection
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     http._tls.cache_clear()
     client = clients.client("dynamodb", environment(service), lambda: NOW)
@@ -344,9 +344,9 @@ def test_no_error_tells_a_credential(
     service.answers = list(answers) * 2
     with pytest.raises((RefusedError, UnreachableError)) as caught:
         ask(service, **more)
-    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
     for value in ("session-token", "secret-key", "key-id"):
-        assert value not in told
+        assert value not in shown
 
 
 def test_credentials_do_not_show_themselves() -> None:

@@ -1,4 +1,4 @@
-"""infra/docs/deployer-policy.json, held against what AWS's own schemas of the deployed resource types say that they need."""
+"""infra/docs/deployer-policy.json, checked against what AWS's own schemas of the deployed resource types say that they need."""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
-from infra.stack import TEMPLATE, translate
+from infra.stack import TEMPLATE, parse, translate
 from tests.support.tools import needed
 
 PROVIDER_SCHEMA_MANAGER = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER
@@ -50,13 +49,11 @@ def statements() -> list[dict[str, Any]]:
 def types() -> set[str]:
     resources = [*translate()["Resources"].values()]
     for nested in ("egress.yaml", "monitoring.yaml"):
-        resources += yaml_parse((TEMPLATE.parent / "infra/cloudformation" / nested).read_text(encoding="utf-8"))[
-            "Resources"
-        ].values()
+        resources += parse(TEMPLATE.parent / "infra/cloudformation" / nested)["Resources"].values()
     return {resource["Type"] for resource in resources}
 
 
-def needed(resource_type: str) -> Iterator[str]:
+def actions_of(resource_type: str) -> Iterator[str]:
     schema: Any = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource_type).schema
     for operation in ("create", "read", "update", "delete"):
         yield from schema.get("handlers", {}).get(operation, {}).get("permissions", [])
@@ -68,7 +65,7 @@ def test_a_deployer_may_do_what_each_type_needs(resource_type: str) -> None:
 
     missing = {
         action
-        for action in needed(resource_type)
+        for action in actions_of(resource_type)
         if not any(fnmatchcase(action, pattern) for pattern in (*allowed, *NOT_USED))
     }
     assert missing == set()

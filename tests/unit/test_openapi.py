@@ -1,4 +1,4 @@
-"""The OpenAPI document is one, and says what the template routes. What the API answers is held against it in all tests."""
+"""The OpenAPI document is one, and says what the template routes. What the API returns is checked against it in all tests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def test_only_calls_in_wechats_format_need_no_signature() -> None:
     assert unsigned == {path for path in DOCUMENT["paths"] if path.startswith("/cgi-bin/")}
 
 
-def test_each_operation_has_a_name_of_its_own_for_generated_clients() -> None:
+def test_each_operation_has_a_unique_id_for_generated_clients() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
     assert len(set(names)) == len(names)
 

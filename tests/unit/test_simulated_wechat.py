@@ -110,7 +110,7 @@ def test_a_token_lives_7200_seconds(wechat: SimulatedWeChat, clock: Clock, secon
     [(0, 299, True), (0, 300, False), (6600, 299, True), (6600, 300, False), (7100, 99, True), (7100, 100, False)],
     ids=lambda value: str(value),
 )
-def test_the_previous_token_works_300_seconds_more_but_not_past_its_expiry(
+def test_the_previous_token_works_300_seconds_within_its_expiry(
     wechat: SimulatedWeChat, clock: Clock, renewed_after: int, then: int, works: bool
 ) -> None:
     # Given a token that was renewed
@@ -195,13 +195,13 @@ def test_the_ip_whitelist_names_the_address_to_add(
     wechat.add_app(APPID, SECRET, ip_whitelist=whitelist)
     # When 8.149.1.2 asks
     answer = token(wechat, remote_addr="8.149.1.2")
-    # Then it is let in, or told which address is missing
+    # Then it is let in, or the error names the address that is missing
     assert answer.get("errcode") == errcode
     if errcode:
         assert "invalid ip 8.149.1.2 ipv6 ::ffff:8.149.1.2, not in whitelist rid: " in answer["errmsg"]
 
 
-def test_the_daily_quota_is_per_app_and_begins_anew_at_midnight_in_beijing(clock: Clock) -> None:
+def test_the_daily_quota_is_per_app_and_resets_at_midnight(clock: Clock) -> None:
     # Given an app that used up its quota a second before midnight, and another app
     wechat = SimulatedWeChat(clock)
     wechat.add_app(APPID, SECRET, daily_quota=2)
@@ -217,7 +217,7 @@ def test_the_daily_quota_is_per_app_and_begins_anew_at_midnight_in_beijing(clock
     assert "access_token" in token(wechat)
 
 
-def test_only_the_new_secret_is_taken_after_a_change_and_live_tokens_go_on(wechat: SimulatedWeChat) -> None:
+def test_a_changed_secret_replaces_the_old_and_keeps_live_tokens(wechat: SimulatedWeChat) -> None:
     # Given live tokens of an app and of a WeCom app
     values = [token(wechat)["access_token"], corp_token(wechat)["access_token"]]
     # When both secrets change
@@ -259,7 +259,7 @@ def test_a_stable_token_is_repeated_until_its_last_300_seconds(
     assert (again["access_token"] != first["access_token"]) is renewed
 
 
-def test_a_stable_token_renewed_near_its_end_works_until_its_expiry(wechat: SimulatedWeChat, clock: Clock) -> None:
+def test_a_replaced_stable_token_works_until_its_expiry(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given a stable token renewed with 270 seconds left
     old = stable_token(wechat)["access_token"]
     clock.now += 6930
@@ -300,7 +300,7 @@ def test_a_forced_refresh_kills_the_previous_token_at_once(wechat: SimulatedWeCh
 
 
 @pytest.mark.parametrize(("seconds_later", "refreshed"), [(0, False), (29, False), (30, True)])
-def test_forced_refreshes_are_30_seconds_apart_or_repeat_the_token(
+def test_a_forced_refresh_within_30_seconds_repeats_the_token(
     wechat: SimulatedWeChat, clock: Clock, seconds_later: int, refreshed: bool
 ) -> None:
     # Given a forced refresh
@@ -331,7 +331,7 @@ def test_twenty_forced_refreshes_a_day(wechat: SimulatedWeChat, clock: Clock) ->
 
 
 @pytest.mark.parametrize("body", [b"", b"appid=wx&secret=s", b"[1]", b"\xff\xfe"])
-def test_a_stable_token_request_that_is_no_json_object_is_refused(wechat: SimulatedWeChat, body: bytes) -> None:
+def test_a_stable_token_request_without_a_json_object_is_refused(wechat: SimulatedWeChat, body: bytes) -> None:
     # Given / When a body is not what the endpoint reads
     answer = json.loads(wechat.answer("POST", "/cgi-bin/stable_token", {}, body).body)
     # Then it says so
@@ -339,9 +339,7 @@ def test_a_stable_token_request_that_is_no_json_object_is_refused(wechat: Simula
 
 
 @pytest.mark.parametrize("value", [None, 5, ["wx"], {"a": 1}, True])
-def test_a_stable_token_request_with_an_appid_that_is_no_string_has_none(
-    wechat: SimulatedWeChat, value: object
-) -> None:
+def test_a_stable_token_appid_that_is_no_string_counts_as_none(wechat: SimulatedWeChat, value: object) -> None:
     # Given / When the appid is of another JSON type / Then it counts as missing
     assert stable_token(wechat, appid=value)["errcode"] == 41002
 
@@ -349,9 +347,7 @@ def test_a_stable_token_request_with_an_appid_that_is_no_string_has_none(
 # WeCom
 
 
-def test_wecom_repeats_a_token_with_what_remains_and_always_gives_an_errcode(
-    wechat: SimulatedWeChat, clock: Clock
-) -> None:
+def test_wecom_repeats_a_token_and_always_gives_an_errcode(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given a WeCom token
     first = corp_token(wechat)
     assert (first["errcode"], first["errmsg"], first["expires_in"]) == (0, "ok", 7200)
@@ -363,7 +359,7 @@ def test_wecom_repeats_a_token_with_what_remains_and_always_gives_an_errcode(
     assert corp_token(wechat)["access_token"] != first["access_token"]
 
 
-def test_wecom_by_the_other_reading_mints_anew_and_kills_the_one_before(clock: Clock) -> None:
+def test_wecom_may_mint_again_and_invalidate_the_previous_token(clock: Clock) -> None:
     # Given a WeCom that mints at each call
     wechat = SimulatedWeChat(clock, wecom_mints_anew=True)
     wechat.add_corp_app(CORPID, CORP_SECRET)
@@ -406,9 +402,7 @@ def test_wecom_refuses_wrong_credentials(
     assert "from ip: 127.0.0.1" in answer["errmsg"]
 
 
-def test_two_thousand_failing_calls_within_an_hour_block_the_caller_for_an_hour(
-    wechat: SimulatedWeChat, clock: Clock
-) -> None:
+def test_2000_failing_calls_within_an_hour_block_the_caller(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given 1999 failing calls of one address
     for _ in range(1999):
         corp_token(wechat, "wrong", remote_addr="8.8.8.8")
@@ -424,7 +418,7 @@ def test_two_thousand_failing_calls_within_an_hour_block_the_caller_for_an_hour(
     assert corp_token(wechat, remote_addr="8.8.8.8")["errcode"] == 0
 
 
-def test_failing_calls_spread_over_more_than_an_hour_do_not_block(wechat: SimulatedWeChat, clock: Clock) -> None:
+def test_failing_calls_over_more_than_an_hour_do_not_block(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given / When a call fails every two seconds, 1800 an hour
     for _ in range(4000):
         corp_token(wechat, "wrong")
@@ -437,7 +431,7 @@ def test_failing_calls_spread_over_more_than_an_hour_do_not_block(wechat: Simula
 
 
 @pytest.mark.parametrize("kind", ["jsapi", "wx_card"])
-def test_a_ticket_is_repeated_with_a_full_expires_in_until_it_dies(
+def test_a_ticket_is_repeated_with_a_full_life_until_it_expires(
     wechat: SimulatedWeChat, clock: Clock, kind: str
 ) -> None:
     # Given a ticket
@@ -475,7 +469,7 @@ def test_an_unknown_ticket_type_is_refused(wechat: SimulatedWeChat) -> None:
     assert ticket(wechat, token(wechat)["access_token"], "agent_config")["errcode"] == 40097
 
 
-def test_apps_of_a_corp_share_its_jsapi_ticket_and_have_their_own_agent_ticket(wechat: SimulatedWeChat) -> None:
+def test_apps_of_a_corp_share_its_jsapi_ticket_only(wechat: SimulatedWeChat) -> None:
     # Given the tokens of two apps of a corp
     tokens = [corp_token(wechat, secret)["access_token"] for secret in (CORP_SECRET, OTHER_CORP_SECRET)]
     # When each fetches both tickets
@@ -500,7 +494,7 @@ def test_a_wecom_app_gets_100_tickets_an_hour(wechat: SimulatedWeChat, clock: Cl
 # whether a token is good
 
 
-def test_a_good_token_gets_the_addresses_and_only_wecom_adds_an_errcode(wechat: SimulatedWeChat) -> None:
+def test_a_valid_token_gets_addresses_only_wecom_adds_an_errcode(wechat: SimulatedWeChat) -> None:
     # Given good tokens / When they are tried / Then both get addresses, each in its platform's form
     assert domain_ips(wechat, token(wechat)["access_token"]).keys() == {"ip_list"}
     wecom = domain_ips(wechat, corp_token(wechat)["access_token"])
@@ -587,7 +581,7 @@ def test_long_dead_tokens_are_forgotten(wechat: SimulatedWeChat, clock: Clock) -
 # faults
 
 
-def test_each_next_call_meets_one_fault_in_order_and_then_all_is_well(wechat: SimulatedWeChat) -> None:
+def test_each_next_call_meets_one_fault_in_order_then_none(wechat: SimulatedWeChat) -> None:
     # Given two queued faults
     wechat.fail("/cgi-bin/token", Fault.error(-1), Fault.error(45009, "used up"))
     # When three calls come
@@ -599,7 +593,7 @@ def test_each_next_call_meets_one_fault_in_order_and_then_all_is_well(wechat: Si
 
 
 def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat) -> None:
-    # Given a fault for one account on each endpoint that can tell the account
+    # Given a fault for one account on each endpoint that sees the account
     wechat.add_app("wx-other", SECRET)
     live, other = token(wechat)["access_token"], token(wechat, appid="wx-other")["access_token"]
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/ticket/getticket"):
@@ -613,7 +607,7 @@ def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat)
 
 
 def test_a_fault_for_a_path_that_is_not_simulated_is_a_mistake(wechat: SimulatedWeChat) -> None:
-    # Given / When a path is misspelt / Then the test that did it hears of it
+    # Given / When a path is misspelt / Then the test that did it fails
     with pytest.raises(ValueError, match="not simulated"):
         wechat.fail("/cgi-bin/tokens", Fault.error(-1))
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 from werkzeug.test import Client
 
 from infra.local.local_stack import gateway
-from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from infra.stack import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
 from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
 
@@ -270,7 +269,7 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
     (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    # Then each route that needs no signature has limits of its own, and the catch-all the lowest
     assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
     assert sum(rates.values()) == 285
     others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
@@ -416,7 +415,7 @@ def test_a_changed_account_parameter_reaches_the_refresher() -> None:
     assert target["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
 
 
-def test_what_fails_for_good_ends_in_the_encrypted_dead_letter_queue(template: Template) -> None:
+def test_final_failures_go_to_the_encrypted_dead_letter_queue(template: Template) -> None:
     (events,) = of_type(template, "AWS::Lambda::EventInvokeConfig").values()
     assert events["FunctionName"] == {"Ref": "RefreshFunction"}
     assert events["DestinationConfig"]["OnFailure"]["Destination"] == DEAD_LETTERS
@@ -457,7 +456,7 @@ def test_the_table(template: Template) -> None:
     ]
 
 
-def test_the_table_outlives_its_stack_and_mistakes_and_does_not_hinder_the_next(template: Template) -> None:
+def test_the_table_outlives_its_stack_and_never_blocks_the_next(template: Template) -> None:
     resource, table = template["Resources"]["TokenTable"], properties(template, "TokenTable")
 
     assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
@@ -556,8 +555,8 @@ def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> Non
     mapping = properties(template, "NotifyFunctionQueue")
 
     assert rule["EventPattern"]["source"] == [{"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}]
-    told = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
-    assert set(rule["EventPattern"]["detail-type"]) == told
+    sent = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
+    assert set(rule["EventPattern"]["detail-type"]) == sent
     assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
     assert mapping["MaximumBatchingWindowInSeconds"] <= 60
     assert mapping["BatchSize"] >= 100  # a storm is one message
@@ -632,7 +631,7 @@ def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
     assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": [KEY, ""]}]}
 
 
-def test_a_key_of_ones_own_encrypts_all_that_is_kept_and_without_one_aws_does(template: Template) -> None:
+def test_a_customer_key_encrypts_all_stored_data_else_aws_does(template: Template) -> None:
     # When
     chosen = translate({"KmsKeyArn": KEY})
 
@@ -676,7 +675,7 @@ def test_the_reader_uses_ones_own_key_through_the_table_only() -> None:
     assert set(statement["Condition"]["StringEquals"]["kms:ViaService"]) == {"dynamodb.us-east-1.amazonaws.com"}
 
 
-def test_only_schedules_of_this_aws_account_may_use_the_schedules_role(template: Template) -> None:
+def test_only_schedules_of_this_aws_account_may_use_their_role(template: Template) -> None:
     role = properties(template, "SchedulesRole")
 
     (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
@@ -760,7 +759,7 @@ def vpc_of(template: Template) -> Any:
     return properties(deployed(template), "RefreshFunction").get("VpcConfig")
 
 
-def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
+def test_only_the_refresher_enters_existing_subnets_on_request() -> None:
     template = translate({"EgressMode": "existing", "SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"})
 
     assert vpc_of(template) == {
@@ -787,7 +786,7 @@ def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: s
     # Given
     template, egress = translate({"EgressMode": mode}), egress_of(mode)
 
-    # Then the function goes there, and the address is told
+    # Then the function goes there, and the address is an output
     assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
         "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],
@@ -855,7 +854,7 @@ def test_there_is_exactly_one_instance_for_30_days_at_most() -> None:
     assert set(resource["DependsOn"]) == {"InstanceAddressAssociation", "PublicRoute", "PublicSubnetRoutes"}
 
 
-def test_the_instance_has_no_role_no_way_in_and_an_encrypted_disk() -> None:
+def test_the_instance_has_no_role_no_ingress_and_encrypted_disk() -> None:
     data = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]
 
     assert not {"IamInstanceProfile", "KeyName", "SecurityGroupIds"} & set(data)
@@ -917,7 +916,7 @@ def test_a_zone_and_an_address_are_told_by_their_names(
 
 
 def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
-    parameters = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]
+    parameters = parse(TEMPLATE)["Parameters"]
 
     described = parameters["EgressMode"]["Description"]
     assert "managed - a fixed address, about 36.50 USD a month" in described
@@ -927,7 +926,7 @@ def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
 
 @pytest.mark.parametrize("address", ["", "ops@example.com"])
 def test_an_alarm_address_is_an_address_or_nothing(address: str) -> None:
-    pattern = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]["AlarmEmail"]["AllowedPattern"]
+    pattern = parse(TEMPLATE)["Parameters"]["AlarmEmail"]["AllowedPattern"]
 
     assert re.fullmatch(pattern, address)
     for wrong in ("ops", "ops@", "a b@example.com", "@example.com"):

@@ -307,7 +307,7 @@ def test_each_errcode_calls_for_something(
     # When a token endpoint refuses
     answer(internet, json.dumps({"errcode": errcode, "errmsg": "some reason rid: 617682e0-09059ac5"}))
     error = refused(wechat)
-    # Then the error tells its class, WeChat's own words with the rid, and what to do; nothing was minted
+    # Then the error has its class, WeChat's own words with the rid, and what to do; nothing was minted
     assert (error.failure_class, error.errcode) == (failure_class, errcode)
     assert error.errmsg == "some reason rid: 617682e0-09059ac5"
     assert error.remedy
@@ -315,9 +315,7 @@ def test_each_errcode_calls_for_something(
 
 
 @pytest.mark.parametrize("errcode", [40001, 40014, 42001])
-def test_on_a_call_that_carries_a_token_it_is_the_token_that_is_refused(
-    wechat: WeChat, internet: Internet, errcode: int
-) -> None:
+def test_an_error_on_a_call_with_a_token_refers_to_the_token(wechat: WeChat, internet: Internet, errcode: int) -> None:
     answer(internet, json.dumps({"errcode": errcode, "errmsg": "invalid credential"}))
     error = refused(wechat, FETCHES["ticket"])
     assert (error.failure_class, error.errcode) == (FailureClass.CREDENTIAL, errcode)
@@ -400,7 +398,7 @@ BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
 
 
 @pytest.mark.parametrize(("body", "status"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_what_is_not_wechats_answer_is_a_failure_of_unknown_outcome(
+def test_a_response_not_from_wechat_leaves_the_outcome_unknown(
     wechat: WeChat, internet: Internet, body: str | bytes, status: int
 ) -> None:
     # When something else comes than one of WeChat's answers
@@ -745,7 +743,7 @@ def test_a_probe_is_repeated_no_more_than_once(wechat: WeChat, internet: Interne
     assert len(internet.calls) == (2 if with_session else 1)
 
 
-def test_a_probe_that_got_an_answer_or_none_in_time_is_not_repeated(
+def test_a_probe_is_not_repeated_after_a_response_or_a_timeout(
     wechat: WeChat, internet: Internet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with wechat.probe_session() as session:

@@ -82,7 +82,7 @@ class TokenAdapter(HTTPAdapter):
 
 
 def _rewind(request: requests.PreparedRequest) -> bool:
-    """Make the body ready to be sent again; tells whether it can be."""
+    """Make the body ready to be sent again; returns whether it can be."""
     if request.body is None or isinstance(request.body, bytes | str):
         return True
     if not isinstance(request._body_position, int):

@@ -21,7 +21,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class News:
-    """One event, as far as people are told of it."""
+    """One event, as far as people get to read it."""
 
     event_type: str
     detail: Mapping[str, Any]

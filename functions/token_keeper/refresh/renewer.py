@@ -36,7 +36,7 @@ DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be re
 
 
 class _NoTokenError(WeChatError):
-    """There is no token to ask for a ticket with; others are told of that as the token's failure."""
+    """There is no token to ask for a ticket with; the event is that of the token's failure."""
 
 
 @dataclass

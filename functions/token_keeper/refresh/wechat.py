@@ -377,7 +377,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
-    # What is not printable could steer the terminal of someone who reads it; and half a surrogate pair, which JSON can
+    # What is not printable could steer the terminal of an operator who reads it; and half a surrogate pair, which JSON can
     # hold, fits in no log line. It goes first, so that no secret stands there in one piece because of it.
     message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):

@@ -1,7 +1,7 @@
 """`uv run python -m tests.reports.benchmark`: how fast readers start and answer in the real Lambda runtime, ours and others.
 
 It builds the project, runs each contender in a fresh runtime in turn, several times over, against DynamoDB Local, and
-prints minimum, median and maximum with their ratios. All figures are this machine's: only ratios travel. Nobody speaks TLS
+prints minimum, median and maximum with their ratios. All figures are this machine's: only ratios travel. None speaks TLS
 here, which makes the contenders' first answers equally too fast.
 """
 
@@ -112,7 +112,7 @@ def main() -> None:
                     contender.run(environment, accounts, Path(directory, "log"))
                     progress.advance(task)
         sizes = {name: zipped(built / name, Path(directory)) for name in ("ApiFunction", "RefreshFunction")}
-    tell(console, {contender.name: contender for contender in contenders}, asked.rounds, asked.reads)
+    show(console, {contender.name: contender for contender in contenders}, asked.rounds, asked.reads)
     for name, size in sizes.items():
         console.print(f"zip of {name}: {size / 1e6:.2f} MB")
 
@@ -130,8 +130,8 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
             assert enrolled is not None
             leased = kept.credentials.take_lease(task_of(enrolled), now=now, until=now + 60)
             assert leased is not None
-            times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
-            kept.credentials.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
+            grant = Grant("t" * 512, 7200, now)
+            kept.credentials.publish(leased, grant, Usage(), expires_at=now + 7200, due_at=now + 6660, minted_at=now)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",
@@ -147,7 +147,7 @@ def zipped(code: Path, directory: Path) -> int:
     return Path(shutil.make_archive(str(directory / code.name), "zip", code)).stat().st_size
 
 
-def tell(console: Console, contenders: Mapping[str, Contender], rounds: int, reads: int) -> None:
+def show(console: Console, contenders: Mapping[str, Contender], rounds: int, reads: int) -> None:
     """Print the figures and what was aimed at."""
     printed = Printed(
         title=f"milliseconds: min / median / max of {rounds} cold starts, {reads} reads of each kind after each"

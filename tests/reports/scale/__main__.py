@@ -227,7 +227,7 @@ class Deployment:
         instance = self._idle.pop() if self._idle else self._start()
         began = time.monotonic()
         try:
-            told: dict[str, Any] = instance.ask({"event": {"wake": wake}, "ahead": self._ahead}, TIMEOUT)
+            reply: dict[str, Any] = instance.ask({"event": {"wake": wake}, "ahead": self._ahead}, TIMEOUT)
         except TimeoutError:
             self.megabytes = max(self.megabytes, instance.megabytes)
             self._all.remove(instance)
@@ -235,7 +235,7 @@ class Deployment:
             return {"error": "timed out", "seconds": TIMEOUT}
         self.megabytes = max(self.megabytes, instance.megabytes)
         self._idle.append(instance)
-        return told | {"seconds": time.monotonic() - began}
+        return reply | {"seconds": time.monotonic() - began}
 
     def _start(self) -> Instance:
         instance = Instance(self._environment)
@@ -285,12 +285,12 @@ class Deployment:
                 finished, _ = wait(running, timeout=max(min(next_at, 2.0), 0.0), return_when=FIRST_COMPLETED)
                 for one in finished:
                     wake, retried = running.pop(one)
-                    told = one.result()
-                    measured.longest = max(measured.longest, told["seconds"])
-                    measured.processor += told.get("cpu", 0.0)
-                    self.largest_summary = max(self.largest_summary, told.get("bytes", 0))
-                    if "error" in told:
-                        measured.errors[told["error"]] += 1
+                    reply = one.result()
+                    measured.longest = max(measured.longest, reply["seconds"])
+                    measured.processor += reply.get("cpu", 0.0)
+                    self.largest_summary = max(self.largest_summary, reply.get("bytes", 0))
+                    if "error" in reply:
+                        measured.errors[reply["error"]] += 1
                         if retried and not over:
                             heappush(upcoming, (self.now() + RETRY_AFTER, -1, wake, None, False))
                 over = look() or over

@@ -42,8 +42,8 @@ def main(timeout: float) -> None:
         message = json.loads(line)
         ahead = message["ahead"]
         began = time.process_time()
-        told = _invoke(lambda: handler(message["event"], Context(timeout)))  # noqa: B023
-        answer(told | {"cpu": time.process_time() - began})
+        result = _invoke(lambda: handler(message["event"], Context(timeout)))  # noqa: B023
+        answer(result | {"cpu": time.process_time() - began})
 
 
 def _invoke(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

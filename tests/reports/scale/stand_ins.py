@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -218,7 +219,7 @@ def _number(item: Item, name: str) -> int:
     return int(item[name]["N"])
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answering: Answering) -> None:
+async def _serve(answering: Answering, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
         while True:
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
@@ -238,13 +239,8 @@ async def _main(accounts: int, wechat_delay: float, certificate: Path) -> None:
     tls.load_cert_chain(certificate)
     ports = []
     for answering, context in ((stand_ins.wechat, tls), (stand_ins.aws, None)):
-        server = await asyncio.start_server(
-            lambda reader, writer, answering=answering: _serve(reader, writer, answering),
-            "127.0.0.1",
-            0,
-            ssl=context,
-            backlog=1000,
-        )
+        serve = partial(_serve, answering)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context, backlog=1000)
         ports.append(server.sockets[0].getsockname()[1])
     _say({"wechat_url": f"https://127.0.0.1:{ports[0]}", "aws_url": f"http://127.0.0.1:{ports[1]}"})
 

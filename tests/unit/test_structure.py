@@ -1,4 +1,4 @@
-"""What is loaded: by the readers nothing that costs a cold start more than they do, by an operator's commands no emulator."""
+"""How the project is made: what its programs load (a cold start pays for each import), and how its tests are named."""
 
 import ast
 import subprocess
@@ -33,7 +33,7 @@ def test_the_reader_loads_nothing_heavy() -> None:
 
 
 def test_an_operators_commands_load_no_emulator() -> None:
-    # When all that the commands load is loaded, but for those of `local`
+    # When all that the commands load is loaded, except those of `local`
     listed = "import sys; import infra.cli.doctor, infra.cli.operations; print(*sys.modules)"
     environment = {"PYTHONPATH": f"{FUNCTIONS}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", listed], env=environment, capture_output=True, text=True, check=True)
@@ -58,3 +58,12 @@ def test_a_functions_package_imports_no_other_functions() -> None:
         }
         # Then they are of its own package or the ground, and the ground imports of no package
         assert imported & owned <= {owner}, file
+
+
+def test_test_names_have_at_most_60_characters() -> None:
+    files = (ROOT / "tests").rglob("*.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+
+    assert names
+    assert [name for name in names if len(name) > 60] == []
