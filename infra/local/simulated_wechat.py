@@ -134,7 +134,7 @@ class Fault:
 
     @classmethod
     def malformed(cls, body: bytes = b"null") -> Self:
-        """Carried out, and this comes instead of WeChat's answer, with HTTP 200."""
+        """Carried out, and this comes instead of WeChat's response, with HTTP 200."""
         return cls(body=body)
 
     @classmethod

@@ -827,7 +827,7 @@ def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) ->
     world.add_account(endpoint="stable_token")
     token = world.token()
     world.clock.sleep(60)
-    # When an operator replaces it, and WeChat's answers get lost
+    # When an operator replaces it, and WeChat's responses get lost
     world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 2)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     world.restart()

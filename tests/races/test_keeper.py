@@ -341,7 +341,7 @@ def test_an_account_dropped_while_it_is_renewed_stays_dropped(world: RaceWorld) 
     held = world.slow_wechat.hold_answer()
     with world.meanwhile(GUARD) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted, and then WeChat's answer arrives
+        # When the account is deleted, and then WeChat's response arrives
         world.delete_parameter("main")
         held.release()
         # Then nothing is published
@@ -363,7 +363,7 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     held = world.slow_wechat.hold_answer()
     with world.meanwhile(parameter_event()) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted and created again, and then WeChat's answer arrives
+        # When the account is deleted and created again, and then WeChat's response arrives
         world.delete_parameter("main")
         (new,) = renewed([world.add_account()])
         held.release()
@@ -380,7 +380,7 @@ def test_an_appid_changed_during_a_renewal_gets_its_own_token(world: RaceWorld) 
     held = world.slow_wechat.hold_answer()
     with world.meanwhile(GUARD) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account's record names another appid, and then WeChat's answer arrives
+        # When the account's record names another appid, and then WeChat's response arrives
         (new,) = renewed([world.add_account(appid="wx1111111111111111")])
         held.release()
         # Then the token of the old appid is not handed out

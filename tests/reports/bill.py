@@ -32,7 +32,7 @@ READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0
 """Assumed billed run time. A renewal: a call to WeChat of 0.5 s, 16 at a time, takes 0.03 of its function's."""
 
 PROBE_CALL_SECONDS, CALLS_AT_A_TIME, PROBE_CPU_SECONDS = 0.15, KEPT_CONNECTIONS, 0.0025
-"""Assumed for a probe's question about one token: WeChat's answer, how many are under way at a time, and the processor's work at
+"""Assumed for a probe's question about one token: WeChat's response, how many are under way at a time, and the processor's work at
 the share that 1024 MB get, which is done one after the other."""
 
 RENEWED_IN_FIVE_MINUTES = 13_000

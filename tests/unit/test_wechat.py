@@ -121,7 +121,7 @@ def answer(internet: Internet, body: str | bytes, status: int = 200, headers: Ma
 
 
 def granted(value: str = "v", expires_in: int = 7200) -> str:
-    """WeChat's answer with a token and a ticket, of which each call takes its own."""
+    """WeChat's response with a token and a ticket, of which each call takes its own."""
     return json.dumps({"access_token": value, "ticket": value, "expires_in": expires_in})
 
 
@@ -401,7 +401,7 @@ BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
 def test_a_response_not_from_wechat_leaves_the_outcome_unknown(
     wechat: WeChat, internet: Internet, body: str | bytes, status: int
 ) -> None:
-    # When something else comes than one of WeChat's answers
+    # When something else comes than one of WeChat's responses
     answer(internet, body, status=status)
     error = refused(wechat)
     # Then it is to be tried again, and a token may have been minted

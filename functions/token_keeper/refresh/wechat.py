@@ -36,7 +36,7 @@ KEPT_CONNECTIONS = 50
 """Idle connections to one host that a `Session` keeps: more threads than that do not probe."""
 
 ANSWER_LIMIT = 64 * 1024
-"""Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
+"""Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's response."""
 
 LONGEST_LIFE = 86400
 """Seconds. WeChat documents "within 7200, may change"; an answer that claims more than a day is not believed."""
@@ -191,7 +191,7 @@ class WeChat:
         if errcode != 0:
             raise _refusal(errcode, answer.get("errmsg"), call)
         if not isinstance(answer.get("ip_list"), list):
-            raise _no_answer("WeChat's answer holds no ip_list")
+            raise _no_response("WeChat's response holds no ip_list")
         return True
 
     def _token_call(self, account: Account, kind: Kind, force: bool) -> _Call:
@@ -211,13 +211,13 @@ class WeChat:
             raise _refusal(errcode, answer.get("errmsg"), call)
         value, expires_in = answer.get(call.value), _whole_number(answer.get("expires_in"))
         if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
-            raise _no_answer(f"WeChat's answer holds no usable {call.value}")
+            raise _no_response(f"WeChat's response holds no usable {call.value}")
         if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
-            raise _no_answer("WeChat's answer holds no usable expires_in")
+            raise _no_response("WeChat's response holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
 
 
-def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
+def _no_response(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
@@ -336,16 +336,18 @@ def _send(call: _Call, kept: Session | None = None) -> bytes:
     else:
         if status == 200 and len(body) <= ANSWER_LIMIT:
             return body
-        failure = _no_answer(f"HTTP {status} instead of WeChat's answer" if status != 200 else "the answer is too long")
+        failure = _no_response(
+            f"HTTP {status} instead of WeChat's response" if status != 200 else "the response is too long"
+        )
     raise failure
 
 
 def _transport_failure(error: HTTPError) -> WeChatError:
     if isinstance(error, NewConnectionError):
         reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
-        return _no_answer(f"WeChat could not be reached ({reason})", outcome_known=True)
+        return _no_response(f"WeChat could not be reached ({reason})", outcome_known=True)
     kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
-    errmsg = f"the connection broke before WeChat's answer was complete ({type(error).__name__})"
+    errmsg = f"the connection broke before WeChat's response was complete ({type(error).__name__})"
     return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
@@ -355,7 +357,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         answer = None  # the exception holds the body; it must not become the context of ours
     if not isinstance(answer, dict):
-        raise _no_answer("WeChat's answer is not a JSON object")
+        raise _no_response("WeChat's response is not a JSON object")
     return answer
 
 
@@ -363,7 +365,7 @@ def _errcode(answer: Mapping[str, Any]) -> int:
     """0 where there is none."""
     errcode = 0 if answer.get("errcode") is None else _whole_number(answer["errcode"])
     if errcode is None:
-        raise _no_answer("WeChat's answer holds an errcode that is no number")
+        raise _no_response("WeChat's response holds an errcode that is no number")
     return errcode
 
 
