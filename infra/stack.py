@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
+import yaml
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.yaml_helper import intrinsics_multi_constructor  # type: ignore[import-untyped]
 
 TEMPLATE = Path(__file__).parent.parent / "template.yaml"
 
@@ -49,7 +51,15 @@ def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-
     Parameters (the given ones, else their defaults), the region, its partition and its URL suffix are filled in.
     The functions hold a line instead of their code, which SAM wants in S3 and which does not run from here.
     """
-    template = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))
+    template: Template = json.loads(_translated(frozenset((parameters or {}).items()), region))
+    return template
+
+
+@cache
+def _translated(given: frozenset[tuple[str, str]], region: str) -> str:
+    """The translated template as JSON, of which each caller makes a copy of its own."""
+    parameters = dict(given)
+    template = parse(TEMPLATE)
     del template["Globals"]["Function"]["CodeUri"]
     for resource in template["Resources"].values():
         if resource["Type"] == "AWS::Serverless::Function":
@@ -58,11 +68,22 @@ def translate(parameters: Mapping[str, str] | None = None, *, region: str = "us-
     session = boto3.Session(region_name=region)
     # No map of managed policies: the template names none of them the way that SAM would look up in IAM.
     translator = Translator({}, Parser(), boto_session=session)
-    translated = translator.translate(template, dict(parameters or {}))
+    translated = translator.translate(template, parameters)
     translator.metrics.publish()  # to nowhere; otherwise it warns of them at some later time
-    known = {**defaults, **(parameters or {}), **_of_region(region)}
-    filled: Template = _fill_in(translated, known)
-    return filled
+    return json.dumps(_fill_in(translated, {**defaults, **parameters, **_of_region(region)}))
+
+
+class _Loader(yaml.CSafeLoader):
+    """libyaml's parser, which takes a tenth of the time of the one in Python that SAM uses; and CloudFormation's tags."""
+
+
+_Loader.add_multi_constructor("!", intrinsics_multi_constructor)
+
+
+def parse(template: Path) -> Template:
+    """Read a template in YAML; the short forms of CloudFormation's functions become the long ones."""
+    parsed: Template = yaml.load(template.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is safe
+    return parsed
 
 
 def nested(template: Template, logical_id: str, *, region: str = "us-east-1") -> Template:
@@ -71,12 +92,13 @@ def nested(template: Template, logical_id: str, *, region: str = "us-east-1") ->
     Parameters that are decided by the outer stack's resources stay references.
     """
     stack = template["Resources"][logical_id]["Properties"]
-    inner = yaml_parse((TEMPLATE.parent / stack["TemplateURL"]).read_text(encoding="utf-8"))
+    inner = parse(TEMPLATE.parent / stack["TemplateURL"])
     passed = {name: value for name, value in stack.get("Parameters", {}).items() if isinstance(value, str)}
     filled: Template = _fill_in(inner, {**passed, **_of_region(region)})
     return filled
 
 
+@cache
 def _of_region(region: str) -> dict[str, str]:
     partition = boto3.Session().get_partition_for_region(region)
     suffix = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"

@@ -3,30 +3,14 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
-from typing import Any
-from unittest.mock import patch
 
 import pytest
-from botocore.loaders import JSONFileLoader
+
+import infra.local  # noqa: F401 - with it botocore parses each description once
 
 # Workers, and the programs that tests start again and again, keep their bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-
-
-@pytest.fixture(scope="session", autouse=True)
-def parsed_models() -> Iterator[None]:
-    """Each session of botocore parses the megabytes that describe a service; here all share what the first has parsed."""
-    load_file = JSONFileLoader.load_file
-
-    @cache
-    def load_once(path: str) -> Any:
-        return load_file(JSONFileLoader(), path)
-
-    with patch.object(JSONFileLoader, "load_file", lambda _self, path: load_once(path)):
-        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -198,22 +198,25 @@ class Credential:
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be renewed, as it was seen: in the index, which may lag, or in the table itself, with its `epoch`.
-
-    The lease decides whether it is still so.
-    """
+    """What is to be renewed, as the index lists it, which may lag."""
 
     account: str
     credential: str
     kind: Kind
     due_at: int
     failures: int
-    epoch: int | None = None
 
 
-def due_task(credential: Credential) -> Due:
+@dataclass(frozen=True)
+class Task(Due):
+    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken."""
+
+    epoch: int
+
+
+def task_of(credential: Credential) -> Task:
     """The task to renew a credential as it was read from the table."""
-    return Due(
+    return Task(
         credential.account,
         credential.name,
         credential.kind,

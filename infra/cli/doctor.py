@@ -1,6 +1,7 @@
 """`token-keeper doctor`: looks at all that a stack depends on, and says what is wrong and what to do about it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _code(stack: Stack) -> Iterator[Finding]:
     if deployed == ours:
         yield Finding("code", Verdict.OK, f"version {ours}, as this command line")
     elif deployed is None or _in_order(deployed) < _in_order(ours):
-        remedy = "Deploy it again: `uv run sam build && uv run sam deploy`."
+        remedy = "Deploy it again: `uv run --group deploy sam build && uv run --group deploy sam deploy`."
         says = f"version {deployed or 'unknown'} is deployed, and this command line is {ours}"
         yield Finding("code", Verdict.WRONG, says, remedy)
     else:
@@ -116,7 +117,10 @@ def _schedules(stack: Stack) -> Iterator[Finding]:
         try:
             found = stack.ask("scheduler", "get_schedule", name, Name=name)
         except OperatorError as error:
-            remedy = "If it was deleted: `uv run --group deploy sam deploy` with any change makes it again. Until then, nothing of it runs."
+            remedy = (
+                "If it was deleted, nothing of it runs, and a deployment does not make it again: in CloudFormation's console, "
+                f"create a drift-aware change set of the stack {stack.name} with its current template, and execute it."
+            )
             yield Finding(f"schedule {name}", Verdict.UNKNOWN, str(error), remedy)
             continue
         if found["State"] == "ENABLED":
@@ -139,19 +143,23 @@ def _wake_ups(stack: Stack) -> Iterator[Finding]:
         since = {"startTime": int((now - LOG_SEARCHED) * 1000), "filterPattern": pattern}
         found = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
         ended_at = [event["timestamp"] / 1000 for event in found if _says(event["message"], wake)]
-        remedy = (
-            f"See that the schedule {stack.name}-{wake} is enabled, and whether {function} fails (its log is {log})."
-        )
-        if not ended_at:
-            says = f"has not run to its end in the last {LOG_SEARCHED // 60} minutes"
-            yield Finding(f"last {wake}", Verdict.WRONG, says, remedy)
+        if ended_at and now - max(ended_at) <= overdue:
+            yield Finding(f"last {wake}", Verdict.OK, _ago(now - max(ended_at)))
             continue
-        ago = max(0, round(now - max(ended_at)))
-        says = f"{ago} s ago" if ago < 120 else f"{ago // 60} minutes ago"
-        if ago > overdue:
-            yield Finding(f"last {wake}", Verdict.WRONG, says, remedy)
-        else:
-            yield Finding(f"last {wake}", Verdict.OK, says)
+        schedule = f"{stack.name}-{wake}"
+        changed_at = stack.ask("scheduler", "get_schedule", schedule, Name=schedule)["LastModificationDate"].timestamp()
+        if now - changed_at <= overdue:
+            says = f"has not run since its schedule was made or changed, {_ago(now - changed_at)}"
+            minutes = math.ceil((changed_at + overdue - now) / 60)
+            yield Finding(f"last {wake}", Verdict.NOTE, says, f"Look again in {minutes} minute(s).")
+            continue
+        remedy = f"See that the schedule {schedule} is enabled, and whether {function} fails (its log is {log})."
+        not_found = f"has not run to its end in the last {LOG_SEARCHED // 60} minutes"
+        yield Finding(f"last {wake}", Verdict.WRONG, _ago(now - max(ended_at)) if ended_at else not_found, remedy)
+
+
+def _ago(seconds: float) -> str:
+    return f"{max(0, round(seconds))} s ago" if seconds < 120 else f"{int(seconds // 60)} minutes ago"
 
 
 def _says(line: str, wake: str) -> bool:

@@ -57,11 +57,12 @@ class PageServer:
         return self._respond(Request(environ))(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
-        if (request.method, request.path) == ("GET", "/"):
+        method = "GET" if request.method == "HEAD" else request.method  # werkzeug leaves the body out
+        if (method, request.path) == ("GET", "/"):
             return Response(PAGE, headers=HEADERS, mimetype="text/html")
         if self._api_key and not has_api_key(request.environ, self._api_key):
             return _json(403, {"message": "Forbidden"})
-        match request.method, request.path:
+        match method, request.path:
             case "GET", "/console/state":
                 return _json(200, self._state())
             case "POST", "/console/press" if self._press:

@@ -68,12 +68,12 @@ def let_pass(running: LocalStack, seconds: float) -> None:
 
 
 def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
-    """Keep one app of a WeCom corp."""
+    """Keep one app of a WeCom corp, with both of its tickets."""
     secret = token_urlsafe(16)
     running.wechat.add_corp_app(corpid, secret)
     session = running.aws_session()
     path = running.environment("RefreshFunction")["ACCOUNTS_PATH"]
-    record = json.dumps({"corpid": corpid, "secret": secret})
+    record = json.dumps({"corpid": corpid, "secret": secret, "tickets": ["jsapi", "agent_config"]})
     ssm = session.client("ssm", endpoint_url=running.aws_url)
     ssm.put_parameter(Name=f"{path}/{name}", Value=record, Type="SecureString")
 

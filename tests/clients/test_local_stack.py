@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import wechatpy
@@ -167,6 +168,36 @@ def test_wechatpy_enterprise(local: LocalStack, key: str) -> None:
     assert client.corp_id == CORPID
 
 
+def test_wechatpy_enterprise_asks_here_for_both_tickets(local: LocalStack, key: str) -> None:
+    # Given the SDK without the adapter, with its own calls sent here
+    class Client(wechatpy.enterprise.WeChatClient):  # type: ignore[misc]
+        API_BASE_URL = f"{local.api_url}/cgi-bin/"
+
+        def fetch_access_token(self) -> Any:
+            parameters = {"corpid": self.corp_id, "corpsecret": self.secret}
+            return self._fetch_access_token(f"{local.api_url}/cgi-bin/gettoken", parameters)
+
+    client = Client(CORPID, key)
+    # When it asks for its tickets
+    jsapi, agent = client.jsapi.get_jsapi_ticket(), client.jsapi.get_agent_jsapi_ticket()
+    # Then these are those that WeCom knows
+    assert jsapi != agent
+    assert local.wechat.accepts(jsapi)
+    assert local.wechat.accepts(agent)
+
+
+@pytest.mark.parametrize("request_target", ["get_jsapi_ticket?", "ticket/get?&type=agent_config&"])
+def test_wxjavas_requests_for_tickets(local: LocalStack, key: str, request_target: str) -> None:
+    # Given the literal requests of WxJava cp, one of which has an empty first parameter (WxCpApiPathConsts)
+    token = _corp_keeper(local, key).token()
+    # When
+    with urlopen(f"{local.api_url}/cgi-bin/{request_target}access_token={token}") as response:
+        answer = json.load(response)
+    # Then
+    assert answer["errcode"] == 0, answer
+    assert local.wechat.accepts(answer["ticket"])
+
+
 def test_wechatpy_2_work(local: LocalStack, key: str, tmp_path: Path) -> None:
     _corp_keeper(local, key)
     program = f"""
@@ -181,7 +212,16 @@ address = {{"key": {key!r}, "wechat_url": {local.wechat_url!r}}}
 corp = client(wechatpy.work.WeChatClient, Keeper.corp({local.api_url!r}, corpid={CORPID!r}, **address))
 public = client(wechatpy.WeChatClient, Keeper({local.api_url!r}, appid={APPID!r}, **address))
 assert corp.get("get_api_domain_ip")["ip_list"] and public.get("get_api_domain_ip")["ip_list"]
-print(corp.access_token, public.access_token)
+
+class Own(wechatpy.work.WeChatClient):
+    API_BASE_URL = {local.api_url + "/cgi-bin/"!r}
+
+    def fetch_access_token(self):
+        parameters = {{"corpid": self.corp_id, "corpsecret": self.secret}}
+        return self._fetch_access_token(self.API_BASE_URL + "gettoken", parameters)
+
+own = Own({CORPID!r}, {key!r})
+print(corp.access_token, public.access_token, own.jsapi.get_jsapi_ticket(), own.jsapi.get_agent_jsapi_ticket())
 """
     packages = ["--with", "wechatpy==2.0.0a26", "--with", "requests==2.34.2", "--with", str(EXAMPLES.parent)]
     command = [
@@ -198,7 +238,9 @@ print(corp.access_token, public.access_token)
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert all(local.wechat.accepts(token) for token in done.stdout.split())
+    handed_out = done.stdout.split()
+    assert len(set(handed_out)) == 4
+    assert all(local.wechat.accepts(value) for value in handed_out)
 
 
 def test_werobot(local: LocalStack, keeper: Keeper) -> None:

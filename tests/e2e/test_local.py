@@ -258,6 +258,11 @@ def test_the_demo_account_has_a_ticket(local: Local) -> None:
     assert local.accepts(answer.json()["ticket"])
 
 
+def test_it_tells_in_words_alone_what_it_does(local: Local) -> None:
+    local.wait_for(r"(renewed demo jsapi)")
+    assert not [line for line in local.printed.splitlines() if line.startswith("{")]
+
+
 def test_what_api_gateway_does_not_route_is_not_found(local: Local) -> None:
     assert local.get("/v1/elsewhere").status_code == 404
     assert local.get("/v1/accounts/demo/access-token/").status_code == 404

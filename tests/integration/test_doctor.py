@@ -252,6 +252,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
         make_stack()
         for wake in ("guard", "probe"):
             log(wake, seconds_ago=10)
+            change_schedule(wake, seconds_ago=86400)
         yield functions
         server.shutdown()
 
@@ -301,6 +302,11 @@ def log(wake: str, *, seconds_ago: float) -> None:
     boto3.client("logs").put_log_events(logGroupName=LOG, logStreamName="one", logEvents=[event])
 
 
+def change_schedule(wake: str, *, seconds_ago: float) -> None:
+    schedule = get_backend("scheduler")[ACCOUNT][REGION].get_schedule(group_name=None, name=f"{NAME}-{wake}")
+    schedule.last_modified_date = time.time() - seconds_ago
+
+
 def forget_the_log() -> None:
     logs = boto3.client("logs")
     logs.delete_log_stream(logGroupName=LOG, logStreamName="one")
@@ -345,6 +351,26 @@ def test_the_last_guard_and_the_last_probe(
     assert findings_of_aws()[f"last {wake}"] == (verdict, says)
 
 
+@pytest.mark.parametrize(("wake", "minutes"), [("guard", 4), ("probe", 14)])
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_schedule_just_made_or_enabled_need_not_have_run(
+    deployed: Lambda, wake: str, minutes: int, ran_before: bool
+) -> None:
+    # Given a stack just deployed, or a schedule that was disabled for a while and is enabled again
+    forget_the_log()
+    if ran_before:
+        log(wake, seconds_ago=30 * 60)
+    change_schedule(wake, seconds_ago=minutes * 60)
+
+    # Then it is no fault that it has not run
+    says = f"has not run since its schedule was made or changed, {minutes} minutes ago"
+    assert findings_of_aws()[f"last {wake}"] == ("note", says)
+
+    # But it is one when it had the time to
+    change_schedule(wake, seconds_ago=(minutes + 2) * 60)
+    assert findings_of_aws()[f"last {wake}"][0] == "wrong"
+
+
 @pytest.mark.parametrize(
     ("deployed_version", "verdict"),
     [("0.0.9", "wrong"), (None, "wrong"), ("0.1.0", "ok"), ("0.10.0", "note"), ("1.0.0", "note")],
@@ -354,7 +380,10 @@ def test_code_that_is_older_than_the_command_line(
 ) -> None:
     monkeypatch.setattr("infra.cli.doctor.version", lambda _: "0.1.0")
     deployed.version = deployed_version
-    assert findings_of_aws()["code"][0] == verdict
+    result = CliRunner().invoke(app, ["doctor"])
+    assert f"{verdict:7} code: " in result.stdout
+    if verdict == "wrong":  # `sam` is in the group
+        assert "`uv run --group deploy sam build && uv run --group deploy sam deploy`" in result.stdout
 
 
 def test_a_low_quota_of_lambda_is_noted(deployed: Lambda) -> None:

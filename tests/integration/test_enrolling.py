@@ -225,6 +225,19 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     assert world.wechat.accepts(live)
 
 
+def test_an_overtaken_wrong_secret_leaves_no_error(world: World) -> None:
+    # Given a live token, and a wrong new secret that WeChat is being asked about
+    world.add_account("main")
+    world.clock.sleep(1000)
+    world.secrets.add(WRONG_SECRET)
+    # When another instance applies the corrected record meanwhile
+    world.during_call = lambda: world.put_parameter("main", record())
+    world.put_parameter("main", record(secret=WRONG_SECRET))
+    # Then health shows what WeChat says of the record in force
+    health = world.health()
+    assert (health["state"], health["last_error"]) == ("fresh", None)
+
+
 @pytest.mark.parametrize("event_arrives", [True, False])
 def test_a_wrong_new_secret_shows_while_the_live_token_is_served(world: World, event_arrives: bool) -> None:
     world.add_account("main")

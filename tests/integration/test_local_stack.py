@@ -430,6 +430,19 @@ def test_the_page_needs_nothing_from_elsewhere(local: LocalStack) -> None:
     assert not re.findall(r"https?://|<[^>]+ on[a-z]+=|<[^>]+ style=", text)
 
 
+@pytest.mark.parametrize("path", ["/", "/console/state"])
+def test_head_of_the_page_is_get_without_a_body(local: LocalStack, path: str) -> None:
+    got, headers_of_get, _ = exchange(local.api_url + path)
+    status, headers, text = exchange(local.api_url + path, "HEAD")
+    assert (status, text) == (got, "") == (200, "")
+    # A state is of its moment, and another has another length
+    for each in (headers, headers_of_get):
+        del each["date"]
+        if path != "/":
+            assert int(each.pop("content-length")) > 0
+    assert headers == headers_of_get
+
+
 def test_the_page_gets_no_value(local: LocalStack) -> None:
     # Given tokens and tickets that were handed out, and a token that was killed
     press(local, "kill")

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
-from infra.stack import TEMPLATE
+from infra.stack import TEMPLATE, parse
 
 FUNCTION, NAT, WECHAT = "10.71.0.70", "10.71.0.4", "198.51.100.7"
 ROUTER = {"function": "10.71.0.65/26", "nat": "10.71.0.1/28", "internet": "198.51.100.1/24"}
@@ -50,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def user_data() -> str:
-    resources: Any = yaml_parse((TEMPLATE.parent / "infra/cloudformation/egress.yaml").read_text())["Resources"]
+    resources = parse(TEMPLATE.parent / "infra/cloudformation/egress.yaml")["Resources"]
     script: str = resources["InstanceTemplate"]["Properties"]["LaunchTemplateData"]["UserData"]["Fn::Base64"]
     return script
 

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.support.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, Usage, task_of
 from token_keeper.refresh import alerts
 from token_keeper.table import Table
 
@@ -34,24 +34,19 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
-def listed(seen: Credential) -> Due:
-    """The credential as the index lists it."""
-    return Due(seen.account, seen.name, seen.kind, seen.due_at, seen.failures)
-
-
-def try_lease(table: Table, seen: Due, now: int = START) -> Credential | None:
+def try_lease(table: Table, seen: Credential, now: int = START) -> Credential | None:
     """Try for a lease, as an instance that saw the credential like this."""
-    return table.credentials.take_lease(seen, now=now, until=now + LEASE)
+    return table.credentials.take_lease(task_of(seen), now=now, until=now + LEASE)
 
 
 def enrol_and_try(table: Table, account: str) -> Credential | None:
     """Enrol a token, then try for its lease."""
-    return try_lease(table, listed(enrolled(table, account)))
+    return try_lease(table, enrolled(table, account))
 
 
 def lease(table: Table, seen: Credential, now: int = START) -> Credential:
     """Take the lease, for which no other instance tries."""
-    held = try_lease(table, listed(seen), now)
+    held = try_lease(table, seen, now)
     assert held is not None
     return held
 
@@ -81,11 +76,9 @@ def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
     # Given a token that is due
     seen = enrolled(table)
     for number in range(40):
-        # When many that saw it in the index or in the table try for its lease at one moment, time and again, and the
-        # lease before was never given back
+        # When many that read it try for its lease at one moment, time and again, and the lease before was never given back
         now = START + number * LEASE
-        tries = [partial(try_lease, table, due, now) for due in (listed(seen), replace(listed(seen), epoch=seen.epoch))]
-        taken = at_once(*tries * (RUNNERS // 2))
+        taken = at_once(*[partial(try_lease, table, seen, now)] * RUNNERS)
         # Then one of them holds it, under the next epoch
         (held,) = [lease for lease in taken if lease]
         assert held == read(table)
@@ -135,8 +128,7 @@ class ReadsThenWrites:
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
         if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        for value in (":seen", ":zero"):
-            del update["ExpressionAttributeValues"][value]
+        del update["ExpressionAttributeValues"][":epoch"]
         return self._dynamodb.update_item(**update)
 
 
@@ -147,7 +139,7 @@ def test_without_its_condition_a_lease_has_several_holders(table: Table, dynamod
     holders = []
     for number in range(10):
         seen = enrolled(table, f"a{number}")
-        taken = at_once(*[partial(try_lease, careless, listed(seen))] * RUNNERS)
+        taken = at_once(*[partial(try_lease, careless, seen)] * RUNNERS)
         holders.append(sum(lease is not None for lease in taken))
     # Then several hold the same lease: these threads do meet
     assert min(holders) >= 1
@@ -195,7 +187,7 @@ def test_a_renewal_publishes_or_is_superseded_but_never_both(table: Table) -> No
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder publishes at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
         published, *taken = at_once(partial(publish, table, held), *tries)
         # Then either it has published and no renewal begins again, or one has begun and it has not published
         winners = [result for result in (published, *taken) if result]
@@ -207,7 +199,7 @@ def test_a_renewal_fails_or_is_superseded_but_never_both(table: Table) -> None:
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder records a failure at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
             partial(
                 table.credentials.record_failure,

@@ -23,6 +23,7 @@ from token_keeper.model import (
     Usage,
     digest,
     fingerprint,
+    task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.table import Table
@@ -55,17 +56,14 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
-def try_lease(
-    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
-) -> Credential | None:
-    """Try for a lease of a minute, as an instance that saw in the index when it is due, or in the table its epoch."""
-    due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
-    return table.credentials.take_lease(due, now=now, until=now + 60)
+def try_lease(table: Table, seen: Credential, now: int) -> Credential | None:
+    """Try for a lease of a minute, as an instance that read the token like this."""
+    return table.credentials.take_lease(task_of(seen), now=now, until=now + 60)
 
 
 def leased(table: Table, now: int = START) -> Credential:
     """The token under a lease taken at `now`."""
-    taken = try_lease(table, now, read(table).due_at)
+    taken = try_lease(table, read(table), now)
     assert taken is not None
     return taken
 
@@ -162,9 +160,9 @@ def due(table: Table) -> None:
     # When the index is asked
     # Then it lists what is due by then, or all, in the order in which they are due
     early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
-    assert table.credentials.due(START - 1) == []
-    assert table.credentials.due(LEASE_END - 1) == [early]
-    assert table.credentials.due(LEASE_END) == table.credentials.due(None) == [early, late]
+    assert table.due(START - 1) == ([], False)
+    assert table.due(LEASE_END - 1) == ([early], False)
+    assert table.due(LEASE_END) == table.due(None) == ([early, late], False)
 
 
 def take_lease(table: Table) -> None:
@@ -176,21 +174,14 @@ def take_lease(table: Table) -> None:
     expected = replace(before, epoch=before.epoch + 1, due_at=LEASE_END, lease_until=LEASE_END, at_risk_since=START)
     assert first == expected
     assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
-    # And none is given before that end, or of what is not kept
-    for name in ("main", "other"):
-        for epoch in (None, second.epoch):
-            assert try_lease(table, LEASE_END + 59, second.due_at, name=name, epoch=epoch) is None
-    # And, once a value is published, only an instance that saw it as it is; once it is due, any instance
+    # And no instance gets one before that end, or of what is not kept
+    for seen in (second, replace(second, account="other")):
+        assert try_lease(table, seen, LEASE_END + 59) is None
+    # And, once a value is published, only one that has read it since
     live = give(table, second, "first")
     assert live is not None
-    assert try_lease(table, DUE - 1, second.due_at) is None
-    assert try_lease(table, DUE - 1, DUE, epoch=live.epoch - 1) is None
-    for in_the_table in (False, True):
-        held = try_lease(table, DUE - 1, DUE, epoch=live.epoch if in_the_table else None)
-        assert held is not None
-        live = give(table, held, "next")
-        assert live is not None
-    assert try_lease(table, DUE, second.due_at) is not None
+    assert try_lease(table, before, DUE) is None
+    assert try_lease(table, live, DUE) is not None
 
 
 def publish(table: Table) -> None:
@@ -323,6 +314,23 @@ def progress(table: Table) -> None:
     put_progress(table)
 
 
+def sync_pending_from(table: Table) -> None:
+    # Given a token that is due, and a sync to go on with later
+    enrolled(table)
+    table.sync_pending_from(START + 1)
+    # Then it is listed from then on, and is no credential
+    token = Due("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
+    assert table.due(START) == ([token], False)
+    assert table.due(START + 1) == table.due(None) == ([token], True)
+
+
+def end_sync(table: Table) -> None:
+    table.sync_pending_from(START)
+    for _ in range(2):
+        table.end_sync()
+        assert table.due(None) == ([], False)
+
+
 def put_progress(table: Table) -> None:
     for reached in (Progress("main", {"a": START, "b": START + 1}), Progress()):
         table.put_progress(reached)
@@ -409,7 +417,7 @@ def reschedule(table: Table) -> None:
     table.credentials.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
     assert read(table) == replace(before, due_at=START + 1)
-    assert table.credentials.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)]
+    assert table.due(START + 1) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
     # And what is not kept does not begin to exist
     table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -519,7 +527,7 @@ def drop(table: Table) -> None:
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
     assert table.credentials.get("main", ACCESS_TOKEN) is None
-    assert table.credentials.due(None) == []
+    assert table.due(None) == ([], False)
 
 
 def drop_entry(table: Table) -> None:
@@ -566,8 +574,9 @@ def holder_of_token(table: Table) -> None:
     published(table, "first")
     give(table, leased(table, DUE), "second", asked_at=DUE)
     table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    due_ticket = Due("main", "jsapi", Kind.TICKET, START, 0)
-    held = table.credentials.take_lease(due_ticket, now=START, until=LEASE_END)
+    ticket = table.credentials.get("main", "jsapi")
+    assert ticket is not None
+    held = try_lease(table, ticket, START)
     assert held is not None
     give(table, held, "ticket")
     # Then each index finds its own value, and no ticket
@@ -587,7 +596,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     for exercise in (
         *(get, of, entry, entries, page, due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
-        *(progress, put_progress, tokens, in_force),
+        *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
@@ -631,5 +640,5 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
     assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
-    assert table.credentials.due(DUE) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)]
+    assert table.due(DUE) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

@@ -8,6 +8,7 @@ invariants of infra/docs/DESIGN.md must hold. Several instances with different c
 """
 
 import argparse
+import gc
 import heapq
 import json
 import sys
@@ -58,6 +59,9 @@ EVERY = {"guard": GUARD_EVERY, "probe": PROBE_EVERY, "tick": TICK_EVERY}
 
 DEEPEST = 4
 """How many invocations may be under way inside each other."""
+
+REFUSALS_TOLD = 5
+"""Of the guards that find nothing but wrong records one in so many runs; all of them would take a third of the time."""
 
 CALM = renewal.LEASE + GUARD_EVERY + renewal.SLOW_RETRY + 60
 """Seconds without trouble after which each account has a usable token; the last minute is for slow neighbours, because the
@@ -145,6 +149,7 @@ class Simulation(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        gc.collect()  # what the simulation before has left
         self.world = WatchedWorld()
         self.wechat = self.world.watched
         self.clock = self.world.ticking
@@ -174,6 +179,7 @@ class Simulation(RuleBasedStateMachine):
             "tick": self.clock.now,
         }
         self.schedule_faults: list[str] = []
+        self.refused_again = 0
         self.calls_a_day: Counter[tuple[str, int]] = Counter()
         self.forced_a_day: Counter[tuple[str, int]] = Counter()
         self.forced_at: dict[str, float] = {}
@@ -189,7 +195,7 @@ class Simulation(RuleBasedStateMachine):
 
     def _watch(self) -> None:
         world, clock = self.world, self.clock
-        world.before_aws = self._before_aws
+        world.aws_call = self._aws_call
         world.aws.after_write = self._after_write
         world.frame_ended = self._frame_ended
         world.failed_with = self._failed_with
@@ -234,13 +240,23 @@ class Simulation(RuleBasedStateMachine):
             return False
         now = self.clock.now
         if schedule == "guard":
-            return all(
-                int(item["due_at"]["N"]) > now + max(SKEWS) for item in self.world.aws.listed.values() if "due" in item
-            )
+            due = [
+                item
+                for item in self.world.aws.listed.values()
+                if "due" in item and int(item["due_at"]["N"]) <= now + max(SKEWS)
+            ]
+            self.refused_again = self.refused_again + 1 if due and all(map(self._is_refused_again, due)) else 0
+            return not due or self.refused_again % REFUSALS_TOLD != 0
         tokens = [
             _text(item) for key, item in self.world.aws.listed.items() if key[1] == ACCESS_TOKEN and "value" in item
         ]
         return all(text in self.refused or self.wechat.accepts(str(text)) for text in tokens)
+
+    def _is_refused_again(self, item: Item) -> bool:
+        """Whether its account's record is wrong, and all that a guard could do is to say so once more."""
+        name, error = item["pk"]["S"].partition("#")[2], item.get("last_error", {}).get("M", {})
+        is_of_record = error.get("failure_class", {}).get("S") == FailureClass.CONFIGURATION and "errcode" not in error
+        return is_of_record and name in self.records and not self._is_right(name)
 
     def _enqueue(self, event: dict[str, Any], seconds: float, attempts: int = 3) -> None:
         self.queued += 1
@@ -754,7 +770,7 @@ class Simulation(RuleBasedStateMachine):
 
     # --- what comes between
 
-    def _before_aws(self, operation: str, _sent: bytes) -> None:
+    def _aws_call(self, operation: str) -> None:
         service, _, call = operation.partition(".")
         if self._is_down(service):
             self._trouble()
@@ -1146,12 +1162,10 @@ class Simulation(RuleBasedStateMachine):
     @invariant()
     def no_value_is_told(self) -> None:
         """Invariant 8."""
-        told, logged = self.world.said[self.said_read :], LOGGED[self.logged_read :]
+        said, logged = self.world.said[self.said_read :], LOGGED[self.logged_read :]
         self.said_read, self.logged_read = len(self.world.said), len(LOGGED)
-        for text in told:
-            self._keep_quiet("a summary, health or problem document", text)
-        for text in logged:
-            self._keep_quiet("a log line", text)
+        self._keep_quiet("a summary, health or problem document", "\n".join(said))
+        self._keep_quiet("a log line", "\n".join(logged))
 
     def _keep_quiet(self, where: str, text: str) -> None:
         if "simulated_t" in text or any(secret in text for secret in self.world.secrets):

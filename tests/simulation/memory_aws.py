@@ -35,7 +35,12 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _RESERVED = frozenset(ReservedKeywords.get_reserved_keywords())
 _EXPRESSIONS = ("KeyConditionExpression", "ConditionExpression", "UpdateExpression")
 _PLACEHOLDERS = ("ExpressionAttributeNames", "ExpressionAttributeValues")
-_WRITTEN_IF = (*_PLACEHOLDERS, "TableName", "ConditionExpression", "ReturnValuesOnConditionCheckFailure")
+_WRITTEN_IF = frozenset({*_PLACEHOLDERS, "TableName", "ConditionExpression", "ReturnValuesOnConditionCheckFailure"})
+_DELETED_IF = _WRITTEN_IF | {"ReturnValues"}
+_UPDATED_IF = _DELETED_IF | {"UpdateExpression"}
+_READ = frozenset({"TableName", "ConsistentRead"})
+_READ_TOGETHER = frozenset({"Keys", "ConsistentRead"})
+_QUERIED = _READ | {*_PLACEHOLDERS, "IndexName", "KeyConditionExpression", "Limit", "ExclusiveStartKey"}
 _READ_BATCH, _PARAMETERS_BATCH, _EVENTS_BATCH = 100, 10, 10
 """The most that BatchGetItem, GetParameters and PutEvents take."""
 
@@ -126,6 +131,17 @@ class MemoryAws:
         return datetime.datetime.fromtimestamp(self._clock() + self._written / 1000, datetime.UTC)
 
 
+class _Request(dict[str, bytes]):
+    """A request's parameters as botocore's hooks get them; its `body` is written only for a hook that looks at it."""
+
+    def __init__(self, sent: Any) -> None:
+        super().__init__()
+        self._sent = sent
+
+    def __missing__(self, _name: str) -> bytes:
+        return json.dumps(self._sent).encode() if self._sent else b""
+
+
 class _Client:
     service = ""
 
@@ -139,7 +155,7 @@ class _Client:
 
     def _begin(self, operation: str, sent: Any = None) -> None:
         for handler in self._handlers.values():
-            handler(f"before-call.{self.service}.{operation}", {"body": json.dumps(sent).encode() if sent else b""})
+            handler(f"before-call.{self.service}.{operation}", _Request(sent))
 
     def get_paginator(self, operation: str) -> Any:
         """A paginator that has one page."""
@@ -154,14 +170,14 @@ class _MemoryDynamoDB(_Client):
 
     def get_item(self, Key: Any, **asked: Any) -> Any:  # noqa: N803
         self._begin("GetItem")
-        _known(asked, "TableName", "ConsistentRead")
+        _known(asked, _READ)
         item = self._read(consistent=asked.get("ConsistentRead", False)).get(self._key(Key))
         return {"Item": dict(item)} if item is not None else {}
 
     def batch_get_item(self, RequestItems: Any) -> Any:  # noqa: N803
         self._begin("BatchGetItem")
         ((table, asked),) = RequestItems.items()
-        _known(asked, "Keys", "ConsistentRead")
+        _known(asked, _READ_TOGETHER)
         keys = [self._key(key) for key in asked["Keys"]]
         if len(keys) > _READ_BATCH:
             raise _invalid("Too many items requested for the BatchGetItem call")
@@ -173,16 +189,7 @@ class _MemoryDynamoDB(_Client):
 
     def query(self, **asked: Any) -> Any:
         self._begin("Query")
-        _known(
-            asked,
-            *_PLACEHOLDERS,
-            "TableName",
-            "IndexName",
-            "KeyConditionExpression",
-            "ConsistentRead",
-            "Limit",
-            "ExclusiveStartKey",
-        )
+        _known(asked, _QUERIED)
         index, consistent = asked.get("IndexName"), asked.get("ConsistentRead", False)
         if index is not None and consistent:
             raise _invalid("Consistent reads are not supported on global secondary indexes")
@@ -190,15 +197,18 @@ class _MemoryDynamoDB(_Client):
         condition, values = _parsed(asked)["KeyConditionExpression"], asked["ExpressionAttributeValues"]
         _check_key_condition(condition, keys, values)
         plain = _plain(values)
+        # The first part of a key's condition is always an equality, and most items fail it.
+        (first, _, at), *rest = condition
         found = [
             item
             for item in self._aws.searched(index, consistent, plain)
-            if all(
-                name in item and _COMPARISONS[compare](_value(item[name]), plain[at]) for name, compare, at in condition
-            )
+            if first in item
+            and _value(item[first]) == plain[at]
             and keys.types.keys() <= item.keys()
+            and all(_COMPARISONS[compare](_value(item[name]), plain[value]) for name, compare, value in rest)
         ]
-        found.sort(key=lambda item: [_value(item[name]) for name in keys.types])
+        if len(found) > 1:
+            found.sort(key=lambda item: [_value(item[name]) for name in keys.types])
         if "ExclusiveStartKey" in asked:
             if index is not None:
                 raise NotImplementedError("pages of an index")
@@ -220,7 +230,7 @@ class _MemoryDynamoDB(_Client):
 
     def put_item(self, Item: Any, **asked: Any) -> dict[str, Any]:  # noqa: N803
         self._begin("PutItem")
-        _known(asked, *_WRITTEN_IF)
+        _known(asked, _WRITTEN_IF)
         _check_numbers(Item)
         key = self._key({name: Item[name] for name in ("pk", "sk") if name in Item})
         before = self._checked(key, asked, _parsed(asked))
@@ -229,7 +239,7 @@ class _MemoryDynamoDB(_Client):
 
     def delete_item(self, Key: Any, **asked: Any) -> dict[str, Any]:  # noqa: N803
         self._begin("DeleteItem")
-        _known(asked, *_WRITTEN_IF, "ReturnValues")
+        _known(asked, _DELETED_IF)
         if asked.get("ReturnValues", "ALL_OLD") != "ALL_OLD":
             raise NotImplementedError(asked["ReturnValues"])
         before = self._checked(self._key(Key), asked, _parsed(asked))
@@ -239,7 +249,7 @@ class _MemoryDynamoDB(_Client):
     def update_item(self, Key: Any, **asked: Any) -> Any:  # noqa: N803
         values = asked.get("ExpressionAttributeValues", {})
         self._begin("UpdateItem", values)
-        _known(asked, *_WRITTEN_IF, "UpdateExpression", "ReturnValues")
+        _known(asked, _UPDATED_IF)
         if asked.get("ReturnValues", "ALL_NEW") != "ALL_NEW":
             raise NotImplementedError(asked["ReturnValues"])
         parsed = _parsed(asked)
@@ -323,9 +333,9 @@ def _invalid(message: str) -> ClientError:
     return _refusal("ValidationException", message)
 
 
-def _known(asked: Mapping[str, Any], *names: str) -> None:
-    if unknown := asked.keys() - set(names):
-        raise NotImplementedError(sorted(unknown))
+def _known(asked: Mapping[str, Any], names: frozenset[str]) -> None:
+    if not asked.keys() <= names:
+        raise NotImplementedError(sorted(asked.keys() - names))
 
 
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
@@ -343,6 +353,8 @@ def _check_keys(item: Mapping[str, Any], types: Mapping[str, str]) -> None:
 def _check_numbers(values: Mapping[str, Any]) -> None:
     for typed in values.values():
         if "N" in typed:
+            if typed["N"].isdecimal() and typed["N"].isascii():
+                continue
             if not _NUMBER.fullmatch(typed["N"]):
                 raise _invalid("A value provided cannot be converted into a number")
             if "." in typed["N"]:
@@ -354,7 +366,9 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
 def _value(typed: Mapping[str, Any] | None) -> Any:
     if typed is None:
         return None
-    return int(typed["N"]) if "N" in typed else typed.get("S", typed)
+    if "S" in typed:
+        return typed["S"]
+    return int(typed["N"]) if "N" in typed else typed
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,9 +383,9 @@ def _parsed(asked: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ClientError where DynamoDB would refuse them for what they say or what they leave unused.
     """
-    names, values = (asked.get(what) for what in _PLACEHOLDERS)
+    names, values = asked.get("ExpressionAttributeNames"), asked.get("ExpressionAttributeValues")
     return _parse(
-        tuple((kind, asked[kind]) for kind in _EXPRESSIONS if kind in asked),
+        tuple([(kind, asked[kind]) for kind in _EXPRESSIONS if kind in asked]),
         None if names is None else tuple(names.items()),
         None if values is None else tuple(values),
     )
@@ -477,13 +491,14 @@ class _Parser:
             name = self._path()
             self._next(")")
             return lambda item, _values: (name in item) == wanted
-        name, compare, at = self._path(), self._next(*_COMPARISONS), self._placeholder()
-        if compare in ("=", "<>"):
-            return lambda item, values: _COMPARISONS[compare](_value(item.get(name)), values[at])
+        name, operation, at = self._path(), self._next(*_COMPARISONS), self._placeholder()
+        compare = _COMPARISONS[operation]
+        if operation in ("=", "<>"):
+            return lambda item, values: compare(_value(item.get(name)), values[at])
 
         def holds(item: Item, values: Mapping[str, Any]) -> bool:
             left, right = _value(item.get(name)), values[at]
-            return type(left) is type(right) and _COMPARISONS[compare](left, right)
+            return type(left) is type(right) and compare(left, right)
 
         return holds
 

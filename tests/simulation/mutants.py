@@ -10,7 +10,7 @@ from unittest.mock import patch
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, Account, Due, Failed, Grant, Probed
+from token_keeper.model import ACCESS_TOKEN, Due, Failed, Grant, Probed, task_of
 from token_keeper.refresh import renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -97,8 +97,9 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.accounts.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, task: Due, account: Account, version: str | None) -> Due:
-    return task
+def _owner_unasked(self: Enrolment, task: Due, record: Any) -> Any:
+    credential = self._table.credentials.get(task.account, task.credential)
+    return credential and task_of(credential)
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:

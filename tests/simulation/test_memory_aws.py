@@ -1,6 +1,7 @@
 """The AWS in memory that the simulation uses: the table behaves the same over it and over moto, and it refuses what AWS's own
 DynamoDB Local refuses."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from moto import mock_aws
 from tests.simulation.memory_aws import MemoryAws
 from tests.support import dynamodb_local
 from tests.support.world import REGION, create_table
-from token_keeper.model import Account, Due, Failure, FailureClass, Grant, Kind, Progress, Usage
+from token_keeper.model import Account, Failure, FailureClass, Grant, Kind, Progress, Usage, task_of
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 
@@ -31,7 +32,7 @@ def in_memory() -> Any:
 
 
 OPERATIONS = [
-    *["enrol", "lease", "rotate", "publish", "fail", "usage", "check", "checked", "refuse", "reschedule", "note"],
+    *["enrol", "lease", "publish", "fail", "usage", "check", "checked", "refuse", "reschedule", "note"],
     *["claim", "release_claims", "progress", "drop"],
 ]
 operations = st.lists(
@@ -64,11 +65,9 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
         case "enrol":
             table.accounts.put_entry(Entry(account, f"app{now % 2}", Kind.TOKEN, ("access_token",), str(now)))
             return table.credentials.enrol(account, "access_token", Kind.TOKEN, f"app{now % 2}", due_at=now)
-        case "lease" | "rotate":
-            epoch = seen.epoch if seen and what == "rotate" else None
-            return table.credentials.take_lease(
-                Due(account, "access_token", Kind.TOKEN, now, 0, epoch), now=now, until=now + 2
-            )
+        case "lease" if seen:
+            epoch = seen.epoch + now % 2
+            return table.credentials.take_lease(task_of(replace(seen, epoch=epoch)), now=now, until=now + 2)
         case "publish" if seen:
             grant, until = Grant(f"value{now}", 9, now), now + 9
             return table.credentials.publish(seen, grant, Usage(calls=now), expires_at=until, due_at=now, minted_at=now)
@@ -115,7 +114,7 @@ def _held(table: Table) -> Any:
     first_page, _ = table.accounts.page(
         1, None
     )  # where that was all, DynamoDB may still name a place to go on, and moto does not
-    dues = [sorted(table.credentials.due(until), key=repr) for until in (None, 3)]
+    dues = [sorted(table.due(until)[0], key=repr) for until in (None, 3)]
     return entries, first_page, table.accounts.page(5, "one"), table.credentials.of(entries), dues
 
 

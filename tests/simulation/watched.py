@@ -200,6 +200,7 @@ class WatchedWorld(World):
         self.aws = MemoryAws(self.ticking)
         super().__init__(self.aws.client, clock=self.ticking)
         self.watched = self.wechat = WatchedWeChat(self.ticking)
+        self.aws_call: Callable[[str], None] = lambda _: None
         self.frames: list[Frame] = []
         self.frame_ended: Callable[[Frame], None] = lambda _: None
         self.failed_with: Callable[[BaseException], None] = lambda _: None
@@ -220,6 +221,11 @@ class WatchedWorld(World):
         """A new instance of ApiFunction, whose clock is off by so many seconds."""
         clock = self.ticking
         return api.create_handler(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_api)
+
+    def _aws_call(self, event_name: str, params: Mapping[str, Any], **_: Any) -> None:
+        self.aws_call(event_name.removeprefix("before-call."))
+        if event_name.endswith(".PutEvents"):
+            super()._aws_call(event_name, params)
 
     def skew_of(self, invocation: int) -> int:
         """How far the clock is off of the instance that takes that invocation; 1 is the next."""

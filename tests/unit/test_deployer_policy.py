@@ -6,9 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
-from infra.stack import TEMPLATE, translate
+from infra.stack import TEMPLATE, parse, translate
 from tests.support.tools import needed
 
 PROVIDER_SCHEMA_MANAGER = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER
@@ -50,9 +49,7 @@ def statements() -> list[dict[str, Any]]:
 def types() -> set[str]:
     resources = [*translate()["Resources"].values()]
     for nested in ("egress.yaml", "monitoring.yaml"):
-        resources += yaml_parse((TEMPLATE.parent / "infra/cloudformation" / nested).read_text(encoding="utf-8"))[
-            "Resources"
-        ].values()
+        resources += parse(TEMPLATE.parent / "infra/cloudformation" / nested)["Resources"].values()
     return {resource["Type"] for resource in resources}
 
 

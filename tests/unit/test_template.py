@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from moto.events.models import EventPattern
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 from werkzeug.test import Client
 
 from infra.local.local_stack import gateway
-from infra.stack import TEMPLATE, Route, Schedule, Template, nested, routes, schedules, translate
+from infra.stack import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
 from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
 
@@ -917,7 +916,7 @@ def test_a_zone_and_an_address_are_told_by_their_names(
 
 
 def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
-    parameters = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]
+    parameters = parse(TEMPLATE)["Parameters"]
 
     described = parameters["EgressMode"]["Description"]
     assert "managed - a fixed address, about 36.50 USD a month" in described
@@ -927,7 +926,7 @@ def test_the_price_of_an_address_is_said_where_it_is_chosen() -> None:
 
 @pytest.mark.parametrize("address", ["", "ops@example.com"])
 def test_an_alarm_address_is_an_address_or_nothing(address: str) -> None:
-    pattern = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))["Parameters"]["AlarmEmail"]["AllowedPattern"]
+    pattern = parse(TEMPLATE)["Parameters"]["AlarmEmail"]["AllowedPattern"]
 
     assert re.fullmatch(pattern, address)
     for wrong in ("ops", "ops@", "a b@example.com", "@example.com"):

@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from token_keeper import renewal
-from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
+from token_keeper.errors import (
+    AppIdTakenError,
+    InvalidRecordError,
+    KeeperError,
+    ParametersUnavailableError,
+    RecordChangedError,
+    RecordOvertakenError,
+)
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
@@ -15,7 +22,8 @@ from token_keeper.model import (
     FailureClass,
     Kind,
     Skipped,
-    due_task,
+    Task,
+    task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
@@ -51,24 +59,32 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def permit(self, task: Due, account: Account, version: str | None) -> Due | Skipped | None:
-        """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
-        appid. None where that is not so. Raises `StoreUnavailableError`.
+    def permit(self, task: Due, record: Record) -> Task | Skipped | None:
+        """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
+
+        None where that is not so. A record that Parameter Store does not give is the renewer's to report.
+        Raises `StoreUnavailableError`.
         """
-        credential = self._table.accounts.in_force(account, task.credential, version)
+        if isinstance(record.content, ParametersUnavailableError):
+            credential = self._table.credentials.get(task.account, task.credential)
+        elif isinstance(record.content, Account):
+            credential = self._table.accounts.in_force(record.content, task.credential, record.version)
+        else:
+            return None
         if credential is None:
             return None
-        if task.epoch is not None:
+        if isinstance(task, Task):
             return task
         if not renewal.is_still_due(task, credential, self._now()):
             return Skipped(task.account, task.credential, "not due any more")
-        return replace(task, epoch=credential.epoch)
+        return task_of(credential)
 
-    def apply(self, name: str, record: Record) -> list[Due | Failed]:
+    def apply(self, name: str, record: Record) -> list[Task | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
-        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again.
+        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again. After
+        `RecordOvertakenError` at once, because health may show what this record deserved, and not the newest.
         """
         try:
             if record.content is None:
@@ -94,7 +110,7 @@ class Enrolment:
                 self._table.credentials.reschedule(credential, due_at=retry_at)
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
+    def _enrol(self, account: Account, version: str | None) -> list[Task | Failed]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
@@ -115,17 +131,13 @@ class Enrolment:
             # What others were told of the account stays open where another appid takes its place, until its first renewal.
             before = dropped.get(name) if name == ACCESS_TOKEN else None
             self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
-        is_known = old is not None and old.version == version
-        found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
+        found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
-            raise RecordChangedError("the account's record has changed once more; that change is being applied")
+            raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
-    def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
-        """What a created or changed record makes due. A live value is never rotated early for it.
-
-        `is_known`: this very record was applied before, and its secret checked.
-        """
+    def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
         while (credential := self._table.credentials.get(account.name, name)) is not None:
             now = self._now()
@@ -136,24 +148,24 @@ class Enrolment:
             elif credential.kind is not kind:
                 self._change_kind(credential, kind)
             elif credential.due_at <= now:
-                return due_task(credential)
+                return task_of(credential)
             elif not credential.failures and now < renewal.usable_until(credential):
-                return None if is_known else self._check_change(account, credential)
+                return self._check_change(account, credential)
             else:
                 self._table.credentials.reschedule(credential, due_at=now)
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> Task | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
             self._table.credentials.reschedule(token, due_at=self._now())
-            return due_task(token)
+            return task_of(token)
         if token.name != ACCESS_TOKEN:
             return None
         if self._is_refused(token) and self._table.credentials.mark_refused(token, now=self._now(), foreign=False):
-            return due_task(token)
+            return task_of(token)
         failure = self._secret_failure(account)
         if failure is not None and failure.failure_class is FailureClass.QUOTA:
             return None  # WeChat has not looked at the secret

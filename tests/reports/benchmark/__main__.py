@@ -24,7 +24,7 @@ from rich.table import Table as Printed
 from tests.support import dynamodb_local
 from tests.support.lambda_runtime import PROJECT, LambdaRuntime, build
 from tests.support.world import create_table, gateway_event
-from token_keeper.model import ACCESS_TOKEN, Due, Grant, Kind, Usage
+from token_keeper.model import ACCESS_TOKEN, Grant, Kind, Usage, task_of
 from token_keeper.table import Table
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -126,9 +126,9 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
         kept, now = Table(dynamodb, "tokens"), int(time.time())
         for account in accounts:
             kept.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
-            leased = kept.credentials.take_lease(
-                Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60
-            )
+            enrolled = kept.credentials.get(account, ACCESS_TOKEN)
+            assert enrolled is not None
+            leased = kept.credentials.take_lease(task_of(enrolled), now=now, until=now + 60)
             assert leased is not None
             grant = Grant("t" * 512, 7200, now)
             kept.credentials.publish(leased, grant, Usage(), expires_at=now + 7200, due_at=now + 6660, minted_at=now)
