@@ -20,7 +20,7 @@ from token_keeper.notify.robots import Robot, RobotError, Robots
 logger = logging.getLogger("notify")
 logger.setLevel(logging.INFO)
 
-# At DEBUG these write whole requests and answers, and so addresses of robots; urllib3 names the URL even in a warning.
+# At DEBUG these write whole requests and responses, and so addresses of robots; urllib3 names the URL even in a warning.
 for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -31,7 +31,7 @@ ATTEMPTS = 2
 """Calls of a robot for one batch, before the queue delivers the batch again after 90 seconds."""
 
 WORKERS = 16
-"""Robots that are called at a time, so that one that does not answer keeps no other waiting."""
+"""Robots that are called at a time, so that one that does not respond keeps no other waiting."""
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 

@@ -87,11 +87,11 @@ def list_robots(ctx: typer.Context, as_json: AsJson = False) -> None:
 @notifications.command("test")
 def test_robot(ctx: typer.Context, name: RobotName) -> None:
     """Have a robot write a test message. Exits with 1 where it does not."""
-    answer = stack_of(ctx).test_robot(name)
-    if answer["delivered"]:
+    response = stack_of(ctx).test_robot(name)
+    if response["delivered"]:
         say(f"{name} has written a test message.")
         return
-    complain(f"{name} has not: {plain(answer['reason'])}.")
+    complain(f"{name} has not: {plain(response['reason'])}.")
     raise typer.Exit(1)
 
 

@@ -201,7 +201,7 @@ class Simulation(RuleBasedStateMachine):
         world.failed_with = self._failed_with
         self.wechat.at_point = self._pass_point
         self.wechat.met_fault = self._met_fault
-        self.wechat.answered = self._answered
+        self.wechat.responded = self._responded
         clock.next_at = self._next_at
         clock.fire = self._fire
 
@@ -380,7 +380,7 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(name=accounts, reader=readers)
     def clients_keep_reporting(self, name: str, reader: int) -> None:
-        """For a quarter of an hour clients report the current token, whatever they are answered."""
+        """For a quarter of an hour clients report the current token, whatever they are served."""
         name = self._kept(name)
         for _ in range(60):
             text = _text(self._item(name, ACCESS_TOKEN))
@@ -407,7 +407,7 @@ class Simulation(RuleBasedStateMachine):
         times=st.sampled_from([1, 1, 2, 3]),
     )
     def wechat_fails(self, name: str, faults: list[str], what: str, times: int) -> None:
-        """WeChat's next answers to an account are not what they should be."""
+        """WeChat's next responses to an account are not what they should be."""
         if what == "check" and "errcode 40001" in faults:
             return  # a token that is called dead is dead: `somebody_else` kills it
         name = self._kept(name)
@@ -427,7 +427,7 @@ class Simulation(RuleBasedStateMachine):
         self._trouble(seconds)
 
     @rule(
-        point=st.sampled_from(["write", "written", "read", "ssm", "wechat", "answered"]),
+        point=st.sampled_from(["write", "written", "read", "ssm", "wechat", "responded"]),
         skip=st.integers(0, 3),
         effect=st.sampled_from(["die", "fail", "overlap", "overlap"]),
         overlap=wakes,
@@ -440,7 +440,7 @@ class Simulation(RuleBasedStateMachine):
         self.mishaps.append(Mishap(point, skip, effect, overlap, seconds))
 
     @rule(
-        point=st.sampled_from(["write", "written", "wechat", "answered"]),
+        point=st.sampled_from(["write", "written", "wechat", "responded"]),
         skip=st.integers(0, 1),
         effect=st.sampled_from(["die", "fail", "overlap"]),
         hours_later=st.booleans(),
@@ -458,13 +458,13 @@ class Simulation(RuleBasedStateMachine):
     def an_operators_renewal_dies(self, name: str) -> None:
         """WeChat has replaced a value that was not due, and nobody lives to store the new one; ten minutes pass."""
         self.clock.sleep(FORCED_APART)
-        self.mishaps.append(Mishap("answered", 0, "die"))
+        self.mishaps.append(Mishap("responded", 0, "die"))
         self.operator_rotates(name, (1, 0))
         self.clock.sleep(CALM + GUARD_EVERY)
 
     @rule(name=accounts, reader=readers, seconds=st.sampled_from([20, 50, 80, 110]))
-    def answers_get_lost(self, name: str, reader: int, seconds: int) -> None:
-        """Nothing that WeChat answers to the next renewal arrives; clients ask before and after."""
+    def responses_get_lost(self, name: str, reader: int, seconds: int) -> None:
+        """Nothing that WeChat returns to the next renewal arrives; clients ask before and after."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None or name not in self.records:
@@ -477,9 +477,9 @@ class Simulation(RuleBasedStateMachine):
         self.clock.sleep(ahead + seconds)
         self._read(name, ACCESS_TOKEN, reader)
 
-    @rule(name=accounts, point=st.sampled_from(["wechat", "answered"]), reader=readers)
-    def an_answer_comes_late(self, name: str, point: str, reader: int) -> None:
-        """An account's next renewal reaches WeChat, or its answer arrives, when its lease is over, and after another's."""
+    @rule(name=accounts, point=st.sampled_from(["wechat", "responded"]), reader=readers)
+    def a_response_comes_late(self, name: str, point: str, reader: int) -> None:
+        """An account's next renewal reaches WeChat, or its response arrives, when its lease is over, and after another's."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None:
@@ -755,7 +755,7 @@ class Simulation(RuleBasedStateMachine):
             frame.disturbed = True
 
     def _forget_usage(self, item: Item) -> None:
-        """What an account has used is forgotten with it; WeChat then answers one forced refresh too many with the old token."""
+        """What an account has used is forgotten with it; WeChat then returns the old token to one forced refresh too many."""
         for counted in (self.forced_a_day, self.forced_at):
             for key in [key for key in counted if item["app_id"]["S"] in (key, key[0])]:
                 del counted[key]  # type: ignore[arg-type]
@@ -835,7 +835,7 @@ class Simulation(RuleBasedStateMachine):
     def _violate(self, invariant_name: str, text: str) -> None:
         self.violations.append(f"{invariant_name}: {text} (at {self.clock.now:.0f})")
 
-    def _answered(self, path: str, asked: Mapping[str, Any], text: str | None) -> None:
+    def _responded(self, path: str, asked: Mapping[str, Any], text: str | None) -> None:
         call = self.wechat.calls[-1]
         identity, day = str(call.account), int((self.clock.now + BEIJING) // DAY)
         forced = asked.get("force_refresh") is True
@@ -929,9 +929,9 @@ class Simulation(RuleBasedStateMachine):
         name, credential = after["pk"]["S"].partition("#")[2], after["sk"]["S"]
         old, new = _text(before), _text(after)
         if old is not None and new is None:
-            self._violate("answers", f"{name}/{credential}: a write took the value away")
+            self._violate("responses", f"{name}/{credential}: a write took the value away")
         if new is not None and new not in self.wechat.minted:
-            self._violate("answers", f"{name}/{credential}: what is stored as a value is none")
+            self._violate("responses", f"{name}/{credential}: what is stored as a value is none")
             return
         if "expires_at = :expires_at, due_at" in what:
             self._published(name, credential, before, after)
@@ -953,7 +953,7 @@ class Simulation(RuleBasedStateMachine):
             if self.world.frames[-1].epochs.get((name, credential)) != after["epoch"]:
                 self._violate("order", f"{name}/{credential}: published though a later lease was taken")
         text = str(_text(after))
-        # What comes back after its end as we count it: after a lost answer a ticket's life is counted too short.
+        # What comes back after its end as we count it: after a lost response a ticket's life is counted too short.
         came_back = before is not None and text == _text(before) and after["expires_at"] != before["expires_at"]
         is_ticket = credential != ACCESS_TOKEN
         if is_ticket and before is not None and _text(before) in self.wechat.spoiled and text != _text(before):
@@ -980,9 +980,9 @@ class Simulation(RuleBasedStateMachine):
             return
         failed = int(after["failures"]["N"]) > int(before["failures"]["N"])
         if failed and any(before.get(kept) != after.get(kept) for kept in ("value", "fingerprint", "expires_at")):
-            self._violate("answers", f"{name}/{credential}: a failure changed the live value or its expiry")
+            self._violate("responses", f"{name}/{credential}: a failure changed the live value or its expiry")
         if "refused_at" in after and "refused_at" not in before and not self._is_ended(text):
-            self._violate("answers", f"{name}/{credential}: a value that works was declared dead")
+            self._violate("responses", f"{name}/{credential}: a value that works was declared dead")
 
     def _check_need(self, name: str, credential: str, older: Minted, newer: Minted) -> None:
         apart, text = newer.value.minted_at - older.value.minted_at, older.value.text
@@ -1005,15 +1005,15 @@ class Simulation(RuleBasedStateMachine):
         path = "access-token" if credential == ACCESS_TOKEN else f"tickets/{credential}"
         status, body = self.world.get(f"/v1/accounts/{name}/{path}", self.world.readers[reader])
         if status == 200:
-            self._answered_by_api(name, credential, reader, body)
+            self._served_by_api(name, credential, reader, body)
 
     def _report(self, name: str, reader: int, text: str) -> None:
         asked_at = self.clock.now
         path, body = f"/v1/accounts/{name}/access-token/reports", json.dumps({"access_token": text})
-        status, answer, _ = self.world.request(path, self.world.readers[reader], body)
+        status, response, _ = self.world.request(path, self.world.readers[reader], body)
         if status == 200:
-            self._answered_by_api(name, ACCESS_TOKEN, reader, answer)
-            self._check_outcome(name, answer, self.wechat.minted[text].value, asked_at)
+            self._served_by_api(name, ACCESS_TOKEN, reader, response)
+            self._check_outcome(name, response, self.wechat.minted[text].value, asked_at)
 
     def _ask(self, name: str, reader: int, *, force: bool) -> None:
         record = self.records.get(name, RECORDS[name])
@@ -1021,24 +1021,24 @@ class Simulation(RuleBasedStateMachine):
         instance = self.world.readers[reader]
         if "corpid" in record:
             query = {"corpid": _identity(record), "corpsecret": self.keys[name]}
-            answer = self.world.ask("GET /cgi-bin/gettoken", instance, **query)
+            response = self.world.ask("GET /cgi-bin/gettoken", instance, **query)
         elif force or reader:
             body = json.dumps({**sent, "force_refresh": force})
-            answer = self.world.ask("POST /cgi-bin/stable_token", instance, body=body)
+            response = self.world.ask("POST /cgi-bin/stable_token", instance, body=body)
         else:
-            answer = self.world.ask("GET /cgi-bin/token", instance, **sent)
-        if "access_token" in answer:
-            self._handed_out(name, ACCESS_TOKEN, reader, answer["access_token"], answer["expires_in"])
+            response = self.world.ask("GET /cgi-bin/token", instance, **sent)
+        if "access_token" in response:
+            self._handed_out(name, ACCESS_TOKEN, reader, response["access_token"], response["expires_in"])
 
-    def _answered_by_api(self, name: str, credential: str, reader: int, body: Mapping[str, Any]) -> None:
+    def _served_by_api(self, name: str, credential: str, reader: int, body: Mapping[str, Any]) -> None:
         text = body["access_token"] if credential == ACCESS_TOKEN else body["ticket"]
         if body["fingerprint"] != fingerprint(text):
-            self._violate("answers", f"{name}/{credential}: a value was handed out with another's fingerprint")
+            self._violate("responses", f"{name}/{credential}: a value was handed out with another's fingerprint")
         if not 0 < body["cache_for"] <= min(60, body["expires_in"]):
             self._violate("promise", f"{name}/{credential}: to be kept for longer than is promised")
         until, of_reader = self.clock.now + body["expires_in"], (reader, credential, text)
         if body["stale"] and until > self.last_promise.get(of_reader, 0):
-            self._violate("reader", f"{name}/{credential}: a stale answer promises more than the one it is made of")
+            self._violate("reader", f"{name}/{credential}: a stale response promises more than the one it is made of")
         self.last_promise[of_reader] = until
         self._handed_out(name, credential, reader, text, body["expires_in"], stale=body["stale"])
 
@@ -1047,7 +1047,7 @@ class Simulation(RuleBasedStateMachine):
     ) -> None:
         now, minted = self.clock.now, self.wechat.minted.get(text)
         if minted is None:
-            self._violate("answers", f"{name}/{credential}: a reader got what is no value")
+            self._violate("responses", f"{name}/{credential}: a reader got what is no value")
             return
         if credential == ACCESS_TOKEN and minted.value.owner not in self.apps[name]:
             self._violate("order", f"{name}/{credential}: a reader got another account's value")
@@ -1063,16 +1063,16 @@ class Simulation(RuleBasedStateMachine):
         self.last_promise[reader, credential, text] = now + expires_in
         self.promises.append(Promise(name, credential, minted, now, now + expires_in))
 
-    def _check_outcome(self, name: str, answer: Mapping[str, Any], reported: Any, asked_at: float) -> None:
-        same, outcome = answer["fingerprint"] == fingerprint(reported.text), answer["outcome"]
+    def _check_outcome(self, name: str, response: Mapping[str, Any], reported: Any, asked_at: float) -> None:
+        same, outcome = response["fingerprint"] == fingerprint(reported.text), response["outcome"]
         if same != (outcome in ("still_valid", "unverified")):
-            self._violate("reader", f"a report was answered {outcome} with {'the same' if same else 'another'} value")
+            self._violate("reader", f"a report was served {outcome} with {'the same' if same else 'another'} value")
         if outcome == "replaced" and reported.dies_at > self.clock.now:
             self._violate("reader", "a report replaced a token that works")
         item = self._item(name, ACCESS_TOKEN)
         is_young = item is not None and asked_at - int(item["fetched_at"]["N"]) < renewal.MIN_AGE_TO_CHECK + MARGIN
         if outcome == "still_valid" and asked_at - reported.dies_at > CHECK_SERVES + MARGIN and not is_young:
-            self._violate("reader", "a report was answered still_valid for a dead token")
+            self._violate("reader", "a report was served still_valid for a dead token")
 
     def _excuse(self, promise: Promise) -> str | None:
         """Why a value may have died before the end of its promise, in all the cases where it may."""
@@ -1149,7 +1149,7 @@ class Simulation(RuleBasedStateMachine):
         for name in self.absent:
             status, _ = self.world.get(f"/v1/accounts/{name}/access-token", self.world.reader(0))
             if status != 404:
-                self._violate("deleted", f"{name} is deleted and answered {status}")
+                self._violate("deleted", f"{name} is deleted and got {status}")
 
     @invariant()
     def nothing_that_works_is_past_its_time(self) -> None:

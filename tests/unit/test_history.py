@@ -121,7 +121,7 @@ def test_the_same_value_again_prolongs_its_bar() -> None:
         history.add(at, "renewed", renewed("same", at))
     drawn = lane(history, START + 200, "same")
     assert ends(drawn) == [("same", LIFE + 120, "expiry")]
-    # And many such answers are one mark
+    # And many such responses are one mark
     assert [(mark["what"], mark["at"] - START) for mark in drawn["marks"]] == [("renewed", 0), ("repeated", 120)]
 
 
