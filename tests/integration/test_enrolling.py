@@ -708,7 +708,7 @@ def test_a_late_renewal_ends_no_token_of_the_next_owner(
         world.add_account("shop")
         return response(*asked, **how)
 
-    monkeypatch.setattr(world.wechat, "response", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     world.wake("guard")
     # Then the other fetches when that renewal's lease is over, and its token lives as long as is promised
     world.clock.sleep(60)

@@ -863,7 +863,7 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
         leased = take_lease(*asked, **how)
         monkeypatch.undo()
         world.clock.sleep(45)
-        monkeypatch.setattr(world.wechat, "response", held_up_again)
+        monkeypatch.setattr(world.wechat, "handle", held_up_again)
         return leased
 
     def held_up_again(*call: Any) -> Any:
@@ -894,7 +894,7 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
         world.wechat.fail(TOKEN, Fault.drop_after())
         return response(*call)
 
-    monkeypatch.setattr(world.wechat, "response", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     # When it mints a token whose response is lost
     world.wake("tick")
     # Then what the guard has published came from stable_token, and keeps its promise
