@@ -292,8 +292,8 @@ def _address(stack: DeployedStack) -> Iterator[Finding]:
 def _dead_letters(stack: DeployedStack) -> Iterator[Finding]:
     url = stack.outputs["DeadLetterQueueUrl"]
     count = "ApproximateNumberOfMessages"
-    answer = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
-    if waiting := int(answer["Attributes"][count]):
+    response = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
+    if waiting := int(response["Attributes"][count]):
         remedy = f"Read their attributes for the reason, correct that, then `aws sqs purge-queue --queue-url {url}`."
         yield Finding("dead letters", Verdict.WRONG, f"{waiting} event(s) could not be handled", remedy)
     else:

@@ -34,7 +34,7 @@ COLUMNS = ("account", "credential", "state", "fingerprint", "expires", "renews",
 
 @app.command()
 def token(ctx: typer.Context, account: AccountName, as_json: AsJson = False) -> None:
-    """Print an account's access token, and nothing else. With --json, what the API answers."""
+    """Print an account's access token, and nothing else. With --json, the API's response."""
     document = stack_of(ctx).api.token(account)
     say(to_json(document) if as_json else str(document["access_token"]))
 

@@ -1,6 +1,6 @@
 """An AWS on 127.0.0.1, in this process, with a stack that is made from the real template.yaml.
 
-moto answers for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
+moto stands in for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
 the Python functions it was given, the event of a changed parameter goes where the template's rule says, and a request is carried
 out only where its signature shows a key of this stack, and where the policies of the key's role in the template allow it.
 For one account and one region; no data outlives `stop`.
@@ -113,7 +113,7 @@ class EmbeddedAws:
         """
         self._stack_name = stack_name
         self._api_url = api_url
-        self._server = Server(self._answer, port, host=host)
+        self._server = Server(self._handle, port, host=host)
         self._events = ThreadPoolExecutor(thread_name_prefix="event")
         self._moto = cache(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
@@ -238,7 +238,7 @@ class EmbeddedAws:
             action_after_completion=None,
         )
 
-    def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def _handle(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         environ["wsgi.input"] = io.BytesIO(request.get_data())  # moto reads it once more
         try:
@@ -323,17 +323,17 @@ class EmbeddedAws:
         if is_event:
             self.send(logical_id, event)
             return Response(status=202)
-        answer, failed = self._run(logical_id, event)
-        return Response(answer, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
+        reply, failed = self._run(logical_id, event)
+        return Response(reply, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
 
     def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
-        """Invoke a function: its answer as JSON, and whether it failed."""
+        """Invoke a function: its response as JSON, and whether it failed."""
         try:
             function = self._functions.get(logical_id) or self._functions[logical_id.partition(":")[0]]
             return json.dumps(function(event)), False
         except Exception as error:
             _logger.exception("%s failed", logical_id)
-            # Lambda answers with the exception's text; who asked learns no more here than it needs to.
+            # Lambda responds with the exception's text; who asked learns no more here than it needs to.
             return json.dumps({"errorType": type(error).__name__, "errorMessage": "see the function's log"}), True
 
     # --- Parameter Store's events

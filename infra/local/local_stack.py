@@ -253,14 +253,14 @@ def gateway(
 
     With `api_key` the routes that API Gateway would want signed ask for it in the header X-Api-Key.
 
-    A request is answered where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
+    A request is served where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
     Developer Guide), else with 404 and `Not Found`. So HEAD needs a route of its own, as does OPTIONS without CORS; `/path/`
     is another path than `/path` (storacha/w3infra#166 met that on AWS; aws-powertools/powertools-lambda-python#1552 says
     that both reach the function); and so is `//path`. What AWS does with slashes and HEAD was not run.
     """
     routes = Map([_rule(route) for route in stack.routes(template)], merge_slashes=False)
 
-    def answer_http(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         # Routed as it was sent: an encoded slash is part of a name there, and no separator.
         path = environ["REQUEST_URI"].partition("?")[0]
@@ -275,11 +275,11 @@ def gateway(
             response = _gateway_error(403, "Forbidden")
         else:
             path_parameters = {name: unquote(value) for name, value in quoted.items()}
-            answer = api(_gateway_event(request, route_key, path_parameters))
-            response = Response(answer["body"], answer["statusCode"], answer["headers"])
+            reply = api(_gateway_event(request, route_key, path_parameters))
+            response = Response(reply["body"], reply["statusCode"], reply["headers"])
         return response(environ, start_response)
 
-    return answer_http
+    return respond
 
 
 def _gateway_error(status: int, message: str) -> Response:

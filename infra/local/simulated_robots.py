@@ -32,12 +32,12 @@ class SimulatedRobots:
         self._clock, self._emit = clock, emit
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer a request."""
+        """Handle a request."""
         request = Request(environ)
-        answer = Response(json.dumps(self._answer(request)), mimetype="application/json")
-        return answer(environ, start_response)
+        response = Response(json.dumps(self._handle(request)), mimetype="application/json")
+        return response(environ, start_response)
 
-    def _answer(self, request: Request) -> dict[str, Any]:
+    def _handle(self, request: Request) -> dict[str, Any]:
         body = request.get_json(silent=True) or {}
         if request.path.startswith("/open-apis/"):
             key, text = request.path.rpartition("/")[2], body.get("content", {}).get("text", "")

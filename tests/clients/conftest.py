@@ -52,7 +52,7 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def local() -> Iterator[LocalStack]:
     """The whole system in this process, with the demo account. What it says goes to `SAID`.
 
-    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would answer reports, on a slow machine.
+    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would respond reports, on a slow machine.
     """
     without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
     with ExitStack() as started:

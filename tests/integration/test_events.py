@@ -330,7 +330,7 @@ def test_no_invalidated_event_where_a_changed_record_explains_it(world: World) -
     assert events_of(world, renewals=True) == [("Renewed", "main")]
 
 
-# --- EventBridge does not answer
+# --- EventBridge does not respond
 
 
 def failing_account(world: World) -> None:

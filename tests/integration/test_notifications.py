@@ -225,9 +225,9 @@ def test_a_signed_request_is_signed_as_documented(people: People, address: str) 
     assert people.test("right")["delivered"]
     assert [robot for robot, _ in people.written()] == ["a-signed"]
     for name in ("wrong", "none"):
-        answer = people.test(name)
-        assert not answer["delivered"]
-        assert ("19021" if address == FEISHU else "310000") in answer["reason"]
+        response = people.test(name)
+        assert not response["delivered"]
+        assert ("19021" if address == FEISHU else "310000") in response["reason"]
 
 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
@@ -378,7 +378,7 @@ def test_an_unusable_record_keeps_no_other_group_from_being_told(people: People)
     assert people.test("unknown") == {"delivered": False, "reason": "there is no robot of that name"}
 
 
-def test_a_robot_that_does_not_answer_shows_no_address(people: People, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_robot_that_does_not_respond_shows_no_address(people: People, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     people.add_robot("ops", f"{WECOM}s3cret-key")
     people.stop()

@@ -294,14 +294,14 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
 def test_the_local_gateway_chooses_the_most_specific_route(
     template: Template, method: str, path: str, route: str | None
 ) -> None:
-    # Given the local gateway, and a function that answers with the route
+    # Given the local gateway, and a function that returns the route
     serve = gateway(template, lambda event: {"body": event["routeKey"], "statusCode": 200, "headers": {}})
 
     # When
-    answer = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
+    response = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
 
     # Then
-    assert (answer.text if answer.status_code == 200 else None) == route
+    assert (response.text if response.status_code == 200 else None) == route
 
 
 @pytest.mark.parametrize("switch", ["enabled", "disabled"])

@@ -108,7 +108,7 @@ class Robots:
         self._http = urllib3.PoolManager(retries=False, ssl_context=context, timeout=timeout)
 
     def read(self) -> Iterator[tuple[str, Robot | RobotError]]:
-        """Every robot, or what is wrong with it, by name. Raises `RobotError` where Parameter Store does not answer."""
+        """Every robot, or what is wrong with it, by name. Raises `RobotError` where Parameter Store does not respond."""
         try:
             pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._path, WithDecryption=True)
             found = {one["Name"].rpartition("/")[2]: one["Value"] for page in pages for one in page["Parameters"]}

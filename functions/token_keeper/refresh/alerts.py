@@ -1,7 +1,7 @@
 """The events of a credential, and when they are made: pure functions of the credential as the table holds it.
 
 A write that makes a transition also stores its event, in the credential's `unsent`: so each transition has one event,
-whichever instance makes it, and none is lost while EventBridge does not answer.
+whichever instance makes it, and none is lost while EventBridge does not respond.
 """
 
 import json

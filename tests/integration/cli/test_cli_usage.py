@@ -112,7 +112,7 @@ def test_any_encoding_of_the_output_will_do(
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
 def test_a_full_disk_is_said(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [PROGRAM, *arguments]
+        command = [str(PROGRAM), *arguments]
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
     assert ended.returncode == 2
     assert ended.stderr == "Error: the operating system says: No space left on device.\n"
