@@ -571,7 +571,7 @@ def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template
     for statement in statements(role, "Allow"):
         if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
             keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
-            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe", "sync#ALL"]
 
 
 def test_the_refresher_sends_events_in_its_stacks_name_only(template: Template) -> None:

@@ -223,8 +223,9 @@ class Keeper:
 
         `is_pending`: an earlier run did not finish it.
         """
+        held_until = self._now() + SYNC_TIME
         if is_pending:
-            self._table.sync_pending_from(self._now() + SYNC_TIME)  # no other run is to do the same meanwhile
+            self._table.sync_pending_from(held_until)  # no other guard is to do the same meanwhile
         is_finished = False
         if time_left() >= MIN_TIME:
             outcomes = self._sync(self._changed(listed), time_left)
@@ -233,7 +234,7 @@ class Keeper:
         if not is_finished:
             self._table.sync_pending_from(self._now())
         elif is_pending:
-            self._table.end_sync()
+            self._table.end_sync(held_until)
 
     def _changed(self, listed: Iterable[Due]) -> set[str]:
         """The accounts whose record is not the one that is enrolled, or that lost an item."""
