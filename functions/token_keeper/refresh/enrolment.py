@@ -133,6 +133,9 @@ class Enrolment:
             self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
+            if self._table.accounts.entry(account.name) is None:
+                # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
+                self._table.accounts.put_entry(entry)
             raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 

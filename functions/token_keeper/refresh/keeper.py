@@ -42,9 +42,6 @@ SYNC_TIME = 120
 
 OUT_OF_TIME = "out of time; the next run continues"
 
-OVERTAKEN = "overtaken"
-"""Stands for the version that was applied where a newer change was begun meanwhile; no version is like it."""
-
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows what it tells of."""
@@ -260,11 +257,12 @@ class Keeper:
         pending = list(names)
         while pending:
             applied: dict[str, str | None] = {}
+            overtaken: list[str] = []
             for name, version, found in self._apply_all(pending, time_left):
                 if found is None:
                     outcomes.append(_out_of_time(name))
                 elif isinstance(found, RecordOvertakenError):
-                    applied[name] = OVERTAKEN
+                    overtaken.append(name)
                 elif isinstance(found, KeeperError):
                     if raising:
                         raise found
@@ -274,7 +272,7 @@ class Keeper:
                     tasks += [task for task in found if isinstance(task, Task)]
                     outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
             # Where a record changed meanwhile, this may have overwritten the newer change: that is applied again.
-            pending = [
+            pending = overtaken + [
                 name
                 for name, record in self._read(applied, time_left)
                 if record.version != applied[name] and not isinstance(record.content, ParametersUnavailableError)
