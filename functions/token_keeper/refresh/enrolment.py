@@ -62,7 +62,7 @@ class Enrolment:
     def permit(self, task: Due, record: Record) -> Task | Skipped | None:
         """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
 
-        None where that is not so. A record that Parameter Store does not give is the renewer's to report.
+        None where that is not so. Where the record cannot be read, the renewer is to report that.
         Raises `StoreUnavailableError`.
         """
         if isinstance(record.content, ParametersUnavailableError):
@@ -128,7 +128,7 @@ class Enrolment:
         if owner != account.name:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         for name, kind in account.credentials.items():
-            # What others were told of the account stays open where another appid takes its place, until its first renewal.
+            # Where the account gets another appid, an alert about it stays open until the first renewal.
             before = dropped.get(name) if name == ACCESS_TOKEN else None
             self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
@@ -137,7 +137,7 @@ class Enrolment:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
                 self._table.accounts.put_entry(entry)
             raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
-        return [task for task in found if task]
+        return [each for each in found if each]
 
     def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:
         """What a created or changed record makes due. A live value is never rotated early for it."""
@@ -203,7 +203,7 @@ class Enrolment:
         return None
 
     def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
-        """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
+        """Say in the token's health what is wrong with its account's record (None: nothing any more), and make the event."""
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
             return

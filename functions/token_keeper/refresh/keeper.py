@@ -44,7 +44,7 @@ OUT_OF_TIME = "out of time; the next run continues"
 
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
-"""Seconds, and times: an event may arrive before Parameter Store shows what it tells of."""
+"""Seconds, and times: an event may arrive before Parameter Store shows the change."""
 
 type Found = list[Task | Failed] | KeeperError | None
 
@@ -206,7 +206,7 @@ class Keeper:
     # --- which accounts are kept
 
     def _is_readable(self, account: str) -> bool:
-        """Wait a few seconds for Parameter Store to show the record that an event tells of; whether there is any."""
+        """Wait a few seconds for Parameter Store to show a changed record; whether there is any record."""
         entry = self._table.accounts.entry(account)
         for _ in range(READ_AGAIN):
             version = self._accounts.read_one(account).version
@@ -250,7 +250,7 @@ class Keeper:
     def _sync(self, names: Iterable[str], time_left: Callable[[], float], *, raising: bool = False) -> list[Outcome]:
         """Bring each named account in line with its parameter as it is now, and renew what that makes due.
 
-        `raising`: let out what hinders that, and do not note it as a failure.
+        `raising`: raise the error that prevents that, instead of returning it as a failure.
         """
         outcomes: list[Outcome] = []
         tasks: list[Task] = []
@@ -259,19 +259,20 @@ class Keeper:
             applied: dict[str, str | None] = {}
             overtaken: list[str] = []
             for name, version, found in self._apply_all(pending, time_left):
-                if found is None:
-                    outcomes.append(_out_of_time(name))
-                elif isinstance(found, RecordOvertakenError):
-                    overtaken.append(name)
-                elif isinstance(found, KeeperError):
-                    if raising:
+                match found:
+                    case None:
+                        outcomes.append(_out_of_time(name))
+                    case RecordOvertakenError():
+                        overtaken.append(name)
+                    case KeeperError() if raising:
                         raise found
-                    outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
-                else:
-                    applied[name] = version
-                    tasks += [task for task in found if isinstance(task, Task)]
-                    outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
-            # Where a record changed meanwhile, this may have overwritten the newer change: that is applied again.
+                    case KeeperError():
+                        outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
+                    case _:
+                        applied[name] = version
+                        tasks += [task for task in found if isinstance(task, Task)]
+                        outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
+            # A record that changed meanwhile is applied again: the older one may have overwritten it.
             pending = overtaken + [
                 name
                 for name, record in self._read(applied, time_left)
