@@ -974,3 +974,14 @@ def test_an_overtaken_change_that_cannot_be_read_comes_again(world: World) -> No
     world.before_aws = None
     world.parameter_event("main")
     assert world.health()["last_error"] is None
+
+
+def test_an_account_added_during_a_tick_is_checked_once(world: World) -> None:
+    # Given an account whose token the main tick renews
+    world.add_account("main")
+    world.clock.sleep(6600)
+    # When another is added meanwhile
+    world.during_call = lambda: world.add_account("other", appid=OTHER_APPID)
+    world.wake("tick")
+    # Then the tick does not apply its record once more
+    assert [call.path for call in world.wechat.calls if call.account == OTHER_APPID] == [TOKEN]

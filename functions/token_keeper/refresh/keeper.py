@@ -82,7 +82,7 @@ class Keeper:
         now = self._now()
         listed, is_sync_pending = self._table.due(None)
         yield from self._renew_all([task for task in listed if renewal.due_for_tick(task, now)], time_left)
-        yield from self._sync_changed(listed, is_sync_pending, time_left)
+        yield from self._sync_changed(time_left, is_pending=is_sync_pending)
 
     def guard(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
         """The guard schedule: renew what is due, then go on with a sync that was not finished.
@@ -92,8 +92,7 @@ class Keeper:
         tasks, is_sync_pending = self._table.due(self._now())
         yield from self._renew_all(tasks, time_left)
         if is_sync_pending:
-            listed, _ = self._table.due(None)
-            yield from self._sync_changed(listed, is_sync_pending, time_left)
+            yield from self._sync_changed(time_left, is_pending=True)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[Outcome | Probed]:
         """The probe schedule: ask WeChat whether each live access token still works, and replace what is dead.
@@ -215,7 +214,7 @@ class Keeper:
             self._sleep(READ_AGAIN_AFTER)
         return entry is not None or version is not None
 
-    def _sync_changed(self, listed: list[Due], is_pending: bool, time_left: Callable[[], float]) -> Iterator[Outcome]:
+    def _sync_changed(self, time_left: Callable[[], float], *, is_pending: bool) -> Iterator[Outcome]:
         """Bring all accounts in line with Parameter Store. Where the time is up before that, the guard goes on with it.
 
         `is_pending`: an earlier run did not finish it.
@@ -225,7 +224,7 @@ class Keeper:
             self._table.sync_pending_from(held_until)  # no other guard is to do the same meanwhile
         is_finished = False
         if time_left() >= MIN_TIME:
-            outcomes = self._sync(self._changed(listed), time_left)
+            outcomes = self._sync(self._changed(), time_left)
             is_finished = not any(map(_is_out_of_time, outcomes))
             yield from outcomes
         if not is_finished:
@@ -233,11 +232,12 @@ class Keeper:
         elif is_pending:
             self._table.end_sync(held_until)
 
-    def _changed(self, listed: Iterable[Due]) -> set[str]:
+    def _changed(self) -> set[str]:
         """The accounts whose record is not the one that is enrolled, or that lost an item."""
-        # The directory is read first: an account that is enrolled in between is then not taken for a deleted one.
+        # The directory is read first: an account that is enrolled in between then seems neither deleted nor without an item.
         entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
+        listed, _ = self._table.due(None)
         kept = {(task.account, task.credential) for task in listed}
         lost = {
             entry.account
