@@ -209,9 +209,13 @@ class Due:
 
 @dataclass(frozen=True)
 class Task(Due):
-    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken."""
+    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken.
+
+    `lost_lease_until`: the end of the lease before, where its renewer never gave it back; else 0.
+    """
 
     epoch: int
+    lost_lease_until: int
 
 
 def task_of(credential: Credential) -> Task:
@@ -223,6 +227,7 @@ def task_of(credential: Credential) -> Task:
         credential.due_at,
         credential.failures,
         credential.epoch,
+        credential.lease_until,
     )
 
 

@@ -265,8 +265,19 @@ def test_when_a_token_comes_from_the_isolated_endpoint(
     changes: dict[str, object], is_isolated: bool, may_mint: bool
 ) -> None:
     leased = credential(Kind.TOKEN, **{"at_risk_since": NOW, **changes})
-    assert renewal.is_isolated(leased, NOW) is is_isolated
+    assert renewal.is_isolated(leased, NOW, 0) is is_isolated
     assert renewal.may_mint(leased, NOW) is may_mint
+
+
+@pytest.mark.parametrize("changes", [{}, {"value": None}, {"at_risk_since": NOW - 1000}])
+@pytest.mark.parametrize(("lost_began_at", "is_isolated"), [(NOW - 299, True), (NOW - 300, False)])
+def test_a_lost_renewals_late_call_ends_no_token(
+    changes: dict[str, object], lost_began_at: int, is_isolated: bool
+) -> None:
+    # Given a lease that was never given back, whatever is known of the attempts before it
+    leased = credential(Kind.TOKEN, **{"at_risk_since": NOW, **changes})
+    # Then the next token comes from the endpoint where a call that is still under way cannot end it
+    assert renewal.is_isolated(leased, NOW, lost_began_at + renewal.LEASE) is is_isolated
 
 
 def test_an_isolated_token_is_due_by_the_rule_of_its_endpoint() -> None:
