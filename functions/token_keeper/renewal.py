@@ -166,7 +166,7 @@ def usable_until(credential: Credential) -> int:
     if credential.value is None:
         return 0
     if credential.refused_at is not None:
-        return credential.refused_at
+        return min(credential.expires_at, credential.refused_at)  # a forced refresh may begin long after the expiry
     if rule.each_call_mints and rule.overlap and credential.at_risk_since is not None:
         return min(credential.expires_at, credential.at_risk_since + rule.overlap)
     return credential.expires_at

@@ -280,6 +280,14 @@ def test_a_lost_renewals_late_call_ends_no_token(
     assert renewal.is_isolated(leased, NOW, lost_began_at + renewal.LEASE) is is_isolated
 
 
+@pytest.mark.parametrize(("refused_at", "until"), [(EXPIRES - 60, EXPIRES - 60), (EXPIRES + 8000, EXPIRES)])
+def test_a_refused_token_is_not_usable_past_its_expiry(refused_at: int, until: int) -> None:
+    # Given a token that is not served from a moment on: a forced refresh was begun, perhaps long after its expiry
+    token = credential(Kind.STABLE_TOKEN, refused_at=refused_at)
+    # Then a reader whose clock is behind that moment does not serve it either
+    assert renewal.usable_until(token) == until
+
+
 def test_an_isolated_token_is_due_by_the_rule_of_its_endpoint() -> None:
     # Given a `token` account whose next token came from stable_token
     grant = Grant("new", FULL_LIFE, FETCHED)
