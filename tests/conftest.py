@@ -3,14 +3,35 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+from botocore.loaders import Loader
 
 import infra.local  # noqa: F401 - with it botocore parses each description once
 
 # Workers, and the programs that tests start again and again, keep their bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_services() -> Iterator[None]:
+    """Each session of botocore looks on the disk which services there are; here all share what the first has found."""
+    list_services = Loader.list_available_services
+
+    @cache
+    def list_once(search_paths: tuple[str, ...], kind: str) -> Any:
+        return list_services(Loader(extra_search_paths=search_paths, include_default_search_paths=False), kind)
+
+    def list_available(self: Loader, type_name: str) -> Any:
+        return list_once(tuple(self.search_paths), type_name)
+
+    with patch.object(Loader, "list_available_services", list_available):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -74,7 +74,7 @@ class TokenKeeper {
   async #ask(force) {
     const askedAt = now();
     const body = { grant_type: 'client_credential', appid: this.appid, secret: this.#key, force_refresh: force };
-    let answer;
+    let reply;
     try {
       const response = await fetch(`${this.url}/cgi-bin/stable_token`, {
         method: 'POST',
@@ -83,12 +83,12 @@ class TokenKeeper {
         redirect: 'error',
         signal: AbortSignal.timeout(TIMEOUT),
       });
-      answer = await response.json();
+      reply = await response.json();
     } catch (error) {
       const cause = error.cause?.code ?? error.name;
       throw keeperError(`The token keeper did not respond (${cause}): check its address and the network.`, true);
     }
-    const { access_token: value, expires_in: expiresIn, errcode } = answer;
+    const { access_token: value, expires_in: expiresIn, errcode } = reply;
     if (errcode === 40125 || errcode === 40013) {
       throw keeperError(
         `errcode ${errcode}: the key is wrong or revoked, or may not read ${this.appid}. See \`token-keeper consumers list\`.`,

@@ -10,7 +10,7 @@ KeeperError
 ├── StoreUnavailableError         DynamoDB
 ├── ParametersUnavailableError    Parameter Store
 └── RefresherUnavailableError     RefreshFunction
-(WeChat's own, and those that the API answers with, are defined beside the code that raises them.)
+(WeChat's own, and those that the API responds with, are defined beside the code that raises them.)
 """
 
 from token_keeper.model import Failure, FailureClass
@@ -69,13 +69,13 @@ class LeaseOverError(KeeperError):
 
 
 class StoreUnavailableError(KeeperError):
-    """DynamoDB refused or did not answer; the client has already tried again."""
+    """DynamoDB refused or did not respond; the client has already tried again."""
 
     code = "store_unavailable"
 
 
 class ParametersUnavailableError(KeeperError):
-    """Parameter Store did not answer, though botocore has already tried again; or it `refused` what was asked."""
+    """Parameter Store did not respond, though botocore has already tried again; or it `refused` what was asked."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -83,4 +83,4 @@ class ParametersUnavailableError(KeeperError):
 
 
 class RefresherUnavailableError(KeeperError):
-    """RefreshFunction could not be asked, or did not answer in time."""
+    """RefreshFunction could not be asked, or did not respond in time."""

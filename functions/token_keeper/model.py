@@ -285,7 +285,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Verified:
-    """The answer to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
+    """The response to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
 
     account: str
     credential: str
@@ -298,7 +298,7 @@ class Verified:
 class Progress:
     """How far the probe has come, between its runs. `after`: the account to go on after, where a run was cut off.
 
-    `unclear_since`: accounts about whose token WeChat has given no clear answer, and since when.
+    `unclear_since`: accounts whose token WeChat neither accepted nor refused, and since when.
     """
 
     after: str | None = None
@@ -307,7 +307,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Probed:
-    """How many access tokens a run of the probe found alive, found dead, got no clear answer about, and did not get to."""
+    """How many access tokens a run of the probe found alive, found dead, could not judge, and did not get to."""
 
     alive: int
     dead: int

@@ -53,7 +53,7 @@ class PageServer:
         self._state, self._press, self._api_key = state, press, api_key
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer one request."""
+        """Handle one request."""
         return self._respond(Request(environ))(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
@@ -83,12 +83,12 @@ class PageServer:
 def in_front_of(application: "WSGIApplication", page: PageServer) -> "WSGIApplication":
     """The application, with the page at the addresses that are the page's."""
 
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["REQUEST_URI"].partition("?")[0]
         is_pages = path == "/" or path.startswith("/console/")
         return (page if is_pages else application)(environ, start_response)
 
-    return answer
+    return respond
 
 
 def _json(status: int, value: object) -> Response:

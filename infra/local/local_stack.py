@@ -31,12 +31,10 @@ import api
 import notify
 import refresh
 from infra import stack
-from infra.cli.operations import LOCAL_STACK
-from infra.cli.terminal import until_stopped
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
-from infra.local.access_keys import OPERATOR, REGION, KeysError
+from infra.local.access_keys import LOCAL_STACK, OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import (
     LOOPBACK,
@@ -49,6 +47,7 @@ from infra.local.loopback import (
 from infra.local.page import LocalPage
 from infra.local.simulated_robots import SimulatedRobots
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
+from infra.signals import until_stopped
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import ACCOUNT_NAME
 from token_keeper.refresh.parameter_store import parse_record
@@ -254,14 +253,14 @@ def gateway(
 
     With `api_key` the routes that API Gateway would want signed ask for it in the header X-Api-Key.
 
-    A request is answered where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
+    A request is served where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
     Developer Guide), else with 404 and `Not Found`. So HEAD needs a route of its own, as does OPTIONS without CORS; `/path/`
     is another path than `/path` (storacha/w3infra#166 met that on AWS; aws-powertools/powertools-lambda-python#1552 says
     that both reach the function); and so is `//path`. What AWS does with slashes and HEAD was not run.
     """
     routes = Map([_rule(route) for route in stack.routes(template)], merge_slashes=False)
 
-    def answer_http(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         # Routed as it was sent: an encoded slash is part of a name there, and no separator.
         path = environ["REQUEST_URI"].partition("?")[0]
@@ -276,11 +275,11 @@ def gateway(
             response = _gateway_error(403, "Forbidden")
         else:
             path_parameters = {name: unquote(value) for name, value in quoted.items()}
-            answer = api(_gateway_event(request, route_key, path_parameters))
-            response = Response(answer["body"], answer["statusCode"], answer["headers"])
+            reply = api(_gateway_event(request, route_key, path_parameters))
+            response = Response(reply["body"], reply["statusCode"], reply["headers"])
         return response(environ, start_response)
 
-    return answer_http
+    return respond
 
 
 def _gateway_error(status: int, message: str) -> Response:

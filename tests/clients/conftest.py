@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from infra import stack
-from infra.cli import operations
+from infra.cli.consumer_keys import new_consumer
 from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
 from wechat_token_keeper import Keeper
@@ -52,7 +52,7 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def local() -> Iterator[LocalStack]:
     """The whole system in this process, with the demo account. What it says goes to `SAID`.
 
-    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would answer reports, on a slow machine.
+    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would respond reports, on a slow machine.
     """
     without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
     with ExitStack() as started:
@@ -81,7 +81,7 @@ def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
 def add_consumer(running: LocalStack, *accounts: str, may_report: bool = True) -> str:
     """A new consumer of these accounts; returns its key."""
     now = int(running.clock())
-    key, item = operations.new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
+    key, item = new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
     session = running.aws_session()
     table = running.environment("ApiFunction")["TABLE_NAME"]
     session.client("dynamodb", endpoint_url=running.aws_url).put_item(TableName=table, Item=item)

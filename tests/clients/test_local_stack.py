@@ -89,10 +89,10 @@ class _CountedWeChat:
         self.refusals: Counter[str] = Counter()
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        answer = b"".join(self._wechat(environ, start_response))
-        if b'"errcode": 40001' in answer:
+        reply = b"".join(self._wechat(environ, start_response))
+        if b'"errcode": 40001' in reply:
             self.refusals[environ["HTTP_X_USER"]] += 1
-        return [answer]
+        return [reply]
 
 
 def test_another_client_kills_the_token_of_20_busy_users(local: LocalStack, key: str) -> None:
@@ -108,23 +108,25 @@ def test_another_client_kills_the_token_of_20_busy_users(local: LocalStack, key:
 
     def work(user: int) -> list[Any]:
         session = keeper.session()
-        answers = []
+        responses = []
         for call in range(CALLS_EACH):
-            answers.append(session.get(f"{server.url}/cgi-bin/get_api_domain_ip", headers={"X-User": str(user)}).json())
+            responses.append(
+                session.get(f"{server.url}/cgi-bin/get_api_domain_ip", headers={"X-User": str(user)}).json()
+            )
             if call == CALLS_EACH // 3:
                 at_work.wait()
-        return answers
+        return responses
 
     with ThreadPoolExecutor(USERS) as threads:
         users = [threads.submit(work, user) for user in range(USERS)]
         # When another client ends the token, which is older than a minute
         at_work.wait()
         local.wechat.kill(dead)
-        answers = [answer for user in users for answer in user.result()]
+        responses = [reply for user in users for reply in user.result()]
     server.stop()
     # Then no user saw an error, and none had more than one call refused
-    assert all(answer["ip_list"] for answer in answers)
-    assert len(answers) == USERS * CALLS_EACH
+    assert all(reply["ip_list"] for reply in responses)
+    assert len(responses) == USERS * CALLS_EACH
     assert wechat.refusals
     assert max(wechat.refusals.values()) == 1
     # And the keeper checked the token once and replaced it once
@@ -192,10 +194,10 @@ def test_wxjavas_requests_for_tickets(local: LocalStack, key: str, request_targe
     token = _corp_keeper(local, key).token()
     # When
     with urlopen(f"{local.api_url}/cgi-bin/{request_target}access_token={token}") as response:
-        answer = json.load(response)
+        reply = json.load(response)
     # Then
-    assert answer["errcode"] == 0, answer
-    assert local.wechat.accepts(answer["ticket"])
+    assert reply["errcode"] == 0, reply
+    assert local.wechat.accepts(reply["ticket"])
 
 
 def test_wechatpy_2_work(local: LocalStack, key: str, tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_example_lambda(local: LocalStack) -> None:
     )
     # When WeChat, which is simulated without this call, is asked
     done = _run("-c", _environment(local, ""), program)
-    # Then the request went there with a token: 404 is the simulator's answer to a path it does not know
+    # Then the request went there with a token: 404 is the simulator's response to a path it does not know
     assert f"404 Client Error: NOT FOUND for url: {local.wechat_url}/cgi-bin/message/custom/send" in done.stderr
     assert "simulated_token" not in done.stderr
 

@@ -1,5 +1,5 @@
 """A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way,
-and each answer must be one that the OpenAPI document describes."""
+and each response must be one that the OpenAPI document describes."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def _in_memory() -> Iterator[World]:
 
 @contextmanager
 def _watched(world: World) -> Iterator[World]:
-    world.answered = openapi.check
+    world.responded = openapi.check
     log = _Log(world.said)
     loggers = [logging.getLogger(name) for name in ("refresh", "api")]
     for logger in loggers:

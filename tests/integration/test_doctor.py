@@ -209,13 +209,13 @@ def test_without_the_stack_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 class Lambda:
-    """Answers for AWS Lambda: which code is deployed, and how many executions the AWS account has."""
+    """Stands in for AWS Lambda: which code is deployed, and how many executions the AWS account has."""
 
     def __init__(self) -> None:
         self.version: str | None = version("wechat-token-keeper")
         self.executions = 1000
 
-    def answer(self, path: str) -> dict[str, Any]:
+    def handle(self, path: str) -> dict[str, Any]:
         if "account-settings" in path:
             return {"AccountLimit": {"ConcurrentExecutions": self.executions}}
         variables = {} if self.version is None else {"VERSION": self.version}
@@ -232,7 +232,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(functions.answer(self.path)).encode()
+            body = json.dumps(functions.handle(self.path)).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -246,7 +246,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
     for name, value in {**KEY, "aws_default_region": REGION, "token_keeper_stack": NAME}.items():
         monkeypatch.setenv(name.upper(), value)
     with HTTPServer(("127.0.0.1", 0), Handler) as server, mock_aws(), responses.RequestsMock() as api:
-        Thread(target=server.serve_forever).start()
+        Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", f"http://127.0.0.1:{server.server_port}")
         api.get(f"{API}/v1/accounts", json={"accounts": []})
         make_stack()

@@ -144,30 +144,30 @@ def test_a_condition_holds_between_threads(aws: EmbeddedAws) -> None:
     assert rounds == [1] * 5
 
 
-def test_invoke_answers_what_the_function_returns(aws: EmbeddedAws) -> None:
+def test_invoke_responds_what_the_function_returns(aws: EmbeddedAws) -> None:
     # Given
     name = aws.environment("ApiFunction")["REFRESH_FUNCTION_NAME"]
     event = {"renew": {"account": "main", "credential": "access_token"}}
 
     for function in (name, f"arn:aws:lambda:us-east-1:123456789012:function:{name}"):
         # When
-        answer = client(aws, "lambda", "ApiFunction").invoke(FunctionName=function, Payload=json.dumps(event))
+        response = client(aws, "lambda", "ApiFunction").invoke(FunctionName=function, Payload=json.dumps(event))
 
         # Then
-        assert answer["StatusCode"] == 200
-        assert "FunctionError" not in answer
-        assert json.load(answer["Payload"]) == {"renewed": [event]}
+        assert response["StatusCode"] == 200
+        assert "FunctionError" not in response
+        assert json.load(response["Payload"]) == {"renewed": [event]}
 
 
 def test_an_event_invocation_is_taken_at_once_and_run_later(aws: EmbeddedAws, refresher: Refresher) -> None:
     # When
-    answer = client(aws, "lambda").invoke(
+    response = client(aws, "lambda").invoke(
         FunctionName=aws.outputs["RefreshFunctionName"], InvocationType="Event", Payload=b'{"wake": "guard"}'
     )
 
     # Then
-    assert answer["StatusCode"] == 202
-    assert answer["Payload"].read() == b""
+    assert response["StatusCode"] == 202
+    assert response["Payload"].read() == b""
     assert refresher.next_event() == {"wake": "guard"}
 
 
@@ -176,11 +176,11 @@ def test_a_function_error_repeats_nothing_of_the_exception(aws: EmbeddedAws, ref
     refresher.failure = ValueError("the AppSecret 5f4dcc3b5aa765d61d8327deb882cf99")
 
     # When
-    answer = client(aws, "lambda").invoke(FunctionName=aws.outputs["RefreshFunctionName"])
+    response = client(aws, "lambda").invoke(FunctionName=aws.outputs["RefreshFunctionName"])
 
     # Then
-    assert answer["FunctionError"] == "Unhandled"
-    payload = answer["Payload"].read().decode()
+    assert response["FunctionError"] == "Unhandled"
+    payload = response["Payload"].read().decode()
     assert json.loads(payload)["errorType"] == "ValueError"
     assert "5f4dcc3b" not in payload
 
@@ -354,7 +354,7 @@ def test_the_reader_may_read_the_table_and_no_account(aws: EmbeddedAws) -> None:
             refused(**request)
 
 
-def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refresher: Refresher) -> None:
+def test_the_readers_own_client_is_served_as_boto3s(aws: EmbeddedAws, refresher: Refresher) -> None:
     # Given some items, and both clients with the reader's role
     name = aws.outputs["TokenTableName"]
     for number in range(3):
@@ -363,7 +363,7 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
         reader_client("dynamodb", aws.environment("ApiFunction")),
         client(aws, "dynamodb", "ApiFunction"),
     )
-    # When both ask the same, then the answers are the same
+    # When both ask the same, then the responses are the same
     asked: list[tuple[str, Json]] = [
         ("get_item", {"TableName": name, "Key": key("a1"), "ConsistentRead": True}),
         ("get_item", {"TableName": name, "Key": key("unknown")}),
@@ -381,8 +381,8 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
     for operation, question in asked:
         expected = getattr(boto3_table, operation)(**question)
         del expected["ResponseMetadata"]
-        answer = getattr(table, operation)(**question)
-        assert {name: answer.get(name) for name in expected} == expected
+        response = getattr(table, operation)(**question)
+        assert {name: response.get(name) for name in expected} == expected
     # And so are refusals, and the functions it invokes
     with pytest.raises(RefusedError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")

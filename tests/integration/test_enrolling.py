@@ -699,16 +699,16 @@ def test_a_late_renewal_ends_no_token_of_the_next_owner(
     # Given a renewal whose call to WeChat is held up
     world.add_account("twin")
     world.clock.sleep(6900)
-    answer = world.wechat.answer
+    response = world.wechat.handle
 
     def held_up(*asked: Any, **how: Any) -> Any:
         monkeypatch.undo()
         # When its account gives the appid up meanwhile, and another is added with it
         world.delete_parameter("twin") if new_record is None else world.put_parameter("twin", new_record)
         world.add_account("shop")
-        return answer(*asked, **how)
+        return response(*asked, **how)
 
-    monkeypatch.setattr(world.wechat, "answer", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     world.wake("guard")
     # Then the other fetches when that renewal's lease is over, and its token lives as long as is promised
     world.clock.sleep(60)

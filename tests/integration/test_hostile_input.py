@@ -143,8 +143,8 @@ def test_base64_that_is_none_is_refused(path: str, body: str) -> None:
         "isBase64Encoded": True,
         "requestContext": {"requestId": "x"},
     }
-    answer = front()._answer(event)
-    assert_clean(Response(answer["body"], answer["statusCode"], answer["headers"]))
+    reply = front()._handle(event)
+    assert_clean(Response(reply["body"], reply["statusCode"], reply["headers"]))
 
 
 # --- queries and headers

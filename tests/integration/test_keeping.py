@@ -20,15 +20,15 @@ OVERLAP = 300
 """Seconds the old token works after a rotation."""
 
 
-def granted(**answer: object) -> Fault:
-    """WeChat answers with exactly this."""
-    return Fault.malformed(json.dumps(answer).encode())
+def granted(**response: object) -> Fault:
+    """WeChat responds with exactly this."""
+    return Fault.malformed(json.dumps(response).encode())
 
 
 LOST = {
     "connection lost after": Fault.drop_after(),
     "connection lost before": Fault.drop_before(),
-    "no answer in time": Fault.slow(30),
+    "no response in time": Fault.slow(30),
     "cut": Fault.truncated(),
     "no JSON": Fault.malformed(b"<xml>busy</xml>"),
     "HTTP 502": Fault.http(502),
@@ -342,13 +342,13 @@ def test_a_repair_refused_by_stable_token_waits_for_the_overlap(world: World) ->
     assert world.wechat.accepts(read(world)[1]["access_token"])
 
 
-@pytest.mark.parametrize(("lost", "answered"), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)])
-def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int, answered: int) -> None:
+@pytest.mark.parametrize(("lost", "responded"), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)])
+def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int, responded: int) -> None:
     at_main_tick(world)
     attempt = world.clock()
-    # Given an attempt whose answers are lost, WeChat having minted a token, and later ones that are refused or lost, too
+    # Given an attempt whose responses are lost, WeChat having minted a token, and later ones that are refused or lost, too
     world.wechat.fail(TOKEN, Fault.drop_after(), *[Fault.drop_before()] * 99)
-    later = [Fault.drop_after()] * lost + [Fault.error(-1)] * answered + [Fault.drop_before()] * 99
+    later = [Fault.drop_after()] * lost + [Fault.error(-1)] * responded + [Fault.drop_before()] * 99
     world.wechat.fail(STABLE_TOKEN, *later)
     world.wake("tick")
     # When readers ask in the minutes after it
@@ -384,9 +384,9 @@ def test_a_connection_that_never_came_about_puts_nothing_at_risk(world: World) -
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_answer_never_replaces_a_live_token(world: World, body: bytes) -> None:
+def test_a_malformed_response_never_replaces_a_live_token(world: World, body: bytes) -> None:
     old = at_main_tick(world)
-    # Given a WeChat that answers nonsense
+    # Given a WeChat that returns nonsense
     for path in (TOKEN, STABLE_TOKEN):
         world.wechat.fail(path, *[Fault.malformed(body)] * 3)
     # When the token is to be renewed
@@ -405,7 +405,7 @@ def killed(*_: object) -> None:
 
 
 @pytest.mark.parametrize("guard_after", [1, 59])
-@pytest.mark.parametrize("moment", ["before WeChat is asked", "with the answer under way", "before it is written"])
+@pytest.mark.parametrize("moment", ["before WeChat is asked", "with the response under way", "before it is written"])
 def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment: str, guard_after: int) -> None:
     old = at_main_tick(world)
     died_at = world.clock()
@@ -417,7 +417,7 @@ def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment
     match moment:
         case "before WeChat is asked":
             world.before_aws = lambda operation, _: killed() if operation == "ssm.GetParameters" else None
-        case "with the answer under way":
+        case "with the response under way":
             world.during_call = killed
         case "before it is written":
             world.during_call = die_at_next_write
@@ -441,7 +441,7 @@ def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment
 
 
 @pytest.mark.parametrize("late", ["value", "failure"])
-def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) -> None:
+def test_a_response_that_comes_too_late_changes_nothing(world: World, late: str) -> None:
     at_main_tick(world)
     if late == "failure":
         world.wechat.fail(TOKEN, Fault.error(-1))
@@ -452,7 +452,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
 
     # Given a call to WeChat that outlasts its lease, so that another instance has renewed
     world.during_call = another_renews_meanwhile
-    # When its answer comes after all
+    # When its response comes after all
     summary = world.wake("tick")
     # Then the newest token stays; a value that came too late may be its successor, so that it is renewed at once
     assert [one["account"] for one in summary["skipped"]] == ["main"]
@@ -467,7 +467,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
 def test_while_the_table_cannot_be_read_no_token_is_fetched(world: World, schedule: str) -> None:
     at_main_tick(world)
     world.clock.sleep(60)
-    # When a schedule fires while DynamoDB does not answer
+    # When a schedule fires while DynamoDB does not respond
     with world.down("dynamodb"), pytest.raises(KeeperError, match="DynamoDB"):
         world.wake(schedule)
     # Then WeChat was not asked, and the next wake-up makes it good
@@ -511,7 +511,7 @@ def test_an_unwritten_token_is_replaced_while_the_old_one_works(world: World) ->
 
 def test_while_parameter_store_is_down_nothing_is_dropped(world: World) -> None:
     old = at_main_tick(world)
-    # When the main tick fires while Parameter Store does not answer
+    # When the main tick fires while Parameter Store does not respond
     with world.down("ssm"), suppress(KeeperError):
         world.wake("tick")
     # Then the account is still there, with its live token
@@ -580,7 +580,7 @@ def test_a_good_account_is_renewed_before_a_hundred_broken_ones(world: World, mo
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_an_operator_replaces_a_live_token(world: World, endpoint: str, lost: int) -> None:
-    # Given a live token, and a WeChat whose next answer may be lost
+    # Given a live token, and a WeChat whose next response may be lost
     world.add_account("main", endpoint=endpoint)
     world.clock.sleep(1000)
     old = world.token()
@@ -686,7 +686,7 @@ def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World, monke
 
 def test_a_renewal_without_any_response_ends_in_time(world: World) -> None:
     at_main_tick(world)
-    # Given three quarters of a minute, and a WeChat that does not answer
+    # Given three quarters of a minute, and a WeChat that does not respond
     for path in (TOKEN, STABLE_TOKEN):
         world.wechat.fail(path, *[Fault.slow(30)] * 3)
     # When the main tick fires
@@ -827,7 +827,7 @@ def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) ->
     world.add_account(endpoint="stable_token")
     token = world.token()
     world.clock.sleep(60)
-    # When an operator replaces it, and WeChat's answers get lost
+    # When an operator replaces it, and WeChat's responses get lost
     world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 2)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     world.restart()
@@ -840,7 +840,7 @@ def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) ->
 
 
 def test_a_day_of_broken_responses_stays_within_its_reserve(world: World) -> None:
-    # Given a token that is due, and a WeChat that answers 502 all day
+    # Given a token that is due, and a WeChat that returns 502 all day
     world.add_account()
     world.clock.sleep(6660)
     before = world.calls()
@@ -857,20 +857,20 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
     # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
-    take_lease, answer = Credentials.take_lease, world.wechat.answer
+    take_lease, response = Credentials.take_lease, world.wechat.handle
 
     def held_up(*asked: Any, **how: Any) -> Any:
         leased = take_lease(*asked, **how)
         monkeypatch.undo()
         world.clock.sleep(45)
-        monkeypatch.setattr(world.wechat, "answer", held_up_again)
+        monkeypatch.setattr(world.wechat, "handle", held_up_again)
         return leased
 
     def held_up_again(*call: Any) -> Any:
         monkeypatch.undo()
         world.clock.sleep(20)
         world.wake("guard")
-        return answer(*call)
+        return response(*call)
 
     monkeypatch.setattr(Credentials, "take_lease", held_up)
     # When it is carried out after the guard's renewal, whose value it ends
@@ -885,16 +885,16 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
     # Given a renewal that reaches WeChat only when its lease is over, and after the guard's
     world.add_account()
     world.clock.sleep(6600)
-    answer = world.wechat.answer
+    response = world.wechat.handle
 
     def held_up(*call: Any) -> Any:
         monkeypatch.undo()
         world.clock.sleep(61)
         world.wake("guard")
         world.wechat.fail(TOKEN, Fault.drop_after())
-        return answer(*call)
+        return response(*call)
 
-    monkeypatch.setattr(world.wechat, "answer", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     # When it mints a token whose response is lost
     world.wake("tick")
     # Then what the guard has published came from stable_token, and keeps its promise

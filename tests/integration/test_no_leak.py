@@ -28,7 +28,7 @@ from infra.stack import translate
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.leaks import QUIET, Said, forms, listening, spellings
 from tests.support.world import APPID, Clock, World, gateway_event
-from token_keeper.model import fingerprint
+from token_keeper.model import fingerprint, rfc3339
 from token_keeper.notify import messages
 from token_keeper.notify.messages import News
 from token_keeper.refresh import wechat
@@ -107,10 +107,10 @@ class Rig:
         """Make a request of ApiFunction; all of the response is recorded except a value where a reply to a reader has it."""
         event = gateway_event(path, body, method, content_type)
         with self._hearing_exceptions(), self.world.internet():
-            answer = self.world.api_instance()(event, None)
-            reply: dict[str, Any] = json.loads(answer["body"])
-            shown = {k: v for k, v in reply.items() if answer["statusCode"] != 200 or k not in VALUE_FIELDS}
-            self.said.add("replies", f"{answer['statusCode']} {answer['headers']} {json.dumps(shown)} ")
+            response = self.world.api_instance()(event, None)
+            reply: dict[str, Any] = json.loads(response["body"])
+            shown = {k: v for k, v in reply.items() if response["statusCode"] != 200 or k not in VALUE_FIELDS}
+            self.said.add("replies", f"{response['statusCode']} {response['headers']} {json.dumps(shown)} ")
             self.said.add("replies", json.dumps(shown, ensure_ascii=False))
             for field in VALUE_FIELDS:
                 assert reply.get(field) not in self.never
@@ -191,7 +191,8 @@ def rig() -> Iterator[Rig]:
     with listening() as said:
         made = Rig(said)
         yield made
-        if news := [News(entry["DetailType"], entry["Detail"]) for entry in made.world.sent if is_news(entry)]:
+        sent = [entry for entry in made.world.sent if is_news(entry)]
+        if news := [News(entry["DetailType"], rfc3339(entry["Time"]), entry["Detail"]) for entry in sent]:
             said.add("messages", messages.text(news))
             said.add("messages", messages.subject(news))
         said.add("aws", json.dumps(list(made.aws.items.values())))
@@ -235,7 +236,7 @@ def test_the_search_records_every_channel() -> None:
 
 def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an adapter that turns a broken connection into an exception with urllib3's own text
-    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_answer(str(error)))
+    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_response(str(error)))
     with listening() as said:
         rig = Rig(said)
         rig.world.wechat.fail("/cgi-bin/gettoken", *[Fault.slow()] * 3)
@@ -349,10 +350,10 @@ def faults(secret: str, path: str) -> list[Fault]:
 
 
 @pytest.mark.parametrize(("path", "secret"), WECHATS_PATHS.values(), ids=WECHATS_PATHS)
-def test_whatever_wechat_answers(rig: Rig, path: str, secret: str) -> None:
+def test_whatever_wechat_responds(rig: Rig, path: str, secret: str) -> None:
     if secret == TOKEN:
         for fetched_at in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken"):
-            rig.world.wechat.fail(fetched_at, *answers("access_token", TOKEN))
+            rig.world.wechat.fail(fetched_at, *responses("access_token", TOKEN))
     rig.enrol()
     account = "crm" if "get_jsapi" in path or path.endswith(("ticket/get", "gettoken")) else "main"
     account = "stable" if secret == STABLE_SECRET else account
@@ -375,7 +376,7 @@ def test_whatever_wechat_answers(rig: Rig, path: str, secret: str) -> None:
         rig.world.wechat.heal(path)
 
 
-def answers(field: str, value: str) -> list[Fault]:
+def responses(field: str, value: str) -> list[Fault]:
     """A WeChat that hands out this value for a while."""
     return [Fault.malformed(json.dumps({field: value, "expires_in": 7200}).encode())] * 500
 
@@ -383,9 +384,9 @@ def answers(field: str, value: str) -> list[Fault]:
 def test_a_token_of_any_letters(rig: Rig) -> None:
     # Given a WeChat that mints tokens and tickets with such letters as look different elsewhere
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken"):
-        rig.world.wechat.fail(path, *answers("access_token", TOKEN))
+        rig.world.wechat.fail(path, *responses("access_token", TOKEN))
     for path in ("/cgi-bin/ticket/getticket", "/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"):
-        rig.world.wechat.fail(path, *answers("ticket", TICKET))
+        rig.world.wechat.fail(path, *responses("ticket", TICKET))
     rig.enrol()
     assert set(rig.tokens().values()) == {TOKEN}
     assert rig.ask("/v1/accounts/main/tickets/jsapi")["ticket"] == TICKET
@@ -457,9 +458,9 @@ def test_items_that_hold_what_they_should_not(rig: Rig) -> None:
 
 
 class _Raw(socketserver.StreamRequestHandler):
-    """Answers with raw bytes; `{}` in them is what was asked."""
+    """Responds with raw bytes; `{}` in them is what was asked."""
 
-    answers: ClassVar[list[bytes]] = []
+    responses: ClassVar[list[bytes]] = []
 
     def handle(self) -> None:
         head = b""
@@ -467,11 +468,11 @@ class _Raw(socketserver.StreamRequestHandler):
             head += line
         length = re.search(rb"content-length: (\d+)", head.lower())
         asked = head.split(b"\r\n")[0] + (self.rfile.read(int(length[1])) if length else b"")
-        self.wfile.write(self.answers.pop(0).replace(b"{}", asked) if self.answers else b"")
+        self.wfile.write(self.responses.pop(0).replace(b"{}", asked) if self.responses else b"")
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-RAW_ANSWERS = {
+RAW_RESPONSES = {
     "no HTTP": b"{}\r\n\r\n",
     "an odd status": b"HTTP/1.1 {} OK\r\n\r\n",
     "a broken header": HEAD + b"what was asked: {}\r\nno colon here {}\r\n\r\n" + b"null",
@@ -488,10 +489,10 @@ RAW_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", RAW_ANSWERS.values(), ids=RAW_ANSWERS)
-def test_a_peer_that_speaks_no_proper_http(rig: Rig, answer: bytes) -> None:
+@pytest.mark.parametrize("response", RAW_RESPONSES.values(), ids=RAW_RESPONSES)
+def test_a_peer_that_speaks_no_proper_http(rig: Rig, response: bytes) -> None:
     class Handler(_Raw):
-        answers = [answer] * 30
+        responses = [response] * 30
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -507,7 +508,7 @@ def test_a_peer_that_speaks_no_proper_http(rig: Rig, answer: bytes) -> None:
             rig.wake({"wake": "tick"})
         finally:
             server.shutdown()
-    assert not Handler.answers[:1] or len(Handler.answers) < 30, "no request came"
+    assert not Handler.responses[:1] or len(Handler.responses) < 30, "no request came"
 
 
 def test_their_debug_lines_stay_off_whatever_level_ours_has() -> None:
@@ -525,8 +526,8 @@ def test_a_reader_with_its_own_client(rig: Rig) -> None:
     def application(environ: Any, start_response: Any) -> Any:
         request = Request(environ)
         echo = f"{dict(request.headers)} {request.get_data(as_text=True)}"
-        answer = {"__type": f"com.amazon#InvalidSignatureException:{echo}", "message": echo}
-        return Response(json.dumps(answer), 400)(environ, start_response)
+        response = {"__type": f"com.amazon#InvalidSignatureException:{echo}", "message": echo}
+        return Response(json.dumps(response), 400)(environ, start_response)
 
     server = Server(application)
     server.start()

@@ -77,33 +77,33 @@ def test_a_consumer_reads_its_accounts_and_no_other(
     expected = 40125 if consumer == "gone" else MATRIX[call, app].get(consumer, 40013)
     # When the consumer asks, twice: the second time the instance remembers
     calls: dict[str, Callable[..., dict[str, Any]]] = {TOKEN: ask_token, STABLE: ask_stable_token, CORP: ask_corp_token}
-    answers = [calls[call](world, keys[consumer], app) for _ in range(2)]
+    responses = [calls[call](world, keys[consumer], app) for _ in range(2)]
     # Then it gets the token of its account, or WeChat's refusal
-    for answer in answers:
+    for response in responses:
         if isinstance(expected, int):
-            assert answer["errcode"] == expected
-            assert "access_token" not in answer
+            assert response["errcode"] == expected
+            assert "access_token" not in response
         else:
-            assert answer["access_token"] == world.token(expected)
+            assert response["access_token"] == world.token(expected)
 
 
 def test_a_key_for_several_apps_of_a_corp_is_told_what_to_do(populated: tuple[World, dict[str, str]]) -> None:
     world, keys = populated
-    answer = ask_corp_token(world, keys["everything"])
+    response = ask_corp_token(world, keys["everything"])
     hint = "this key may read several apps of this corp: make one consumer for each app"
-    assert answer == refused(40013, f"invalid corpid, {hint}")
+    assert response == refused(40013, f"invalid corpid, {hint}")
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_a_token_gets_the_ticket_of_its_own_account(populated: tuple[World, dict[str, str]], account: str) -> None:
     world, _ = populated
     # When a client shows the account's token and asks for a jsapi ticket
-    answer = ask_ticket(world, world.token(account), instance=world.api_instance())
+    response = ask_ticket(world, world.token(account), instance=world.api_instance())
     # Then it gets that of the same account, if one is kept
     if account == "main":
-        assert answer["ticket"] == world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
+        assert response["ticket"] == world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
     else:
-        assert answer["errcode"] == 48001
+        assert response["errcode"] == 48001
 
 
 CONTENT_TYPES = ["application/json", "application/x-www-form-urlencoded", "text/plain", ""]
@@ -148,14 +148,14 @@ def test_parameters_are_taken_from_wherever_sdks_send_them(
     mark, _, where = where.rpartition(" ")
     match where:
         case "query":
-            answer = world.ask(call, **query)
+            response = world.ask(call, **query)
         case "form":
-            answer = world.ask(call, body=mark + urlencode(query), content_type=content_type)
+            response = world.ask(call, body=mark + urlencode(query), content_type=content_type)
         case "multipart":
-            answer = world.ask(call, body=multipart(query), content_type=content_type)
+            response = world.ask(call, body=multipart(query), content_type=content_type)
         case _:
-            answer = world.ask(call, body=mark + json.dumps(query), content_type=content_type)
-    assert answer == {"access_token": world.token(), "expires_in": 6835}
+            response = world.ask(call, body=mark + json.dumps(query), content_type=content_type)
+    assert response == {"access_token": world.token(), "expires_in": 6835}
 
 
 # --- refusals
@@ -238,8 +238,8 @@ BODIES = {
 def test_a_body_that_is_none_is_refused(
     populated: tuple[World, dict[str, str]], body: bytes, errcode: int, content_type: str
 ) -> None:
-    answer = populated[0].ask("POST /cgi-bin/stable_token", body=body, content_type=content_type)
+    response = populated[0].ask("POST /cgi-bin/stable_token", body=body, content_type=content_type)
     if body == b"\xff\xfe" and content_type == "application/json":
         errcode = 40002  # the gateway has made text of it
-    assert answer["errcode"] == errcode
-    assert answer["errmsg"].endswith(f" rid: {REQUEST_ID}")
+    assert response["errcode"] == errcode
+    assert response["errmsg"].endswith(f" rid: {REQUEST_ID}")

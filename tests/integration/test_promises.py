@@ -71,7 +71,7 @@ def test_an_older_change_undoes_no_newer_one(world: World) -> None:
 
 
 def test_a_forced_refresh_that_dies_leaves_no_dead_token(world: World) -> None:
-    # Given an operator's forced refresh whose process dies after WeChat's answer
+    # Given an operator's forced refresh whose process dies after WeChat's response
     world.add_account("main", endpoint="stable_token")
     world.clock.sleep(600)
 

@@ -31,14 +31,14 @@ def enrol_without_a_value(world: World, *faults: Fault) -> None:
     world.add_account("main")
 
 
-# --- the answer
+# --- the response
 
 
 def test_the_response_says_what_it_is_and_how_long_it_is_valid(world: World) -> None:
     world.add_account("main")
     # When its token is read
     status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer has the contract's fields, and may not be stored on the way
+    # Then the response has the contract's fields, and may not be stored on the way
     assert status == 200
     assert headers["Content-Type"] == "application/json"
     assert headers["Cache-Control"] == "no-store"
@@ -59,7 +59,7 @@ def test_a_ticket_is_handed_out_like_a_token(world: World) -> None:
     world.add_account("main", tickets=["jsapi"])
     # When its ticket is read
     status, body, headers = world.request("/v1/accounts/main/tickets/jsapi")
-    # Then the answer has the same fields, and the ticket
+    # Then the response has the same fields, and the ticket
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert world.wechat.accepts(body.pop("ticket"))
     assert (body["credential"], body["expires_in"], body["cache_for"]) == ("jsapi", 145, 60)
@@ -192,7 +192,7 @@ def test_a_table_outage_shows_where_the_cache_is_empty(world: World) -> None:
     # When the table cannot be read by a new reader
     with world.down("dynamodb"):
         status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says that it passes
+    # Then the response says that it passes
     assert (status, body["code"]) == (503, "no_valid_value")
     assert (body["cause"]["class"], body["cause"]["errcode"]) == ("transient", None)
     assert int(headers["Retry-After"]) >= 1
@@ -246,7 +246,7 @@ def test_a_wrong_secret_is_said_to_the_reader(world: World) -> None:
     world.put_parameter("main", json.dumps({"appid": APPID, "secret": WRONG_SECRET}))
     # When its token is read
     status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says why there is none, what to do, and when to ask again
+    # Then the response says why there is none, what to do, and when to ask again
     assert status == 503
     assert headers["Content-Type"] == "application/problem+json"
     assert headers["Cache-Control"] == "no-store"
@@ -262,10 +262,10 @@ def test_in_back_off_readers_do_not_ask_wechat(world: World) -> None:
     enrol_without_a_value(world, *[Fault.error(45009)] * 2)
     # When fifty reads follow before it is tried again
     world.clock.sleep(1799)
-    answers = [world.get(TOKEN_PATH) for _ in range(50)]
+    responses = [world.get(TOKEN_PATH) for _ in range(50)]
     # Then WeChat is not asked, and each response has the cause
     assert world.calls() == 1
-    assert {(status, body["cause"]["errcode"]) for status, body in answers} == {(503, 45009)}
+    assert {(status, body["cause"]["errcode"]) for status, body in responses} == {(503, 45009)}
     # And when that time has come, several reads cost one call
     world.clock.sleep(1)
     for _ in range(5):
@@ -297,14 +297,14 @@ def test_a_refresher_that_cannot_help_is_said_to_the_reader(world: World, broken
     # When a token has expired and RefreshFunction cannot be asked, or cannot read the secret
     with world.down(broken):
         status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says that it passes, and nothing has got stuck
+    # Then the response says that it passes, and nothing has got stuck
     assert (status, body["code"], body["cause"]["class"]) == (503, "no_valid_value", "transient")
     assert int(headers["Retry-After"]) >= 1
     world.clock.sleep(60)
     assert world.wechat.accepts(world.token())
 
 
-def test_a_renewal_that_answers_too_late_is_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewal_that_responds_too_late_is_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add_account("main")
     world.clock.sleep(7200)
     renew = Refresher.renew
@@ -313,7 +313,7 @@ def test_a_renewal_that_answers_too_late_is_served(world: World, monkeypatch: py
         renew(refresher, account, credential)
         raise RefresherUnavailableError("RefreshFunction: timed out")
 
-    # Given a RefreshFunction that publishes a token, and answers later than the reader waits
+    # Given a RefreshFunction that publishes a token, and responds later than the reader waits
     monkeypatch.setattr(Refresher, "renew", late)
     # When the expired token is read, then the new one is there
     status, body = read(world)

@@ -54,11 +54,11 @@ def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endp
     dead = world.token()
     world.wechat.kill(dead)
     # When 20 clients report it
-    answers = [world.report(access_token=dead) for _ in range(20)]
+    responses = [world.report(access_token=dead) for _ in range(20)]
     # Then the first has it replaced, and all get the new one
-    assert [body["outcome"] for _, body in answers] == ["replaced"] + ["superseded"] * 19
-    assert {status for status, _ in answers} == {200}
-    (new,) = {body["access_token"] for _, body in answers}
+    assert [body["outcome"] for _, body in responses] == ["replaced"] + ["superseded"] * 19
+    assert {status for status, _ in responses} == {200}
+    (new,) = {body["access_token"] for _, body in responses}
     assert world.wechat.accepts(new)
     assert world.calls() + world.calls("/cgi-bin/stable_token") == 2
     assert world.calls(PROBE) == 1
@@ -87,8 +87,8 @@ def test_stable_token_is_forced_only_if_it_repeats_a_dead_token(world: World) ->
     world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
-    answer = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
-    world.wechat.fail("/cgi-bin/stable_token", Fault.malformed(answer))
+    response = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
+    world.wechat.fail("/cgi-bin/stable_token", Fault.malformed(response))
     # When it is reported
     status, body = world.report(access_token=dead)
     # Then it is replaced by force
@@ -119,7 +119,7 @@ def test_a_dead_token_is_not_served_until_it_can_be_replaced(world: World) -> No
 
 
 def test_a_check_that_fails_changes_nothing(world: World) -> None:
-    # Given a WeChat that does not answer the check
+    # Given a WeChat that does not respond to the check
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
@@ -137,17 +137,17 @@ def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch:
     monkeypatch.setattr(budget, "RESERVE", budget.CALLS_A_DAY[Kind.TOKEN] - 10)
     world.add_account()
     world.wechat.fail("/cgi-bin/stable_token", *[Fault.error(48001)] * 99)
-    answers = []
+    responses = []
     for _ in range(11):
         world.clock.sleep(75)
         token = world.token()
         world.wechat.kill(token)
         status, body = world.report(access_token=token)
-        answers.append(status)
+        responses.append(status)
         if status != 200:
             break
     # Then the calls that reports may use are limited
-    assert answers == [200] * 9 + [503]
+    assert responses == [200] * 9 + [503]
     assert body["cause"]["class"] == "quota"
     assert world.calls() == 10
     # And the token is renewed on WeChat's next day
@@ -180,8 +180,8 @@ def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
 )
 def test_a_malformed_report_is_refused(world: World, body: str) -> None:
     world.add_account()
-    status, answer, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
-    assert (status, answer["code"]) == (400, "invalid_request")
+    status, response, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
+    assert (status, response["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
@@ -191,8 +191,8 @@ def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str)
     body = f"\ufeff{json.dumps({'access_token': 'another', 'errcode': 40001})}"
     event = gateway_event("/v1/accounts/main/access-token/reports", body, content_type=content_type)
     with world.internet():
-        answer = world.api_instance()(event, None)
-    assert json.loads(answer["body"])["outcome"] == "superseded"
+        response = world.api_instance()(event, None)
+    assert json.loads(response["body"])["outcome"] == "superseded"
 
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
@@ -328,12 +328,12 @@ def test_reports_that_are_not_checked_get_the_current_token(world: World) -> Non
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
-    answers: list[dict[str, Any]] = []
-    world.during_call = lambda: answers.append(world.report(access_token=token, instance=world.api_instance())[1])
+    responses: list[dict[str, Any]] = []
+    world.during_call = lambda: responses.append(world.report(access_token=token, instance=world.api_instance())[1])
     # When another client reports the token meanwhile
     world.report(access_token=token)
     # Then it waits five seconds, and gets the current token
-    assert [(body["outcome"], body["access_token"]) for body in answers] == [("unverified", token)]
+    assert [(body["outcome"], body["access_token"]) for body in responses] == [("unverified", token)]
     assert world.calls(PROBE) == 1
 
 

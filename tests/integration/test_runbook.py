@@ -146,10 +146,10 @@ def used_key(local: LocalStack) -> str:
 
 
 def ask(local: LocalStack, key: str) -> dict[str, Any]:
-    """What WeChat's own format answers to a consumer's key."""
+    """What WeChat's own format returns to a consumer's key."""
     call = {"grant_type": "client_credential", "appid": APPID, "secret": key}
-    answer = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=120).json()
-    return cast("dict[str, Any]", answer)
+    response = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=120).json()
+    return cast("dict[str, Any]", response)
 
 
 def lose_the_table(local: LocalStack) -> None:

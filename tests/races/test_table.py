@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli.operations import new_consumer
+from infra.cli.consumer_keys import new_consumer
 from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
@@ -229,20 +229,20 @@ def record_failure(table: Table) -> None:
     # Then it is due again, at no risk, and not leased; the value is as it was
     refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
     assert read(table) == refused
-    # And a failure without an answer leaves it at risk, one without an error code is distinguished
+    # And a failure without a response leaves it at risk, one without an error code is distinguished
     held = leased(table, DUE + 60)
     assert fail(table, held, PASSING, DUE + 120, at_risk=True)
-    unanswered = replace(
+    without_response = replace(
         refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
     )
-    assert read(table) == unanswered
+    assert read(table) == without_response
     # And a value that must not be served stays so, until it is known that it lives
     held = leased(table, DUE + 120)
     assert table.credentials.begin_forced(held, USAGE, now=DUE + 121)
     for is_refused, refused_at in ((True, DUE + 121), (False, None)):
         assert fail(table, held, PASSING, DUE + 180, refused=is_refused)
         marked: dict[str, Any] = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
-        assert read(table) == replace(unanswered, epoch=held.epoch, due_at=DUE + 180, **marked)
+        assert read(table) == replace(without_response, epoch=held.epoch, due_at=DUE + 180, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
 
@@ -267,7 +267,7 @@ def end_check(table: Table) -> None:
     # Given a check under way
     before = published(table)
     table.credentials.begin_check(before, until=START + 120, booked_until=START + 225)
-    # When WeChat gives no clear answer, then only the check has ended
+    # When WeChat neither accepts nor refuses it, then only the check has ended
     table.credentials.end_check(before, accepted_at=None)
     assert read(table) == replace(before, checks_booked_until=START + 225)
     # And when it accepts the token, that is known

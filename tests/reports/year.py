@@ -27,7 +27,7 @@ from rich.table import Table
 from urllib3.exceptions import NewConnectionError
 
 from infra import stack
-from infra.local.simulated_wechat import BEIJING, DAY, HOUR, Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import BEIJING, DAY, HOUR, Fault, Reply, SimulatedWeChat
 from tests.reports.day import BARE_TIMER_RATE, Reading, ask
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import APPID, SECRET, START, Clock, World, gateway_event
@@ -107,23 +107,23 @@ class Faults:
         self.unreachable = windows(moments(4, MONTH), 30, 300)
         self.store_down = windows(store_outages, 60, 120)
         self.cold_readers = store_outages[::2]
-        self.lost_answers = moments(3, MONTH)
+        self.lost_responses = moments(3, MONTH)
         self.crashes = moments(3, MONTH)
         self.kills = moments(4, MONTH)
         self.restarts = [START + week + draw.randrange(WEEK) for week in range(0, span, WEEK)]
 
-    def answers(self, moment: float) -> bool:
-        """Whether WeChat would answer a fetch then."""
+    def responses(self, moment: float) -> bool:
+        """Whether WeChat would respond to a fetch then."""
         return moment not in self.busy and moment not in self.unreachable
 
     def unavoidable(self) -> int:
         """Seconds that a kill costs every renewer: none knows of it before a reader is refused, and nothing can be
-        done while WeChat does not answer."""
+        done while WeChat does not respond."""
         lost: set[int] = set()
         for kill in self.kills:
             for reading in self.reads[-(-(kill - START) // INTERVAL) :]:
                 lost.add(reading)
-                if self.answers(reading):
+                if self.responses(reading):
                     break
         return INTERVAL * sum(reading not in self.unreachable for reading in lost)
 
@@ -135,7 +135,7 @@ class CrashError(Exception):
 class FaultyWeChat(SimulatedWeChat):
     """WeChat with one app, under the faults.
 
-    `fetched` and `checked` count the calls that reached it: for a token, and whether one works. `asker_dies`: who got the last answer must end before it stores that.
+    `fetched` and `checked` count the calls that reached it: for a token, and whether one works. `asker_dies`: who got the last response must end before it stores that.
     """
 
     def __init__(self, clock: Clock, faults: Faults) -> None:
@@ -146,12 +146,12 @@ class FaultyWeChat(SimulatedWeChat):
         self.asker_dies = False
         self._now = clock
         self._during = faults
-        self._lost, self._crashes = Armed(faults.lost_answers), Armed(faults.crashes)
-        self._spent_until, self._refusal_when_spent = 0.0, Answer(200, {}, b"{}")
+        self._lost, self._crashes = Armed(faults.lost_responses), Armed(faults.crashes)
+        self._spent_until, self._refusal_when_spent = 0.0, Reply(200, {}, b"{}")
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does. Raises `NewConnectionError` where it cannot be reached."""
         now, is_fetch = self._now(), path in TOKEN_PATHS
         if now in self._during.unreachable:
@@ -165,14 +165,14 @@ class FaultyWeChat(SimulatedWeChat):
         elif is_fetch and self._lost.strikes(now):
             self.fail(path, Fault.drop_after())
         self.calls.clear()  # a year's would fill the memory
-        answer = super().answer(method, path, query, body, remote_addr)
+        response = super().handle(method, path, query, body, remote_addr)
         errcode = self.calls[0].errcode
         if is_fetch and errcode == 0:
             self.asker_dies = self._crashes.strikes(now)
         elif is_fetch and errcode == 45009:
             self._spent_until = (now + BEIJING) // DAY * DAY + DAY - BEIJING
-            self._refusal_when_spent = answer
-        return answer
+            self._refusal_when_spent = response
+        return response
 
     def dies_at(self, token: str) -> float:
         """When this token dies or died, as far as is known by now."""
@@ -277,10 +277,10 @@ class ThisProject:
         return self._ask_api(gateway_event("/v1/accounts/main/access-token/reports", json.dumps(report)))
 
     def _ask_api(self, request: dict[str, Any]) -> Reading | None:
-        answer = self._api(request, None)
+        response = self._api(request, None)
         asked = int(self.clock())
-        body = json.loads(answer["body"])
-        return (body["access_token"], asked + body["expires_in"]) if answer["statusCode"] == 200 else None
+        body = json.loads(response["body"])
+        return (body["access_token"], asked + body["expires_in"]) if response["statusCode"] == 200 else None
 
 
 class _Script:
@@ -294,17 +294,17 @@ class _Script:
     def _fetch(self) -> Reading | None:
         """A token, and when it would expire by WeChat's `expires_in`. Raises `CrashError`."""
         try:
-            answer = ask(self.wechat, self._endpoint)
+            response = ask(self.wechat, self._endpoint)
         except NewConnectionError:
             return None
         if self.wechat.asker_dies:
             self.wechat.asker_dies = False
             raise CrashError
-        return (answer[0], int(self.clock()) + answer[1]) if answer else None
+        return (response[0], int(self.clock()) + response[1]) if response else None
 
 
 class BareTimer(_Script):
-    """A scheduled script: each run asks WeChat and stores the answer; a failed run leaves what was stored."""
+    """A scheduled script: each run asks WeChat and stores the response; a failed run leaves what was stored."""
 
     def __init__(self, endpoint: Kind, faults: Faults) -> None:
         super().__init__(endpoint, faults)
@@ -527,10 +527,10 @@ A reader asks every {INTERVAL} s and uses what it gets in that second; a reading
 cannot be reached then. Wrongly promised: seconds in which a reader still held a promise (this project's expires_in; what is
 left of WeChat's expires_in with others) for a dead token, followed to its end. "Not by a kill" leaves out promises that ended
 with a kill, even where they would have been broken later anyway. The ten clients promise nothing; their seconds are a client's.
-"Unavoidable": a kill costs the reading that meets it, and those until WeChat answers.
+"Unavoidable": a kill costs the reading that meets it, and those until WeChat responds.
 
-Faults, at the same moments for all: -1 to every call for 1-10 min, 4 a week; WeChat unreachable for 0.5-5 min, 4 a month; the answer lost
-after minting, 3 a month, and a crash between answer and write, 3 a month (each strikes the first fetch after its moment); all live
+Faults, at the same moments for all: -1 to every call for 1-10 min, 4 a week; WeChat unreachable for 0.5-5 min, 4 a month; the response lost
+after minting, 3 a month, and a crash between response and write, 3 a month (each strikes the first fetch after its moment); all live
 tokens killed, 4 a month; at least one of each, however few the days; DynamoDB down for 1-2 min, 2 a month, for this project alone (every other time its reader has just started).
 
 What may favour this project: its clients report a refused token in the same second, the others' have no one to report to (the ten

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tests.simulation.memory_aws import Item
+from tests.simulation.expressions import Item
 from tests.support.world import ACCOUNTS_PATH
 
 RECORDS: dict[str, dict[str, Any]] = {

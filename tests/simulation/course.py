@@ -9,8 +9,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from infra.local.simulated_wechat import Fault
 from tests.simulation.accounts import change_event, text_of
 from tests.simulation.bounds import DEEPEST, EVERY, LONG_WAITS, PROBE_EVERY, REFUSALS_TOLD, TICK_EVERY
+from tests.simulation.expressions import Item
 from tests.simulation.inline import InTurn
-from tests.simulation.memory_aws import Item
 from tests.simulation.served import ReaderChecks
 from tests.simulation.watched import RUN_TIME, SKEWS, InstanceKilled, Mishap
 from token_keeper import renewal
@@ -34,7 +34,7 @@ class Course(ReaderChecks):
         world.failed_with = self._failed_with
         self.wechat.at_point = self._pass_point
         self.wechat.met_fault = self._met_fault
-        self.wechat.answered = self._answered
+        self.wechat.responded = self._answered
         clock.next_at = self._next_at
         clock.fire = self._fire
 

@@ -95,7 +95,7 @@ class InTurn(contextlib.AbstractContextManager["InTurn"]):
             pool._pending.pop(0)()
 
 
-class _Answer(contextlib.AbstractContextManager["_Answer"]):
+class _Reply(contextlib.AbstractContextManager["_Reply"]):
     """`urllib3.HTTPResponse`, as far as the functions use it."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -106,7 +106,7 @@ class _Answer(contextlib.AbstractContextManager["_Answer"]):
         pass
 
     def read(self, _size: int, **_: Any) -> bytes:
-        """The whole: a simulated answer never drips."""
+        """The whole: a simulated response never drips."""
         return self._body
 
 
@@ -118,10 +118,10 @@ class Session(contextlib.AbstractContextManager["Session"]):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> _Answer:
-        """What the simulated WeChat of the running simulation answers, or what urllib3 raises."""
-        status, _headers, answer = self.world.wechats_answer(method, url, body or b"")
-        return _Answer(status, answer)
+    def urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> _Reply:
+        """What the simulated WeChat of the running simulation returns, or what urllib3 raises."""
+        status, _headers, response = self.world.wechats_response(method, url, body or b"")
+        return _Reply(status, response)
 
 
 @contextlib.contextmanager

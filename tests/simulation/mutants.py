@@ -150,7 +150,7 @@ MUTANTS = {
     ),
     # 2: the epoch
     "publishing does not require the epoch": Mutant(
-        Items, "update", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
+        Items, "update", _without_epoch, ("order", "responses", "promise", "deleted", "claim")
     ),
     "a lease is taken though another instance holds it": Mutant(
         Items, "update", _lease_though_held, ("one fetch", "promise")
@@ -162,20 +162,22 @@ MUTANTS = {
     ),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
     # 4: failures
-    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("answers",)),
-    "a lost answer is taken for a refusal": Mutant(
+    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("responses",)),
+    "a lost response is taken for a refusal": Mutant(
         Credentials, "record_failure", _lost_response_is_a_refusal, ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
-    "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("answers", "defect")),
-    "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
+    "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("responses", "defect")),
+    "a malformed response is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
     "what a lagging index lists is renewed": Mutant(renewal, "is_still_due", lambda *_: True, ("retry", "one fetch")),
     # 5: one call, whatever is reported
-    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
+    "every report replaces": Mutant(
+        WeChat, "accepts", lambda *_: False, ("promise", "reader", "responses", "one fetch")
+    ),
     "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
     "reports are not limited": Mutant(budget, "report_wait", lambda *_: 0, ("budget",)),
-    "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("answers",)),
+    "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("responses",)),
     "what WeChat has refused is published again": Mutant(renewer, "_is_refused", lambda *_: False, ("dead",)),
     "the forced refreshes are not counted": Mutant(budget, "may_force", lambda *_: True, ("budget",)),
     # 6: times and not presence

@@ -8,8 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from tests.simulation.accounts import RECORDS, app_name_of, claim_of, endpoint_of, identity_of, text_of
 from tests.simulation.bounds import CALM, GUARD_EVERY, PROBE_EVERY
+from tests.simulation.expressions import Item
 from tests.simulation.inline import LOGGED, Session
-from tests.simulation.memory_aws import Item
 from tests.simulation.watched import PATHS, Minted, Mishap, Promise, WatchedWorld
 from tests.support.world import ACCOUNTS_PATH
 from token_keeper.api.reader import REMEMBERED_FOR

@@ -29,7 +29,7 @@ def test_every_reader_gets_a_token_that_works_as_promised(endpoint: Kind, enroll
 
 
 def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
-    # Given WeChat that answers -1 for two minutes when the second renewal comes
+    # Given a WeChat that returns -1 for two minutes when the second renewal comes
     contender = ThisProject(Kind.TOKEN, failing_renewal=2, enrolled_after=3615)
     # When readers ask for hours
     result = run(contender, SPAN, INTERVAL)

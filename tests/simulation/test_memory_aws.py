@@ -239,21 +239,21 @@ def test_it_takes_and_refuses_what_dynamodb_does(dynamodb_url: str) -> None:
         memory = in_memory()
         for dynamodb, name in ((local, table), (memory, "tokens")):
             dynamodb.put_item(TableName=name, Item=ITEM)
-        # When the same is asked of both, then both answer the same, and hold the same afterwards
-        assert _answer(memory, "tokens", *request) == _answer(local, table, *request), what
+        # When the same is asked of both, then both return the same, and hold the same afterwards
+        assert _handle(memory, "tokens", *request) == _handle(local, table, *request), what
 
 
-def _answer(dynamodb: Any, table: str, operation: str, asked: dict[str, Any]) -> Any:
+def _handle(dynamodb: Any, table: str, operation: str, asked: dict[str, Any]) -> Any:
     if operation == "batch_get_item":
         asked = {"RequestItems": {table: asked["RequestItems"]["tokens"]}}
     else:
         asked = {"TableName": table, **asked}
     try:
-        answered = getattr(dynamodb, operation)(**asked)
-        answer = answered.get("Attributes") or answered.get("Items") or answered.get("Responses", {}).get(table)
+        responded = getattr(dynamodb, operation)(**asked)
+        reply = responded.get("Attributes") or responded.get("Items") or responded.get("Responses", {}).get(table)
     except ClientError as error:
-        answer = error.response["Error"]["Code"]
-    return answer, dynamodb.get_item(TableName=table, Key=KEY, ConsistentRead=True).get("Item")
+        reply = error.response["Error"]["Code"]
+    return reply, dynamodb.get_item(TableName=table, Key=KEY, ConsistentRead=True).get("Item")
 
 
 def test_an_unknown_expression_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import api
 import refresh
-from infra.local.simulated_wechat import OVERLAP, Answer, Fault, SimulatedWeChat, _RefusedError
+from infra.local.simulated_wechat import OVERLAP, Fault, Reply, SimulatedWeChat, _RefusedError
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import Clock, World
 from token_keeper.refresh import wechat
@@ -94,7 +94,7 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that another client or the platform kills before their time, or that die because of it.
     `accepted_after`: seconds for which a new token is still refused. `repeats_until`: until when an app's dead token is
-    handed out again. `answered` is given each response: the path, what was asked, the token in it, and whether it was whole.
+    handed out again. `responded` is given each response: the path, what was asked, the token in it, and whether it was whole.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -106,7 +106,7 @@ class WatchedWeChat(SimulatedWeChat):
         self.foreign = False
         self.at_point: Callable[[str], None] = lambda _: None
         self.met_fault: Callable[[str | None, Fault], None] = lambda *_: None
-        self.answered: Callable[[str, Mapping[str, Any], str | None], None] = lambda *_: None
+        self.responded: Callable[[str, Mapping[str, Any], str | None], None] = lambda *_: None
         self._path = ""
 
     def app_of(self, record: Mapping[str, Any]) -> Any:
@@ -114,24 +114,24 @@ class WatchedWeChat(SimulatedWeChat):
         apps = self._corps if "corpid" in record else self._apps
         return apps.get(record.get("corpid") or record["appid"], {}).get(record["secret"])
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does."""
         if self.foreign:
             self._path = path
-            return super().answer(method, path, query, body, remote_addr)
+            return super().handle(method, path, query, body, remote_addr)
         self.at_point("wechat")
         self._path = path
-        answer = super().answer(method, path, query, body, remote_addr)
-        self.answered(path, json.loads(body) if body else query, _token_in(answer))
-        self.at_point("answered")
-        return answer
+        response = super().handle(method, path, query, body, remote_addr)
+        self.responded(path, json.loads(body) if body else query, _token_in(response))
+        self.at_point("responded")
+        return response
 
     def fetch_as_another_client(self, appid: str, secret: str) -> None:
         """Another client that has the AppSecret fetches a token with it."""
         self.foreign = True
-        self.answer("GET", "/cgi-bin/token", {"grant_type": "client_credential", "appid": appid, "secret": secret}, b"")
+        self.handle("GET", "/cgi-bin/token", {"grant_type": "client_credential", "appid": appid, "secret": secret}, b"")
         self.foreign = False
 
     def _next_fault(self, path: str, account: str | None) -> Fault:
@@ -184,12 +184,12 @@ class WatchedWeChat(SimulatedWeChat):
         return {"errcode": 0, "access_token": token.text, "expires_in": left} if left >= OVERLAP else None
 
 
-def _token_in(answer: Answer) -> str | None:
-    """The token that the caller gets; None where it gets none, or no whole answer."""
-    if answer.drop or answer.status != 200 or answer.delay >= wechat.READ_TIMEOUT:
+def _token_in(response: Reply) -> str | None:
+    """The token that the caller gets; None where it gets none, or no whole response."""
+    if response.drop or response.status != 200 or response.delay >= wechat.READ_TIMEOUT:
         return None
     try:
-        body: Any = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
+        body: Any = json.loads(response.body) if len(response.body) <= wechat.RESPONSE_LIMIT else None
     except ValueError:
         return None
     is_usable = isinstance(body, dict) and body.get("access_token") and body["expires_in"] > 0

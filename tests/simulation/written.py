@@ -5,7 +5,7 @@ from typing import Any
 
 from infra.local.simulated_wechat import BEIJING, DAY, LIFE
 from tests.simulation.accounts import text_of
-from tests.simulation.memory_aws import Item
+from tests.simulation.expressions import Item
 from tests.simulation.state import State
 from tests.simulation.watched import CHECK_PATH, PATHS, SKEWS, Frame, Minted
 from token_keeper import renewal

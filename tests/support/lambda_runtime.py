@@ -94,7 +94,7 @@ class LambdaRuntime:
         self._wait_until_it_listens()
 
     def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Invoke the function, which starts it if it does not run; returns its answer, or what Lambda says of its end."""
+        """Invoke the function, which starts it if it does not run; returns its response, or what Lambda says of its end."""
         url = f"http://127.0.0.1:{self._port}/2015-03-31/functions/function/invocations"
         return json.loads(self._session.post(url, data=json.dumps(event).encode(), timeout=60).content or b"null")
 

@@ -104,7 +104,7 @@ def _utc(at: int) -> datetime:
 class Service:
     """A service on this machine that responds as the test wants: a status with a body, or nothing before it hangs up."""
 
-    answers: list[tuple[int, bytes] | None] = field(default_factory=list)
+    responses: list[tuple[int, bytes] | None] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
     headers: dict[str, str] = field(default_factory=dict)
@@ -125,16 +125,16 @@ def service() -> Iterator[Service]:
             service.connections.add(self.client_address)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             service.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            answer = service.answers.pop(0) if service.answers else (200, json.dumps(ITEM).encode())
-            if answer is None:
+            reply = service.responses.pop(0) if service.responses else (200, json.dumps(ITEM).encode())
+            if reply is None:
                 self.close_connection = True
                 return
-            self.send_response(answer[0])
+            self.send_response(reply[0])
             for name, value in service.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer[1])))
+            self.send_header("Content-Length", str(len(reply[1])))
             self.end_headers()
-            self.wfile.write(answer[1])
+            self.wfile.write(reply[1])
             self.close_connection = service.hangs_up  # without a word of it before
 
         def log_message(self, *_: Any) -> None:
@@ -177,11 +177,11 @@ def test_requests_share_a_connection(service: Service) -> None:
 
 
 def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) -> None:
-    # Given a server that hangs up after each answer, as one does while a Lambda is frozen
+    # Given a server that hangs up after each response, as one does while a Lambda is frozen
     service.hangs_up = True
     client = clients.client("dynamodb", environment(service), lambda: NOW)
     client.get_item(TableName="t", Key={})
-    # When it is asked again, then there is an answer, and each request arrived once
+    # When it is asked again, then there is a response, and each request arrived once
     assert client.get_item(TableName="t", Key={}) == ITEM
     assert (len(service.requests), len(service.connections)) == (2, 2)
 
@@ -199,23 +199,23 @@ def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Servic
     "passing", [error("InternalServerError", 500), (503, b"<html>"), error("ThrottlingException"), None]
 )
 def test_what_may_pass_is_tried_once_more(service: Service, passing: tuple[int, bytes] | None) -> None:
-    service.answers = [passing]
+    service.responses = [passing]
     assert ask(service) == ITEM
     assert len(service.requests) == 2
 
 
 def test_what_does_not_pass_is_told_after_the_second_attempt(service: Service) -> None:
-    service.answers = [(503, b"<html>")] * 3
+    service.responses = [(503, b"<html>")] * 3
     with pytest.raises(RefusedError, match="HTTP 503"):
         ask(service)
-    service.answers = [None] * 3
+    service.responses = [None] * 3
     with pytest.raises(UnreachableError):
         ask(service)
     assert len(service.requests) == 4
 
 
 def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) -> None:
-    service.answers = [error("ResourceNotFoundException")]
+    service.responses = [error("ResourceNotFoundException")]
     with pytest.raises(RefusedError) as refused:
         ask(service)
     assert refused.value.response == {"Error": {"Code": "ResourceNotFoundException"}}
@@ -224,12 +224,12 @@ def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) ->
 
 def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
     client = clients.client("lambda", environment(service), lambda: NOW)
-    service.answers = [(500, b"{}")]
+    service.responses = [(500, b"{}")]
     with pytest.raises(RefusedError):
         client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
     service.headers["X-Amz-Function-Error"] = "Unhandled"
-    answer = client.invoke(FunctionName="f", Payload='{"a": 1}')
-    assert answer["FunctionError"] == "Unhandled"
+    reply = client.invoke(FunctionName="f", Payload='{"a": 1}')
+    assert reply["FunctionError"] == "Unhandled"
     paths = [path for path, *_ in service.requests]
     assert paths == [
         "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-east-1%3A1%3Afunction%3Af/invocations",
@@ -251,16 +251,16 @@ def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, na
 
 def test_many_threads_share_a_client(service: Service) -> None:
     client = clients.client("dynamodb", environment(service), lambda: NOW)
-    answers: list[Any] = []
+    responses: list[Any] = []
     threads = [
-        threading.Thread(target=lambda: answers.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
+        threading.Thread(target=lambda: responses.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers == [ITEM] * 80
+    assert responses == [ITEM] * 80
 
 
 def test_only_a_server_that_proves_its_name_is_asked(
@@ -326,7 +326,7 @@ def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "more"),
+    ("responses", "more"),
     [
         ([error("InvalidSignatureException", 403)], {}),
         ([(500, b"session-token"), (500, b"secret-key")], {}),
@@ -339,9 +339,9 @@ def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
     ],
 )
 def test_no_error_tells_a_credential(
-    service: Service, answers: list[tuple[int, bytes] | None], more: dict[str, str]
+    service: Service, responses: list[tuple[int, bytes] | None], more: dict[str, str]
 ) -> None:
-    service.answers = list(answers) * 2
+    service.responses = list(responses) * 2
     with pytest.raises((RefusedError, UnreachableError)) as caught:
         ask(service, **more)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)

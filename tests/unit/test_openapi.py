@@ -76,7 +76,7 @@ def test_its_examples_are_what_it_describes() -> None:
         (201, "application/json", f'{{"appId":"wx0","timestamp":1,"nonceStr":"n","signature":"{"0" * 40}"}}'),
     ],
 )
-def test_another_answer_would_be_noticed(status: int, content_type: str, body: str) -> None:
-    answer = {"statusCode": status, "headers": {"Content-Type": content_type}, "body": body}
+def test_another_response_would_be_noticed(status: int, content_type: str, body: str) -> None:
+    reply = {"statusCode": status, "headers": {"Content-Type": content_type}, "body": body}
     with pytest.raises((ValidationError, AssertionError)):
-        check("GET /v1/accounts/{account}/jsapi-signature", answer)
+        check("GET /v1/accounts/{account}/jsapi-signature", reply)

@@ -294,14 +294,14 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
 def test_the_local_gateway_chooses_the_most_specific_route(
     template: Template, method: str, path: str, route: str | None
 ) -> None:
-    # Given the local gateway, and a function that answers with the route
+    # Given the local gateway, and a function that returns the route
     serve = gateway(template, lambda event: {"body": event["routeKey"], "statusCode": 200, "headers": {}})
 
     # When
-    answer = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
+    response = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
 
     # Then
-    assert (answer.text if answer.status_code == 200 else None) == route
+    assert (response.text if response.status_code == 200 else None) == route
 
 
 @pytest.mark.parametrize("switch", ["enabled", "disabled"])
@@ -560,7 +560,11 @@ def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> Non
     assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
     assert mapping["MaximumBatchingWindowInSeconds"] <= 60
     assert mapping["BatchSize"] >= 100  # a storm is one message
-    assert queue["VisibilityTimeout"] > properties(template, "NotifyFunction")["Timeout"]
+    # AWS's advice: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    window, timeout = mapping["MaximumBatchingWindowInSeconds"], properties(template, "NotifyFunction")["Timeout"]
+    assert queue["VisibilityTimeout"] >= 6 * timeout + window
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == DEAD_LETTERS
     assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wechat_token_keeper.keeper import Keeper
 
 DEFAULT_TIMEOUT = (5, 30)
-"""Seconds to connect and between two pieces of an answer, where the caller says nothing: requests itself waits for ever."""
+"""Seconds to connect and between two pieces of a response, where the caller says nothing: requests itself waits for ever."""
 
 
 class KeeperSession(requests.Session):

@@ -19,7 +19,7 @@ PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
 PROBE_TIME = 45
-"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to answer; dead tokens whose renewal
+"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to respond; dead tokens whose renewal
 there is no time for are the next guard's."""
 
 UNCLEAR_AT_MOST = 1000
@@ -109,7 +109,7 @@ class Checker:
         return task_of(token)
 
     def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
-        """Whether WeChat accepts the token; None where it gave no clear answer."""
+        """Whether WeChat accepts the token; None where it neither accepted nor refused it."""
         try:
             return self._wechat.accepts(token.kind, token.value or "", session)
         except Exception:  # noqa: BLE001 - WeChatError, or a defect, which must not keep the other accounts from being probed

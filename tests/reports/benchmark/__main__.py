@@ -1,8 +1,8 @@
-"""`uv run python -m tests.reports.benchmark`: how fast readers start and answer in the real Lambda runtime, ours and others.
+"""`uv run python -m tests.reports.benchmark`: how fast readers start and respond in the real Lambda runtime, ours and others.
 
 It builds the project, runs each contender in a fresh runtime in turn, several times over, against DynamoDB Local, and
 prints minimum, median and maximum with their ratios. All figures are this machine's: only ratios travel. None speaks TLS
-here, which makes the contenders' first answers equally too fast.
+here, which makes the contenders' first responses equally too fast.
 """
 
 import argparse
@@ -33,12 +33,12 @@ BARE, FLOOR, USUAL, OURS = "bare handler", "floor: boto3, get_item", "usual: Pow
 GOALS = {"cold": (0.65, FLOOR), "memory": (1.6, BARE), "table": (1.1, FLOOR)}
 """At most this much of that contender's median."""
 
-COLUMNS = {"cold": "init + first answer", "memory": "warm, from memory", "table": "warm, table read"}
+COLUMNS = {"cold": "init + first response", "memory": "warm, from memory", "table": "warm, table read"}
 
 
 @dataclass
 class Contender:
-    """What is compared: code that answers the API's event for an account's token. Milliseconds in `measured`."""
+    """What is compared: code that handles the API's event for an account's token. Milliseconds in `measured`."""
 
     name: str
     code: Path
@@ -65,9 +65,9 @@ class Contender:
 
     def _ask(self, runtime: LambdaRuntime, account: str) -> None:
         path = f"/v1/accounts/{account}/access-token"
-        answer = runtime.invoke(gateway_event(path) | _ROUTED | {"rawPath": path})
-        if answer.get("statusCode") != 200:
-            raise RuntimeError(f"{self.name} does not answer: {answer}")
+        response = runtime.invoke(gateway_event(path) | _ROUTED | {"rawPath": path})
+        if response.get("statusCode") != 200:
+            raise RuntimeError(f"{self.name} does not respond: {response}")
 
     def _add(self, what: str, milliseconds: list[float]) -> None:
         self.measured.setdefault(what, []).extend(milliseconds)

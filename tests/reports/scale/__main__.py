@@ -1,7 +1,7 @@
 """`uv run python -m tests.reports.scale [ACCOUNTS ...]`: how long RefreshFunction takes with so many accounts, measured.
 
 The real handler runs with its real libraries and threads, each instance a process of its own, against a process that
-stands in for WeChat, DynamoDB and Parameter Store and answers as slowly as they do (`stand_ins`). An instance gets the share of
+stands in for WeChat, DynamoDB and Parameter Store and responds as slowly as they do (`stand_ins`). An instance gets the share of
 a processor that Lambda gives to the function's memory size: whenever it has used more, it is stopped until that has
 evened out. It is killed when the function's timeout is over. The clock is real while something runs, and jumps to the next event
 of the schedules when nothing does. Figures are this machine's; on Linux only. With every size it takes about an hour.
@@ -62,7 +62,7 @@ WECHAT_DELAY = 0.15
 
 LIMITS = (
     "What limits the number of accounts: Parameter Store holds 10,000 standard parameters in a region of an AWS account, and "
-    "answers 40 calls a second by default."
+    "serves 40 calls a second by default."
 )
 
 
@@ -124,7 +124,7 @@ class _Process:
         self.ready = self._read()
 
     def ask(self, message: Mapping[str, Any], timeout: float | None = None) -> Any:
-        """Say something and return the answer. TimeoutError after so many seconds."""
+        """Say something and return the response. TimeoutError after so many seconds."""
         assert self.process.stdin is not None
         with self._lock:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -401,7 +401,7 @@ def main() -> int:
     console = Console()
     console.width = max(console.width, 150)
     console.print(
-        f"RefreshFunction with {SHARE:.2f} of a processor and {TIMEOUT} s; WeChat answers in {WECHAT_DELAY * 1000:.0f} ms"
+        f"RefreshFunction with {SHARE:.2f} of a processor and {TIMEOUT} s; WeChat responds in {WECHAT_DELAY * 1000:.0f} ms"
     )
     well = True
     for accounts in asked.accounts:
