@@ -157,7 +157,7 @@ class Credential:
     `minted_at`: the last time at which a call of `/cgi-bin/token` may have minted a token.
     `epoch`: raised by every lease; only the owner of the latest may publish.
     `refused_at`: when WeChat refused the value, or a forced refresh was begun that ends it; from then on it is not served.
-    `refused_fingerprints`: of the last two values that were refused; neither is published again, unless WeChat accepts it.
+    `refused_fingerprints`: of the last values that were refused; none is published again, unless WeChat accepts it.
     `checked_at`: when a check began in which WeChat accepted the value; `check_until`: until when a check may be under way.
     `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
     `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
@@ -209,9 +209,13 @@ class Due:
 
 @dataclass(frozen=True)
 class Task(Due):
-    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken."""
+    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken.
+
+    `lost_lease_until`: the end of the lease before, where its renewer never gave it back; else 0.
+    """
 
     epoch: int
+    lost_lease_until: int
 
 
 def task_of(credential: Credential) -> Task:
@@ -223,6 +227,7 @@ def task_of(credential: Credential) -> Task:
         credential.due_at,
         credential.failures,
         credential.epoch,
+        credential.lease_until,
     )
 
 

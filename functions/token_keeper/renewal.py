@@ -134,14 +134,17 @@ def may_mint(leased: Credential, began_at: int) -> bool:
     return not is_promised or began_at >= last_mint(leased, began_at) + RULES[Kind.TOKEN].overlap
 
 
-def is_isolated(leased: Credential, began_at: int) -> bool:
+def is_isolated(leased: Credential, began_at: int, lost_lease_until: int) -> bool:
     """Whether a `token` account's next token comes from `stable_token`, which never touches what `/cgi-bin/token` gave.
 
     It does where `/cgi-bin/token` might end a token that readers are promised, where WeChat refused the live token, and for
-    a day after another client has invalidated one. `began_at`: when the lease began.
+    a day after another client has invalidated one. And it does for 300 s after a lease began that was never given back: its
+    renewer's call may reach WeChat after this one's, and would end what this one got from `/cgi-bin/token`.
+    `began_at`: when the lease began. `lost_lease_until`: as in `Task`.
     """
+    is_overtaking = began_at < lost_lease_until - LEASE + RULES[Kind.TOKEN].overlap
     is_contested = shield_end(leased, began_at) is not None
-    return is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
+    return is_overtaking or is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
 
 
 def due_for_tick(due: Due, now: int) -> bool:
@@ -163,7 +166,7 @@ def usable_until(credential: Credential) -> int:
     if credential.value is None:
         return 0
     if credential.refused_at is not None:
-        return credential.refused_at
+        return min(credential.expires_at, credential.refused_at)  # a forced refresh may begin long after the expiry
     if rule.each_call_mints and rule.overlap and credential.at_risk_since is not None:
         return min(credential.expires_at, credential.at_risk_since + rule.overlap)
     return credential.expires_at

@@ -290,7 +290,7 @@ def mark_refused(table: Table) -> None:
     # When WeChat refuses it, because another client has invalidated it
     assert table.credentials.mark_refused(before, now=START + 100, foreign=True)
     # Then it is due, and that is counted, once
-    refused = replace(before, refused_at=START + 100, refused_fingerprints=f" {before.fingerprint}", due_at=START + 100)
+    refused = replace(before, refused_at=START + 100, refused_fingerprints=before.fingerprint, due_at=START + 100)
     refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
     assert read(table) == refused
     assert not table.credentials.mark_refused(refused, now=START + 101, foreign=True)
@@ -301,6 +301,11 @@ def mark_refused(table: Table) -> None:
     # And nothing is said of a token that has been renewed since
     assert not table.credentials.mark_refused(before, now=START + 200, foreign=False)
     assert read(table) == renewed
+    # And the first is still remembered when two more have been refused
+    for at in (START + 300, START + 400):
+        assert table.credentials.mark_refused(read(table), now=at, foreign=False)
+        give(table, leased(table, at), f"after {at}", asked_at=at)
+    assert str(before.fingerprint) in read(table).refused_fingerprints.split()
 
 
 def begin_forced(table: Table) -> None:

@@ -265,8 +265,27 @@ def test_when_a_token_comes_from_the_isolated_endpoint(
     changes: dict[str, object], is_isolated: bool, may_mint: bool
 ) -> None:
     leased = credential(Kind.TOKEN, **{"at_risk_since": NOW, **changes})
-    assert renewal.is_isolated(leased, NOW) is is_isolated
+    assert renewal.is_isolated(leased, NOW, 0) is is_isolated
     assert renewal.may_mint(leased, NOW) is may_mint
+
+
+@pytest.mark.parametrize("changes", [{}, {"value": None}, {"at_risk_since": NOW - 1000}])
+@pytest.mark.parametrize(("lost_began_at", "is_isolated"), [(NOW - 299, True), (NOW - 300, False)])
+def test_a_lost_renewals_late_call_ends_no_token(
+    changes: dict[str, object], lost_began_at: int, is_isolated: bool
+) -> None:
+    # Given a lease that was never given back, whatever is known of the attempts before it
+    leased = credential(Kind.TOKEN, **{"at_risk_since": NOW, **changes})
+    # Then the next token comes from the endpoint where a call that is still under way cannot end it
+    assert renewal.is_isolated(leased, NOW, lost_began_at + renewal.LEASE) is is_isolated
+
+
+@pytest.mark.parametrize(("refused_at", "until"), [(EXPIRES - 60, EXPIRES - 60), (EXPIRES + 8000, EXPIRES)])
+def test_a_refused_token_is_not_usable_past_its_expiry(refused_at: int, until: int) -> None:
+    # Given a token that is not served from a moment on: a forced refresh was begun, perhaps long after its expiry
+    token = credential(Kind.STABLE_TOKEN, refused_at=refused_at)
+    # Then a reader whose clock is behind that moment does not serve it either
+    assert renewal.usable_until(token) == until
 
 
 def test_an_isolated_token_is_due_by_the_rule_of_its_endpoint() -> None:

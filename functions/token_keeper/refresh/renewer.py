@@ -43,13 +43,14 @@ class _NoTokenError(WeChatError):
 class Attempt:
     """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
 
-    `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh,
-    which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`. `outcome_unknown`: a response was lost
-    that may have held a new value.
+    `lost_lease_until`: as in `Task`. `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether
+    it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`.
+    `outcome_unknown`: a response was lost that may have held a new value.
     """
 
     leased: Credential
     began_at: int
+    lost_lease_until: int
     usage: Usage = field(init=False)
     isolated: bool = False
     forced: bool = False
@@ -99,7 +100,7 @@ class Renewer:
         leased = self._table.credentials.take_lease(task, now=now, until=now + renewal.LEASE)
         if leased is None:
             return Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")
-        attempt = Attempt(leased, now)
+        attempt = Attempt(leased, now, task.lost_lease_until)
         try:
             grant = self._fetch(attempt, record, rotate, others)
         except KeeperError as error:
@@ -126,7 +127,7 @@ class Renewer:
         Where that repeats the token that WeChat has refused, or refuses itself, a new one is minted.
         """
         leased, is_stable = attempt.leased, account.kind is Kind.STABLE_TOKEN
-        if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at)):
+        if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at, attempt.lost_lease_until)):
             try:
                 grant = self._ask_stable_token(attempt, account)
                 if not _is_refused(leased, grant):

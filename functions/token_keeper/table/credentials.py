@@ -26,6 +26,10 @@ from token_keeper.table.items import (
     to_credential,
 )
 
+REFUSED_KEPT = 4
+"""How many refused values a credential remembers, so that one that WeChat repeats for minutes is not published again. No token
+is refused in its first minute."""
+
 BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
 
 _ALERT_CHANGE = "failing_since = :failing_since, unsent = :unsent"
@@ -194,7 +198,8 @@ class Credentials:
         `foreign`: another client has invalidated it.
         """
         values: dict[str, Any] = {":now": now, ":fingerprint": token.fingerprint}
-        values[":refused"] = f"{token.refused_fingerprints.rpartition(' ')[2]} {token.fingerprint}"
+        kept = token.refused_fingerprints.split()[1 - REFUSED_KEPT :]
+        values[":refused"] = " ".join([*kept, str(token.fingerprint)])
         update = "SET refused_at = :now, refused_fingerprints = :refused, due_at = :now"
         if foreign:
             update += ", foreign_rotation_at = :now ADD foreign_rotations :one"
