@@ -9,10 +9,10 @@ from typing import Any
 from token_keeper.api.aws import clients
 from token_keeper.api.reader import Reader
 from token_keeper.api.refresh_client import Refresher
-from token_keeper.api.routes import Answer, Api
+from token_keeper.api.routes import Api, Response
 from token_keeper.table import Table
 
-type Handler = Callable[[Mapping[str, Any], Any], Answer]
+type Handler = Callable[[Mapping[str, Any], Any], Response]
 
 
 def create_handler(
@@ -29,7 +29,7 @@ def create_handler(
     table = Table(client("dynamodb"), environment["TABLE_NAME"])
     refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
     api = Api(table, Reader(table, refresher, clock, sleep), clock)
-    return lambda event, context: api.answer(event)
+    return lambda event, context: api.handle(event)
 
 
 _handler = cache(lambda: create_handler(os.environ))
@@ -39,6 +39,6 @@ if "AWS_LAMBDA_RUNTIME_API" in os.environ:
     _handler()
 
 
-def handler(event: dict[str, Any], context: Any) -> Answer:
+def handler(event: dict[str, Any], context: Any) -> Response:
     """AWS Lambda's entry."""
     return _handler()(event, context)

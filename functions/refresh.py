@@ -22,7 +22,7 @@ from token_keeper.table import Table
 
 logger = Logger(service="refresh")
 
-# At DEBUG these write whole requests and answers (AppSecrets in URLs, decrypted parameters), at INFO noise.
+# At DEBUG these write whole requests and responses (AppSecrets in URLs, decrypted parameters), at INFO noise.
 for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 # This one names the URL, with the AppSecret, even in a warning: of headers that it cannot parse.

@@ -1,10 +1,15 @@
-"""What all layers share: botocore's descriptions of services, and that a run tells which tests it left out, and why."""
+"""What all layers share: botocore's descriptions of services, and that a run lists which tests it left out, and why."""
 
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+from botocore.loaders import Loader
 
 import infra.local  # noqa: F401 - with it botocore parses each description once
 from tests.support import dynamodb_local
@@ -16,6 +21,22 @@ sys.dont_write_bytecode = False
 
 dynamodb_url = dynamodb_local.dynamodb_url
 """Here, so that one DynamoDB Local serves all tests of a worker: each file that defined the fixture would start its own."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_services() -> Iterator[None]:
+    """Each session of botocore looks on the disk which services there are; here all share what the first has found."""
+    list_services = Loader.list_available_services
+
+    @cache
+    def list_once(search_paths: tuple[str, ...], kind: str) -> Any:
+        return list_services(Loader(extra_search_paths=search_paths, include_default_search_paths=False), kind)
+
+    def list_available(self: Loader, type_name: str) -> Any:
+        return list_once(tuple(self.search_paths), type_name)
+
+    with patch.object(Loader, "list_available_services", list_available):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -153,7 +153,7 @@ func (t transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	return t.base.RoundTrip(again)
 }
 
-// refusesToken reads what can be one of WeChat's error answers, and puts it back.
+// refusesToken reads what can be one of WeChat's error responses, and puts it back.
 func refusesToken(response *http.Response) bool {
 	kind := response.Header.Get("Content-Type")
 	if !strings.HasPrefix(kind, "application/json") && !strings.HasPrefix(kind, "text/") {
@@ -162,13 +162,13 @@ func refusesToken(response *http.Response) bool {
 	body, err := io.ReadAll(response.Body)
 	response.Body.Close()
 	response.Body = io.NopCloser(bytes.NewReader(body))
-	var answer struct {
+	var reply struct {
 		Errcode int `json:"errcode"`
 	}
-	if err != nil || json.Unmarshal(body, &answer) != nil {
+	if err != nil || json.Unmarshal(body, &reply) != nil {
 		return false
 	}
-	return answer.Errcode == 40001 || answer.Errcode == 40014 || answer.Errcode == 42001
+	return reply.Errcode == 40001 || reply.Errcode == 40014 || reply.Errcode == 42001
 }
 
 func (keeper *Keeper) current() (string, error) {
@@ -223,22 +223,22 @@ func (keeper *Keeper) ask(force bool) error {
 		return unavailableError("no response; check the address and the network")
 	}
 	defer response.Body.Close()
-	var answer struct {
+	var reply struct {
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
 		Errcode     int    `json:"errcode"`
 	}
-	err = json.NewDecoder(io.LimitReader(response.Body, 65536)).Decode(&answer)
+	err = json.NewDecoder(io.LimitReader(response.Body, 65536)).Decode(&reply)
 	switch {
 	case response.StatusCode != http.StatusOK || err != nil:
 		return unavailableError(fmt.Sprintf("HTTP %d, and no token", response.StatusCode))
-	case answer.Errcode == 40125 || answer.Errcode == 40013:
-		return fmt.Errorf("token keeper: errcode %d: the key is wrong or revoked, or may not read %s; see `token-keeper consumers list`", answer.Errcode, keeper.appID)
-	case answer.AccessToken == "" || answer.ExpiresIn < 1:
-		return unavailableError(fmt.Sprintf("errcode %d: no usable token for %s now; see `token-keeper status`", answer.Errcode, keeper.appID))
+	case reply.Errcode == 40125 || reply.Errcode == 40013:
+		return fmt.Errorf("token keeper: errcode %d: the key is wrong or revoked, or may not read %s; see `token-keeper consumers list`", reply.Errcode, keeper.appID)
+	case reply.AccessToken == "" || reply.ExpiresIn < 1:
+		return unavailableError(fmt.Sprintf("errcode %d: no usable token for %s now; see `token-keeper status`", reply.Errcode, keeper.appID))
 	}
-	keeper.token, keeper.askedAt = answer.AccessToken, askedAt
-	keeper.promise = time.Duration(answer.ExpiresIn) * time.Second
+	keeper.token, keeper.askedAt = reply.AccessToken, askedAt
+	keeper.promise = time.Duration(reply.ExpiresIn) * time.Second
 	keeper.cacheFor = maxCache
 	if keeper.promise < maxCache {
 		keeper.cacheFor = keeper.promise

@@ -74,7 +74,7 @@ class TokenKeeper {
   async #ask(force) {
     const askedAt = now();
     const body = { grant_type: 'client_credential', appid: this.appid, secret: this.#key, force_refresh: force };
-    let answer;
+    let reply;
     try {
       const response = await fetch(`${this.url}/cgi-bin/stable_token`, {
         method: 'POST',
@@ -83,12 +83,12 @@ class TokenKeeper {
         redirect: 'error',
         signal: AbortSignal.timeout(TIMEOUT),
       });
-      answer = await response.json();
+      reply = await response.json();
     } catch (error) {
       const cause = error.cause?.code ?? error.name;
       throw keeperError(`The token keeper did not respond (${cause}): check its address and the network.`, true);
     }
-    const { access_token: value, expires_in: expiresIn, errcode } = answer;
+    const { access_token: value, expires_in: expiresIn, errcode } = reply;
     if (errcode === 40125 || errcode === 40013) {
       throw keeperError(
         `errcode ${errcode}: the key is wrong or revoked, or may not read ${this.appid}. See \`token-keeper consumers list\`.`,
@@ -98,7 +98,7 @@ class TokenKeeper {
     if (!value || !(expiresIn >= 1)) {
       throw keeperError(`No usable token for ${this.appid} right now: \`token-keeper status\` shows why.`, true);
     }
-    if (this.#token && this.#token.askedAt.monotonic > askedAt.monotonic) return; // overtaken by a later answer
+    if (this.#token && this.#token.askedAt.monotonic > askedAt.monotonic) return; // superseded by a later response
     this.#token = { value, askedAt, expiresIn, cacheFor: Math.min(expiresIn, MAX_CACHE_SECONDS) };
   }
 }

@@ -105,16 +105,16 @@ final class TokenKeeper implements RefreshableAccessToken
         }
         // Silenced, as a warning would show the URL.
         $body = @file_get_contents($url, false, stream_context_create(['http' => $http]), 0, 65536);
-        $answer = $body === false ? null : json_decode($body, true);
-        $errcode = is_array($answer) ? (int) ($answer['errcode'] ?? 0) : null;
+        $reply = $body === false ? null : json_decode($body, true);
+        $errcode = is_array($reply) ? (int) ($reply['errcode'] ?? 0) : null;
         if ($errcode === 40125 || $errcode === 40013) {
             throw new \RuntimeException("errcode $errcode: the key is wrong or revoked, or may not read {$this->appId}. See `token-keeper consumers list`.");
         }
         if ($errcode === null) {
             throw new KeeperUnavailable('The token keeper did not respond: check its address and the network.');
         }
-        $token = $answer['access_token'] ?? null;
-        $expiresIn = $answer['expires_in'] ?? 0;
+        $token = $reply['access_token'] ?? null;
+        $expiresIn = $reply['expires_in'] ?? 0;
         if (! is_string($token) || $token === '' || ! is_int($expiresIn) || $expiresIn < 1) {
             throw new KeeperUnavailable("No usable token for {$this->appId} right now: `token-keeper status` shows why.");
         }
@@ -197,8 +197,8 @@ final class HealingHttpClient implements HttpClientInterface
         if (! str_starts_with($type, 'application/json') && ! str_starts_with($type, 'text/')) {
             return false;
         }
-        $answer = json_decode($response->getContent(false), true);
+        $reply = json_decode($response->getContent(false), true);
 
-        return is_array($answer) && in_array($answer['errcode'] ?? 0, [40001, 40014, 42001], true);
+        return is_array($reply) && in_array($reply['errcode'] ?? 0, [40001, 40014, 42001], true);
     }
 }

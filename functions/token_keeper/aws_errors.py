@@ -4,7 +4,7 @@ import sys
 
 
 class RefusedError(Exception):
-    """AWS answered with an error. `response` holds its code as in boto3's ClientError; `retryable`: it may pass."""
+    """AWS responded with an error. `response` holds its code as in boto3's ClientError; `retryable`: it may pass."""
 
     def __init__(self, code: str, *, retryable: bool = False) -> None:
         super().__init__(code)
@@ -13,18 +13,18 @@ class RefusedError(Exception):
 
 
 class UnreachableError(Exception):
-    """AWS did not answer, or there are no credentials to ask with."""
+    """AWS did not respond, or there are no credentials to ask with."""
 
     retryable = True
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """For `except`: "AWS answered with an error": ours, and boto3's where that is loaded."""
+    """For `except`: "AWS responded with an error": ours, and boto3's where that is loaded."""
     return (RefusedError, *_of_boto3("ClientError"))
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """For `except`: "there was no answer": ours, and boto3's where that is loaded."""
+    """For `except`: "there was no response": ours, and boto3's where that is loaded."""
     return (UnreachableError, *_of_boto3("BotoCoreError"))
 
 

@@ -26,14 +26,14 @@ FORCED_APART = 30
 """Seconds. WeChat's limits for `force_refresh`; beyond them the old token comes back without a word."""
 
 CHECKS_A_DAY = 1000
-"""Calls of `get_api_domain_ip` a day, by an answer in WeChat's community. The probe takes 288 of them."""
+"""Calls of `get_api_domain_ip` a day, by a post in WeChat's community. The probe takes 288 of them."""
 
 REPORT_BURST = 20
 REPORT_INTERVAL = 125
 """Seconds in which the allowance for reports regains one check: 691 a day, and a burst, beside the probe's 288."""
 
 CHECK_SERVES = 10
-"""Seconds for which one check of a token answers everyone who reports it."""
+"""Seconds for which one check of a token serves all its reports."""
 
 
 def seconds_to_midnight(now: int) -> int:

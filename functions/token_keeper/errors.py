@@ -4,12 +4,13 @@ KeeperError
 ├── InvalidRecordError            an account's parameter holds no usable record
 │   └── AppIdTakenError           another account keeps the same appid
 ├── RecordChangedError            a change of an account's record is being applied
+│   └── RecordOvertakenError      a newer change of it was begun meanwhile
 ├── QuotaError                    WeChat's limits leave no room for this call now
 ├── LeaseOverError                the lease ended before WeChat could be asked
 ├── StoreUnavailableError         DynamoDB
 ├── ParametersUnavailableError    Parameter Store
 └── RefresherUnavailableError     RefreshFunction
-(WeChat's own, and those that the API answers with, are defined beside the code that raises them.)
+(WeChat's own, and those that the API responds with, are defined beside the code that raises them.)
 """
 
 from token_keeper.model import Failure, FailureClass
@@ -52,6 +53,10 @@ class RecordChangedError(KeeperError):
     """An account's record is no longer the one its credential was enrolled with."""
 
 
+class RecordOvertakenError(RecordChangedError):
+    """A newer change of the account's record was begun while this one was applied."""
+
+
 class QuotaError(KeeperError):
     """WeChat's limits leave no room for this call now; see `budget`."""
 
@@ -64,13 +69,13 @@ class LeaseOverError(KeeperError):
 
 
 class StoreUnavailableError(KeeperError):
-    """DynamoDB refused or did not answer; the client has already tried again."""
+    """DynamoDB refused or did not respond; the client has already tried again."""
 
     code = "store_unavailable"
 
 
 class ParametersUnavailableError(KeeperError):
-    """Parameter Store did not answer, though botocore has already tried again; or it `refused` what was asked."""
+    """Parameter Store did not respond, though botocore has already tried again; or it `refused` what was asked."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -78,4 +83,4 @@ class ParametersUnavailableError(KeeperError):
 
 
 class RefresherUnavailableError(KeeperError):
-    """RefreshFunction could not be asked, or did not answer in time."""
+    """RefreshFunction could not be asked, or did not respond in time."""

@@ -104,7 +104,7 @@ class Account:
 @dataclass(frozen=True)
 class Consumer:
     """Who holds a key of the WeChat-compatible API: the accounts it may read (names, or patterns with `*`), and whether
-    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it is told,
+    its reports of a token that does not work are acted upon. `cache_for`: the most seconds of `expires_in` it gets,
     for an SDK that never asks again before these are over; None: as many as are promised."""
 
     name: str
@@ -162,7 +162,7 @@ class Credential:
     `checks_booked_until`: how much of the day reports have booked (see `budget.report_wait`).
     `previous_until`: until when WeChat surely accepts the value before, known by `previous_digest`.
     `foreign_rotations`: how often another client invalidated the value; the last time at `foreign_rotation_at`.
-    `failing_since`: since when it fails in a way that others are told of; 0 while that is not so. `unsent`: events that
+    `failing_since`: since when it fails in a way that makes an event; 0 while that is not so. `unsent`: events that
     are still to be sent, one a line.
     """
 
@@ -198,22 +198,25 @@ class Credential:
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be renewed, as it was seen: in the index, which may lag, or in the table itself, with its `epoch`.
-
-    The lease decides whether it is still so.
-    """
+    """What is to be renewed, as the index lists it, which may lag."""
 
     account: str
     credential: str
     kind: Kind
     due_at: int
     failures: int
-    epoch: int | None = None
 
 
-def due_task(credential: Credential) -> Due:
+@dataclass(frozen=True)
+class Task(Due):
+    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken."""
+
+    epoch: int
+
+
+def task_of(credential: Credential) -> Task:
     """The task to renew a credential as it was read from the table."""
-    return Due(
+    return Task(
         credential.account,
         credential.name,
         credential.kind,
@@ -277,7 +280,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Verified:
-    """The answer to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
+    """The response to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
 
     account: str
     credential: str
@@ -290,7 +293,7 @@ class Verified:
 class Progress:
     """How far the probe has come, between its runs. `after`: the account to go on after, where a run was cut off.
 
-    `unclear_since`: accounts about whose token WeChat has given no clear answer, and since when.
+    `unclear_since`: accounts whose token WeChat neither accepted nor refused, and since when.
     """
 
     after: str | None = None
@@ -299,7 +302,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Probed:
-    """How many access tokens a run of the probe found alive, found dead, got no clear answer about, and did not get to."""
+    """How many access tokens a run of the probe found alive, found dead, could not judge, and did not get to."""
 
     alive: int
     dead: int

@@ -13,7 +13,7 @@ from botocore import exceptions as aws
 from botocore.parsers import ResponseParserError
 
 SIGN_IN = "sign in to AWS again, or choose a profile with AWS_PROFILE"
-NOT_AWS = "What answered is not {where}: a proxy, a sign-in page of the network or another program did."
+NOT_AWS = "The response did not come from {where}: a proxy, a sign-in page of the network or another program sent it."
 
 MOST_CLOCK_SKEW = 240
 """Seconds. AWS refuses signatures that are 5 minutes old."""
@@ -102,7 +102,7 @@ _BY_CLASS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 def by_code(code: str, *, operation: str, subject: str, region: str | None, date: str | None = None) -> str:
-    """The sentence for an error code of AWS. `date`: the answer's header, in which AWS tells its own time."""
+    """The sentence for an error code of AWS. `date`: the response's header, which has AWS's own time."""
     if code in _SIGNATURE_CODES and (ahead := _ahead(date)):
         minutes, direction = round(abs(ahead) / 60), "ahead of" if ahead > 0 else "behind"
         return f"The clock of this machine is {minutes} minutes {direction} AWS's: set it right, and try again."
@@ -113,7 +113,7 @@ def by_code(code: str, *, operation: str, subject: str, region: str | None, date
 def in_words(error: Exception, *, subject: str, region: str | None) -> str:
     """The sentence for what botocore raised."""
     if isinstance(error, aws.ClientError):
-        return _of_answer(error, subject, region)
+        return _of_response(error, subject, region)
     if isinstance(error, aws.ProfileNotFound):
         return f"AWS's configuration has no profile '{error.kwargs['profile']}': correct AWS_PROFILE, or unset it."
     for classes, sentence in _BY_CLASS:
@@ -121,7 +121,7 @@ def in_words(error: Exception, *, subject: str, region: str | None) -> str:
             return sentence.format(subject=subject, region=region)
     if isinstance(error, aws.ConnectionError | aws.HTTPClientError):
         if not _is_known(region):
-            return f"'{region}' is perhaps no AWS region, as nothing answers there: check --region."
+            return f"'{region}' is perhaps no AWS region, as nothing responds there: check --region."
         return "AWS cannot be reached: check the network, and AWS_ENDPOINT_URL where it is set."
     if isinstance(error, aws.BotoCoreError):
         return f"AWS credentials or configuration are unusable ({type(error).__name__}): {SIGN_IN}."
@@ -131,7 +131,7 @@ def in_words(error: Exception, *, subject: str, region: str | None) -> str:
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether something else than AWS answered: no error code but an HTTP status, or a document of another kind."""
+    """Whether something else than AWS responded: no error code but an HTTP status, or a document of another kind."""
     if isinstance(error, aws.ClientError):
         code = _code(error)
         return code == _NO_CODE or (code.isdigit() and int(code) < 500)
@@ -140,14 +140,14 @@ def is_foreign(error: Exception) -> bool:
     )
 
 
-def _of_answer(error: aws.ClientError, subject: str, region: str | None) -> str:
+def _of_response(error: aws.ClientError, subject: str, region: str | None) -> str:
     code, operation = _code(error), error.operation_name
     if code == "ValidationError" and operation == "DescribeStacks":
         return f"There is no stack '{subject}' in {region}: give --stack-name and --region."
     if is_foreign(error):
         return NOT_AWS.format(where="AWS")
     if code.isdigit():
-        return f"AWS, or a proxy before it, answered {code}: try again in a minute."
+        return f"AWS, or a proxy before it, returned {code}: try again in a minute."
     metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
     date = metadata.get("HTTPHeaders", {}).get("date")
     return by_code(code, operation=operation, subject=subject, region=region, date=date)

@@ -53,15 +53,16 @@ class PageServer:
         self._state, self._press, self._api_key = state, press, api_key
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer one request."""
+        """Handle one request."""
         return self._respond(Request(environ))(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
-        if (request.method, request.path) == ("GET", "/"):
+        method = "GET" if request.method == "HEAD" else request.method  # werkzeug leaves the body out
+        if (method, request.path) == ("GET", "/"):
             return Response(PAGE, headers=HEADERS, mimetype="text/html")
         if self._api_key and not has_api_key(request.environ, self._api_key):
             return _json(403, {"message": "Forbidden"})
-        match request.method, request.path:
+        match method, request.path:
             case "GET", "/console/state":
                 return _json(200, self._state())
             case "POST", "/console/press" if self._press:
@@ -82,12 +83,12 @@ class PageServer:
 def in_front_of(application: "WSGIApplication", page: PageServer) -> "WSGIApplication":
     """The application, with the page at the addresses that are the page's."""
 
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["REQUEST_URI"].partition("?")[0]
         is_pages = path == "/" or path.startswith("/console/")
         return (page if is_pages else application)(environ, start_response)
 
-    return answer
+    return respond
 
 
 def _json(status: int, value: object) -> Response:

@@ -1,7 +1,7 @@
 """An AWS on 127.0.0.1, in this process, with a stack that is made from the real template.yaml.
 
-moto answers for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
-the Python functions it was given, a changed parameter is told to whom the template's rule says, and a request is carried
+moto stands in for the services. What moto lacks and the stack lives on is added in front of it: Lambda's Invoke calls
+the Python functions it was given, the event of a changed parameter goes where the template's rule says, and a request is carried
 out only where its signature shows a key of this stack, and where the policies of the key's role in the template allow it.
 For one account and one region; no data outlives `stop`.
 """
@@ -113,14 +113,14 @@ class EmbeddedAws:
         """
         self._stack_name = stack_name
         self._api_url = api_url
-        self._server = Server(self._answer, port, host=host)
+        self._server = Server(self._handle, port, host=host)
         self._events = ThreadPoolExecutor(thread_name_prefix="event")
         self._moto = cache(create_backend_app)
         # moto's conditional writes are not atomic between threads. One request at a time, they are.
         self._one_at_a_time = Lock()
         self.unavailable: set[str] = set()
         """The services, as requests are signed for them, that fail for the moment."""
-        self.told: Callable[[dict[str, Any]], None] = lambda _event: None
+        self.emit: Callable[[dict[str, Any]], None] = lambda _event: None
         """Is given each event that a function puts on the bus."""
 
     def start(self, functions: Mapping[str, Function]) -> Self:
@@ -238,7 +238,7 @@ class EmbeddedAws:
             action_after_completion=None,
         )
 
-    def _answer(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def _handle(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         environ["wsgi.input"] = io.BytesIO(request.get_data())  # moto reads it once more
         try:
@@ -266,8 +266,8 @@ class EmbeddedAws:
     def _put_events(self, call: "_Call") -> Response:
         # Not moto's, which takes a library that is not installed, and does not know the functions.
         for entry in call.body["Entries"]:
-            event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [])
-            self.told(event)
+            event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [], entry["Time"])
+            self.emit(event)
             self._publish(event)
         taken = [{"EventId": str(uuid4())} for _ in call.body["Entries"]]
         body = {"FailedEntryCount": 0, "Entries": taken}
@@ -323,17 +323,17 @@ class EmbeddedAws:
         if is_event:
             self.send(logical_id, event)
             return Response(status=202)
-        answer, failed = self._run(logical_id, event)
-        return Response(answer, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
+        reply, failed = self._run(logical_id, event)
+        return Response(reply, headers={"X-Amz-Function-Error": "Unhandled"} if failed else None)
 
     def _run(self, logical_id: str, event: dict[str, Any]) -> tuple[str, bool]:
-        """Invoke a function: its answer as JSON, and whether it failed."""
+        """Invoke a function: its response as JSON, and whether it failed."""
         try:
             function = self._functions.get(logical_id) or self._functions[logical_id.partition(":")[0]]
             return json.dumps(function(event)), False
         except Exception as error:
             _logger.exception("%s failed", logical_id)
-            # Lambda answers with the exception's text; who asked learns no more here than it needs to.
+            # Lambda responds with the exception's text; who asked learns no more here than it needs to.
             return json.dumps({"errorType": type(error).__name__, "errorMessage": "see the function's log"}), True
 
     # --- Parameter Store's events
@@ -361,14 +361,16 @@ class EmbeddedAws:
                 for target in rule.targets:
                     name = target["Arn"].rpartition(":")[2]
                     if ":sqs:" in target["Arn"]:
-                        self.send(self._readers[name], {"Records": [{"body": json.dumps(event)}]})
+                        self.send(
+                            self._readers[name], {"Records": [{"messageId": event["id"], "body": json.dumps(event)}]}
+                        )
                     else:
                         self.send(self._logical_ids[name], event)
 
 
 def for_moto(template: Template, *, api_url: str, region: str = REGION) -> Template:
     """What moto's CloudFormation can make of a translated template; its nested templates are put into moto's S3."""
-    # moto makes nested stacks, but does not tell their outputs.
+    # moto makes nested stacks, but does not return their outputs.
     Stack.get_cfn_attribute = _output  # type: ignore[attr-defined]
     # These templates are JSON; moto's YAML parser takes a hundred times as long.
     Stack.parse_template = staticmethod(json.loads)  # type: ignore[assignment]
@@ -465,7 +467,7 @@ class _Call:
 
 
 def _resources_of(service: str, body: Mapping[str, Any]) -> list[str]:
-    """The ARNs that IAM holds a request against (AWS's Service Authorization Reference)."""
+    """The ARNs that IAM checks a request against (AWS's Service Authorization Reference)."""
     if service == "dynamodb" and (tables := body.get("RequestItems") or [body.get("TableName")]):
         index = f"/index/{body['IndexName']}" if "IndexName" in body else ""
         return [_arn("dynamodb", f"table/{table}{index}") for table in tables]
@@ -533,15 +535,18 @@ def _parameter_event(parameter: Any, operation: str) -> dict[str, Any]:
     return _event("aws.ssm", "Parameter Store Change", detail, resources)
 
 
-def _event(source: str, detail_type: str, detail: dict[str, Any], resources: list[str]) -> dict[str, Any]:
-    """An event as EventBridge delivers it."""
+def _event(
+    source: str, detail_type: str, detail: dict[str, Any], resources: list[str], at: float | None = None
+) -> dict[str, Any]:
+    """An event as EventBridge delivers it. `at`: epoch seconds, now where it is None."""
+    happened = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
     return {
         "version": "0",
         "id": str(uuid4()),
         "detail-type": detail_type,
         "source": source,
         "account": ACCOUNT,
-        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "time": f"{happened:%Y-%m-%dT%H:%M:%SZ}",
         "region": REGION,
         "resources": resources,
         "detail": detail,

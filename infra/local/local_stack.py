@@ -31,12 +31,10 @@ import api
 import notify
 import refresh
 from infra import stack
-from infra.cli.operations import LOCAL_STACK
-from infra.cli.terminal import until_stopped
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
-from infra.local.access_keys import OPERATOR, REGION, KeysError
+from infra.local.access_keys import LOCAL_STACK, OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import (
     LOOPBACK,
@@ -49,6 +47,7 @@ from infra.local.loopback import (
 from infra.local.page import LocalPage
 from infra.local.simulated_robots import SimulatedRobots
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
+from infra.signals import until_stopped
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import ACCOUNT_NAME
 from token_keeper.refresh.parameter_store import parse_record
@@ -89,7 +88,7 @@ class Clock:
 
 
 class _Context:
-    """What Lambda tells a function of its invocation, as far as ours ask. Its seconds are real ones, at any speed."""
+    """What a function learns from Lambda about its invocation, as far as ours ask. Its seconds are real ones, at any speed."""
 
     def __init__(self, timeout: int, function: str) -> None:
         self._ends_at = monotonic() + timeout
@@ -105,7 +104,7 @@ class LocalStack:
     `port`: the API's, with AWS on the next and WeChat on the one after; 0 takes three free ones. `host`: the address to
     listen on, which lets containers in by their name for this machine; by default only this machine is let in. `accounts`:
     the records to keep, by name; they are a real WeChat's where `real`. `fault`: what goes wrong with each call of WeChat.
-    `tell` is given a line for whatever happens.
+    `emit` is given a line for each event.
 
     The keys that its servers ask for are in `access_keys.folder(port)`: AWS always asks for one, as do the calls that steer
     the simulated WeChat, and the API where it is open to more than this machine, or has a real account's token.
@@ -122,7 +121,7 @@ class LocalStack:
         accounts: Mapping[str, Mapping[str, Any]] = MappingProxyType({DEMO: DEMO_RECORD}),
         real: bool = False,
         fault: Fault = Fault(),  # noqa: B008 - it is frozen
-        tell: Callable[[str], None] = lambda line: None,
+        emit: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.clock = Clock(speed)
         self.port = port or three_free_ports()
@@ -130,9 +129,9 @@ class LocalStack:
         self.asks_for_key = real or host is not None
         """Whether the API's routes below /v1 take the key in `X-Api-Key`."""
         self.wechat = SimulatedWeChat(self.clock, fault=fault, api_key=self.api_key)
-        self.robots = SimulatedRobots(self.clock, lambda robot, text: tell(f"robot {robot} writes:\n{text}"))
+        self.robots = SimulatedRobots(self.clock, lambda robot, text: emit(f"robot {robot} writes:\n{text}"))
         self._host = host
-        self._accounts, self._real, self._tell = accounts, real, tell
+        self._accounts, self._real, self._emit = accounts, real, emit
         self._stopping = Event()
         self.tried = Event()
         """Set once a renewal has come to an end, well or not."""
@@ -164,7 +163,7 @@ class LocalStack:
         self._page = LocalPage(self.clock, self.wechat, self._aws, self._api, self._refresh, real=self._real)
         started.callback(self._page.stop)
         functions: dict[str, Callable[[dict[str, Any]], object]] = {}
-        self._aws.told = self._tell_event
+        self._aws.emit = self._emit_event
         self._aws.start(functions)
         self.aws_url = self._aws.endpoint_url
         started.callback(access_keys.remove, self.port)
@@ -214,18 +213,18 @@ class LocalStack:
             parameter = f"{self._aws.outputs['AccountsPath']}/{name}"
             ssm.put_parameter(Name=parameter, Value=json.dumps(record), Type="SecureString")
 
-    def _tell_event(self, event: Mapping[str, Any]) -> None:
+    def _emit_event(self, event: Mapping[str, Any]) -> None:
         detail = event["detail"]
         what = f"event {event['detail-type']}: {detail['account']} {detail['credential']}"
-        self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {what}")
+        self._emit(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {what}")
 
     # --- the functions
 
     def _refresh(self, event: Mapping[str, Any], name: str = "RefreshFunction") -> dict[str, Any]:
         summary = self._refresh_handler(event, _Context(self._timeouts["RefreshFunction"], name))
         self._page.history.add_summary(self.clock(), summary)
-        for line in told(summary):
-            self._tell(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
+        for line in summary_lines(summary):
+            self._emit(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {line}")
         if summary["renewed"] or summary["failed"]:
             self.tried.set()
         return summary
@@ -254,14 +253,14 @@ def gateway(
 
     With `api_key` the routes that API Gateway would want signed ask for it in the header X-Api-Key.
 
-    A request is answered where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
+    A request is served where its method and its whole path are a route's ("Create routes for HTTP APIs", API Gateway
     Developer Guide), else with 404 and `Not Found`. So HEAD needs a route of its own, as does OPTIONS without CORS; `/path/`
     is another path than `/path` (storacha/w3infra#166 met that on AWS; aws-powertools/powertools-lambda-python#1552 says
     that both reach the function); and so is `//path`. What AWS does with slashes and HEAD was not run.
     """
     routes = Map([_rule(route) for route in stack.routes(template)], merge_slashes=False)
 
-    def answer_http(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         # Routed as it was sent: an encoded slash is part of a name there, and no separator.
         path = environ["REQUEST_URI"].partition("?")[0]
@@ -276,11 +275,11 @@ def gateway(
             response = _gateway_error(403, "Forbidden")
         else:
             path_parameters = {name: unquote(value) for name, value in quoted.items()}
-            answer = api(_gateway_event(request, route_key, path_parameters))
-            response = Response(answer["body"], answer["statusCode"], answer["headers"])
+            reply = api(_gateway_event(request, route_key, path_parameters))
+            response = Response(reply["body"], reply["statusCode"], reply["headers"])
         return response(environ, start_response)
 
-    return answer_http
+    return respond
 
 
 def _gateway_error(status: int, message: str) -> Response:
@@ -292,7 +291,7 @@ def _is_signed(path: str) -> bool:
     return path.startswith("/v1/")
 
 
-def told(summary: Mapping[str, Any]) -> Iterable[str]:
+def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     """What an invocation of RefreshFunction did, in plain lines; none for one that found nothing to do."""
     if summary["renewed"] or summary["failed"]:
         yield f"woken by {summary['woken_by']}"
@@ -336,9 +335,10 @@ def run(
     os.environ["NO_PROXY"] = f"{host or LOOPBACK},{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
     wait_for_stop = until_stopped()
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is told in words
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
-        with LocalStack(port=port, host=host, tell=console.print, **options) as local:
+        with LocalStack(port=port, host=host, emit=console.print, **options) as local:
             local.tried.wait(timeout=60)
             console.print(_greeting(local, next(iter(accounts)), "the real one" if record else None))
             wait_for_stop()

@@ -40,11 +40,11 @@ class CannotListenError(OSError):
 class Server:
     """Serves a WSGI application from `start` to `stop`; who comes before the start has to wait.
 
-    Port 0 takes a free one; raises CannotListenError where the port is taken. `clock` (epoch seconds) dates the answers.
+    Port 0 takes a free one; raises CannotListenError where the port is taken. `clock` (epoch seconds) dates the responses.
     `host` is the address it listens on, and lets containers in by their name for this machine; without one only this
     machine is let in. `url` is the one for this machine.
 
-    What a web page makes a browser send is refused with 403, and no answer allows a web page to read it.
+    What a web page makes a browser send is refused with 403, and no response allows a web page to read it.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Server:
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to respond."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and give the port back."""
+        """Stop responding and give the port back."""
         if not self._thread.is_alive():
             self._server.server_close()
             return
@@ -98,7 +98,7 @@ def _guarded(application: "WSGIApplication", *, containers: bool) -> "WSGIApplic
     origin.
     """
 
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if not _is_meant(environ, containers=containers):
             return Response('{"message":"Forbidden"}', 403, mimetype="application/json")(environ, start_response)
 
@@ -108,7 +108,7 @@ def _guarded(application: "WSGIApplication", *, containers: bool) -> "WSGIApplic
 
         return application(environ, start)
 
-    return answer
+    return respond
 
 
 def _is_meant(environ: "WSGIEnvironment", *, containers: bool) -> bool:

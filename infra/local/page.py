@@ -103,9 +103,9 @@ class LocalPage:
         accounts: list[dict[str, Any]] = []
         query: dict[str, str] = {}
         while True:
-            answer = self._api({"routeKey": "GET /v1/accounts", "queryStringParameters": query})
-            document = json.loads(answer["body"])
-            if answer["statusCode"] != 200:
+            response = self._api({"routeKey": "GET /v1/accounts", "queryStringParameters": query})
+            document = json.loads(response["body"])
+            if response["statusCode"] != 200:
                 return {"code": document["code"], "detail": document["detail"]}
             accounts += document["accounts"]
             if "next" not in document:

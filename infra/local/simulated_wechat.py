@@ -27,7 +27,7 @@ OVERLAP = 300  # seconds the previous token keeps working after a renewal, and a
 FORCED_REFRESH_SPACING = 30  # seconds between two forced refreshes of a stable token
 WECOM_FAILURE_LIMIT = 2000  # failing calls of one address within an hour that block it for an hour
 BEIJING = 8 * HOUR  # WeChat's quota days begin at midnight in Beijing
-REMEMBERED = HOUR  # seconds after its expiry that a value is still told from nonsense: 42001, not 40014
+REMEMBERED = HOUR  # seconds after its expiry that a value is still distinguished from nonsense: 42001, not 40014
 
 _TICKET_TYPES = {
     "/cgi-bin/ticket/getticket": ("jsapi", "wx_card"),
@@ -70,7 +70,7 @@ class Call:
     """One call that reached the simulator.
 
     `at` is in the simulator's seconds, `account` an appid or corpid as far as the call shows it. `errcode` is 0 when
-    all was well, and None when the caller got none of WeChat's JSON answers, or not a whole one.
+    all was well, and None when the caller got none of WeChat's JSON responses, or not a whole one.
     """
 
     at: float
@@ -80,8 +80,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the caller gets, after `delay` seconds. With `drop` the connection closes without a whole answer."""
+class Reply:
+    """What the caller gets, after `delay` seconds. With `drop` the connection closes without a whole response."""
 
     status: int
     headers: dict[str, str]
@@ -92,7 +92,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one call. `carried_out` tells whether WeChat does its part: a token IS minted."""
+    """What goes wrong with one call. `carried_out`: whether WeChat does its part: a token IS minted."""
 
     carried_out: bool = True
     errcode: int | None = None
@@ -124,7 +124,7 @@ class Fault:
 
     @classmethod
     def http(cls, status: int = 502, body: bytes = b"<h1>Bad Gateway</h1>", *, carried_out: bool = False) -> Self:
-        """A gateway answers in HTML; with `carried_out` only after WeChat has done its part."""
+        """A gateway responds in HTML; with `carried_out` only after WeChat has done its part."""
         return cls(carried_out=carried_out, status=status, body=body)
 
     @classmethod
@@ -134,22 +134,22 @@ class Fault:
 
     @classmethod
     def malformed(cls, body: bytes = b"null") -> Self:
-        """Carried out, and this comes instead of WeChat's answer, with HTTP 200."""
+        """Carried out, and this comes instead of WeChat's response, with HTTP 200."""
         return cls(body=body)
 
     @classmethod
     def truncated(cls, length: int = 20) -> Self:
-        """Carried out, and the answer is cut to so many bytes."""
+        """Carried out, and the response is cut to so many bytes."""
         return cls(length=length)
 
     @classmethod
     def oversized(cls, length: int = 10_000_000) -> Self:
-        """Carried out, and blanks follow the answer up to so many bytes: still JSON, but no client should read it all."""
+        """Carried out, and blanks follow the response up to so many bytes: still JSON, but no client should read it all."""
         return cls(length=length)
 
     @classmethod
     def drop_after(cls) -> Self:
-        """Carried out, and the answer is lost."""
+        """Carried out, and the response is lost."""
         return cls(drop=True)
 
     @classmethod
@@ -159,13 +159,13 @@ class Fault:
 
     @classmethod
     def slow(cls, seconds: float = 30.0) -> Self:
-        """Carried out at once, and answered rightly after so many seconds."""
+        """Carried out at once, and correct after so many seconds."""
         return cls(delay=seconds)
 
-    def applied_to(self, body: bytes) -> Answer:
-        """The answer the caller gets where WeChat's own would have been `body`."""
+    def applied_to(self, body: bytes) -> Reply:
+        """The response that the caller gets where WeChat's own would have been `body`."""
         if self.drop:
-            return Answer(self.status, {}, b"", self.delay, drop=True)
+            return Reply(self.status, {}, b"", self.delay, drop=True)
         headers = {"Content-Type": "application/json; encoding=utf-8" if self.status == 200 else "text/html"}
         if self.location is not None:
             headers["Location"] = self.location
@@ -173,7 +173,7 @@ class Fault:
             body = self.body
         if self.length is not None:
             body = body[: self.length].ljust(self.length)
-        return Answer(self.status, headers, body, self.delay)
+        return Reply(self.status, headers, body, self.delay)
 
 
 _NO_FAULT = Fault()
@@ -269,7 +269,7 @@ class _Ask:
 
 
 class SimulatedWeChat:
-    """WeChat and WeCom under any clock (seconds since 1970): in-process by `answer`, over HTTP as a WSGI app.
+    """WeChat and WeCom under any clock (seconds since 1970): in-process by `handle`, over HTTP as a WSGI app.
 
     `calls` holds every call so far. WeCom's `gettoken` repeats a token while it is valid, as the older documentation
     says; with `wecom_mints_anew` each call mints one and kills the one before: the newest promises neither. `fault`: what
@@ -338,7 +338,7 @@ class SimulatedWeChat:
     def fail(self, path: str, *faults: Fault, account: str | None = None) -> None:
         """Let each of the next calls to `path` (of that appid or corpid) meet one of the faults, in this order.
 
-        Faults of an account come before those for everybody. ValueError for a path that is not simulated.
+        Faults of one account come before those of all. ValueError for a path that is not simulated.
         """
         if path not in self._endpoints:
             raise ValueError(f"not simulated: {path}")
@@ -360,15 +360,15 @@ class SimulatedWeChat:
                 value.dies_by(now)
             return [value.text for value in killed]
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
-        """Take one call and say what the caller gets. It never sleeps: the answer tells the delay."""
+    ) -> Reply:
+        """Take one call and say what the caller gets. It never sleeps: the response has the delay."""
         with self._lock:
             now = self._clock()
             if path not in self._endpoints:
                 self.calls.append(Call(now, path, None, None))
-                return Answer(404, {"Content-Type": "text/html"}, b"")
+                return Reply(404, {"Content-Type": "text/html"}, b"")
             params = _json_object(body) if path == "/cgi-bin/stable_token" else query
             ask = _Ask(now, method, path, params, remote_addr)
             ask.token = self._values.get(ask["access_token"])
@@ -376,12 +376,12 @@ class SimulatedWeChat:
             fault = self._next_fault(path, ask.account)
             reply = self._reply(ask, fault)
             whole = json.dumps(reply).encode()
-            answer = fault.applied_to(whole)
-            self.calls.append(Call(now, path, ask.account, reply.get("errcode", 0) if answer.body == whole else None))
-            return answer
+            result = fault.applied_to(whole)
+            self.calls.append(Call(now, path, ask.account, reply.get("errcode", 0) if result.body == whole else None))
+            return result
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """WSGI: as `answer`, with real delays and broken connections; and `/_simulator/…` to make things fail by hand.
+        """WSGI: as `handle`, with real delays and broken connections; and `/_simulator/…` to make things fail by hand.
 
         The latter take the header X-Api-Key. `POST /_simulator/faults` takes {"path", "account"?, "errcode" or "kind", "times"?}, a kind being the name of a
         `Fault` constructor; `POST /_simulator/corp-apps` takes {"corpid", "secret"}; `GET /_simulator/calls` counts calls; `GET /_simulator/accepts?value=…` asks `accepts`.
@@ -392,12 +392,12 @@ class SimulatedWeChat:
             response = self._control(request) if allowed else _json_response(403, {"message": "Forbidden"})
             return response(environ, start_response)
         query, remote_addr = request.args.to_dict(), request.remote_addr or "127.0.0.1"
-        answer = self.answer(request.method, request.path, query, request.get_data(), remote_addr)
-        if answer.delay:
-            time.sleep(answer.delay)
-        if answer.drop:
-            return _broken_answer(start_response)
-        return Response(answer.body, answer.status, answer.headers)(environ, start_response)
+        result = self.handle(request.method, request.path, query, request.get_data(), remote_addr)
+        if result.delay:
+            time.sleep(result.delay)
+        if result.drop:
+            return _broken_response(start_response)
+        return Response(result.body, result.status, result.headers)(environ, start_response)
 
     def _next_fault(self, path: str, account: str | None) -> Fault:
         queue = self._faults.get((path, account)) or self._faults.get((path, None))
@@ -577,8 +577,8 @@ def _json_response(status: int, value: object) -> Response:
     return Response(json.dumps(value) + "\n", status, content_type="application/json")
 
 
-def _broken_answer(start_response: "StartResponse") -> Iterator[bytes]:
-    """An answer that promises a byte and never sends it: the server can only close the connection."""
+def _broken_response(start_response: "StartResponse") -> Iterator[bytes]:
+    """A response that promises a byte and never sends it: the server can only close the connection."""
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "1")])
     yield b""
     raise ConnectionResetError("simulated")

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from infra import stack
-from infra.cli import operations
+from infra.cli.consumer_keys import new_consumer
 from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
 from wechat_token_keeper import Keeper
@@ -52,12 +52,12 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def local() -> Iterator[LocalStack]:
     """The whole system in this process, with the demo account. What it says goes to `SAID`.
 
-    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would answer reports, on a slow machine.
+    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would respond reports, on a slow machine.
     """
     without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
     with ExitStack() as started:
         with patch.object(stack, "schedules", lambda _: without_probe):
-            running = started.enter_context(LocalStack(tell=SAID.append))
+            running = started.enter_context(LocalStack(emit=SAID.append))
         assert running.tried.wait(240)
         yield running
 
@@ -68,12 +68,12 @@ def let_pass(running: LocalStack, seconds: float) -> None:
 
 
 def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
-    """Keep one app of a WeCom corp."""
+    """Keep one app of a WeCom corp, with both of its tickets."""
     secret = token_urlsafe(16)
     running.wechat.add_corp_app(corpid, secret)
     session = running.aws_session()
     path = running.environment("RefreshFunction")["ACCOUNTS_PATH"]
-    record = json.dumps({"corpid": corpid, "secret": secret})
+    record = json.dumps({"corpid": corpid, "secret": secret, "tickets": ["jsapi", "agent_config"]})
     ssm = session.client("ssm", endpoint_url=running.aws_url)
     ssm.put_parameter(Name=f"{path}/{name}", Value=record, Type="SecureString")
 
@@ -81,7 +81,7 @@ def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
 def add_consumer(running: LocalStack, *accounts: str, may_report: bool = True) -> str:
     """A new consumer of these accounts; returns its key."""
     now = int(running.clock())
-    key, item = operations.new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
+    key, item = new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
     session = running.aws_session()
     table = running.environment("ApiFunction")["TABLE_NAME"]
     session.client("dynamodb", endpoint_url=running.aws_url).put_item(TableName=table, Item=item)

@@ -1,4 +1,4 @@
-"""A token keeper as far as the client sees it, whose every answer a test decides, and WeChat's API beside it."""
+"""A token keeper as far as the client sees it, whose every response a test decides, and WeChat's API beside it."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ APPID, CORPID = "wx0123456789abcdef", "ww0123456789abcdef"
 
 
 class FakeTime:
-    """Both clocks of a machine: they pass only when told."""
+    """Both clocks of a machine: they pass only by `pass_by`."""
 
     def __init__(self) -> None:
         self.monotonic, self.wall = 1000.0, 1_790_000_000.0
@@ -45,8 +45,8 @@ class Call:
 class StubKeeper:
     """`token`, `ticket`, `expires_in`: what it hands out. `successor`: what a report of the token makes current.
 
-    `failure`: an answer instead, as (status, document, headers). `before_answer` is called with each call.
-    WeChat's API beside it takes `token`, unless it is among `dead`, and answers with the body it got.
+    `failure`: a response instead, as (status, document, headers). `before_response` is called with each call.
+    WeChat's API beside it takes `token`, unless it is among `dead`, and responds with the body it got.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class StubKeeper:
         self.successor: str | None = None
         self.dead: set[str] = set()
         self.failure: tuple[int, dict[str, Any], dict[str, str]] | None = None
-        self.before_answer: Callable[[Call], object] = lambda _call: None
+        self.before_response: Callable[[Call], object] = lambda _call: None
         self.calls: list[Call] = []
         self.wechat_calls: list[Call] = []
         self._lock = Lock()
-        self._server, self._wechat = Server(self._answer), Server(self._answer_of_wechat)
+        self._server, self._wechat = Server(self._handle), Server(self._response_of_wechat)
         self.url, self.wechat_url = self._server.url, self._wechat.url
 
     def __enter__(self) -> "StubKeeper":
@@ -71,7 +71,7 @@ class StubKeeper:
         self._wechat.stop()
 
     def stop(self) -> None:
-        """From now on nothing answers there."""
+        """From now on nothing responds there."""
         self._server.stop()
 
     def paths(self) -> list[str]:
@@ -82,12 +82,12 @@ class StubKeeper:
         """The calls that reported a token."""
         return [call for call in self.calls if call.path.endswith("/reports") or b'"force_refresh": true' in call.body]
 
-    def _answer(self, environ: Any, start_response: Any) -> Any:
+    def _handle(self, environ: Any, start_response: Any) -> Any:
         request = Request(environ)
         call = _call(request)
         with self._lock:
             self.calls.append(call)
-        self.before_answer(call)
+        self.before_response(call)
         if self.failure is not None:
             status, document, headers = self.failure
             return _json(document, status, headers)(environ, start_response)
@@ -119,7 +119,7 @@ class StubKeeper:
                 }
         raise AssertionError(call.path)
 
-    def _answer_of_wechat(self, environ: Any, start_response: Any) -> Any:
+    def _response_of_wechat(self, environ: Any, start_response: Any) -> Any:
         request = Request(environ)
         call = _call(request)
         with self._lock:
@@ -131,8 +131,8 @@ class StubKeeper:
             return Response(b"\x89PNG errcode 40001", mimetype="image/png")(environ, start_response)
         if call.path == "/broken":
             return _json({}, 500)(environ, start_response)
-        answer = {"got": call.body.decode(), "query": {k: v for k, v in call.query.items() if k != "access_token"}}
-        return _json(answer)(environ, start_response)
+        response = {"got": call.body.decode(), "query": {k: v for k, v in call.query.items() if k != "access_token"}}
+        return _json(response)(environ, start_response)
 
 
 def _call(request: Request) -> Call:

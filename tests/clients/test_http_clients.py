@@ -41,7 +41,7 @@ def send(request: pytest.FixtureRequest, keeper: Keeper) -> Iterator[Send]:
 
 
 def _grow_old(keeper: Keeper, time: FakeTime) -> str:
-    """Let the current token be one that a report is heard about."""
+    """Let the current token be old enough for a report to be accepted."""
     token = keeper.token()
     time.pass_by(61)
     return token
@@ -49,9 +49,9 @@ def _grow_old(keeper: Keeper, time: FakeTime) -> str:
 
 def test_a_call_of_wechats_api_gets_the_token(send: Send, stub: StubKeeper) -> None:
     # When a call is made, with a token of the caller's own in its query
-    answer = send("GET", f"{stub.wechat_url}/cgi-bin/user/get?next=a%20b&access_token=mine")
+    reply = send("GET", f"{stub.wechat_url}/cgi-bin/user/get?next=a%20b&access_token=mine")
     # Then it carries the keeper's, and the rest as it was
-    assert answer.json() == {"got": "", "query": {"next": "a b"}}
+    assert reply.json() == {"got": "", "query": {"next": "a b"}}
     assert stub.wechat_calls[0].query["access_token"] == "token-1"
 
 
@@ -66,16 +66,16 @@ def test_no_other_host_gets_the_token(send: Send, stub: StubKeeper) -> None:
 def test_a_refused_token_is_reported_and_the_call_repeated(
     send: Send, keeper: Keeper, stub: StubKeeper, time: FakeTime, body: dict[str, Any]
 ) -> None:
-    # Given a token that another client has killed, and that the keeper replaces when it hears of it
+    # Given a token that another client has killed, and that the keeper replaces after a report
     _grow_old(keeper, time)
     stub.dead, stub.successor = {"token-1"}, "token-2"
     # When
-    answer = send("POST", f"{stub.wechat_url}/echo", **body)
-    # Then the caller sees the answer to the second call, which had the same body
+    reply = send("POST", f"{stub.wechat_url}/echo", **body)
+    # Then the caller sees the response to the second call, which had the same body
     first, second = stub.wechat_calls
     assert (first.query["access_token"], second.query["access_token"]) == ("token-1", "token-2")
     assert first.body == second.body
-    assert answer.json()["got"] == first.body.decode()
+    assert reply.json()["got"] == first.body.decode()
     assert len(stub.reports()) == 1
 
 
@@ -86,9 +86,9 @@ def test_a_token_that_stays_refused_is_sent_once_a_call(
     _grow_old(keeper, time)
     stub.dead = {"token-1"}
     # When three calls are made
-    answers = [send("GET", f"{stub.wechat_url}/echo").json() for _ in range(3)]
+    responses = [send("GET", f"{stub.wechat_url}/echo").json() for _ in range(3)]
     # Then each was sent once, its caller sees what WeChat said, and one report was made
-    assert [answer["errcode"] for answer in answers] == [40001] * 3
+    assert [reply["errcode"] for reply in responses] == [40001] * 3
     assert len(stub.wechat_calls) == 3
     assert len(stub.reports()) == 1
 
@@ -122,7 +122,7 @@ def test_without_any_token_the_call_is_not_made(send: Send, stub: StubKeeper) ->
 def test_no_response_or_exception_shows_the_token(
     send: Send, keeper: Keeper, stub: StubKeeper, time: FakeTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given answers that are fine, healed, and errors of HTTP
+    # Given responses that are fine, healed, and errors of HTTP
     _grow_old(keeper, time)
     fine = send("GET", f"{stub.wechat_url}/echo", params={"a": "1"})
     broken = send("GET", f"{stub.wechat_url}/broken")
@@ -138,6 +138,8 @@ def test_no_response_or_exception_shows_the_token(
     for response in (fine, broken, healed):
         assert "access_token" not in f"{response.url} {response.request.url} {vars(response.request)}"
     for error in (status.value, gone.value):
+        assert isinstance(error, (requests.RequestException, httpx.HTTPStatusError, httpx.RequestError))
+        assert error.request is not None
         seen = "".join(traceback.format_exception(error)) + repr(vars(error)) + str(error.request.url)
         assert "token-" not in seen
         assert error.__context__ is None or "token-" not in str(error.__context__)
@@ -149,8 +151,8 @@ def test_what_is_no_error_of_wechats_is_not_read(keeper: Keeper, stub: StubKeepe
     # Given a picture, which may be large
     url = f"{stub.wechat_url}/picture"
     # Then neither library has read it for the sake of an errcode
-    answer = keeper.session().get(url, stream=True)
-    assert answer._content is False
+    reply = keeper.session().get(url, stream=True)
+    assert reply.raw.tell() == 0
     with httpx.Client(auth=keeper.auth()).stream("GET", url) as streamed:
         assert not streamed.is_stream_consumed
 

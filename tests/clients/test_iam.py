@@ -102,8 +102,8 @@ def test_an_error_says_what_to_do(
     kind: type[KeeperError],
     says: str,
 ) -> None:
-    time_of_answer = format_datetime(datetime.fromtimestamp(1_790_000_010, UTC), usegmt=True)
-    stub.failure = (status, problem, {"Date": time_of_answer, **headers})
+    time_of_response = format_datetime(datetime.fromtimestamp(1_790_000_010, UTC), usegmt=True)
+    stub.failure = (status, problem, {"Date": time_of_response, **headers})
     with pytest.raises(KeeperError) as failed:
         keeper.token()
     assert type(failed.value) is kind

@@ -1,4 +1,4 @@
-"""The client's own rules, against a stub keeper and a clock that passes only when told."""
+"""The client's own rules, against a stub keeper and a clock that a test moves."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,7 @@ import time as real_time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, Timer
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_the_key_travels_in_a_body_and_in_no_url(keeper: Keeper, stub: StubKeepe
 
 def test_100_threads_make_one_call(keeper: Keeper, stub: StubKeeper) -> None:
     # Given a keeper that takes its time
-    stub.before_answer = lambda _call: real_time.sleep(0.05)
+    stub.before_response = lambda _call: real_time.sleep(0.05)
     together = Barrier(100)
 
     def ask() -> str:
@@ -72,14 +72,14 @@ def test_100_threads_make_one_call(keeper: Keeper, stub: StubKeeper) -> None:
 
 
 def test_100_tasks_and_a_thread_make_one_call(keeper: Keeper, stub: StubKeeper) -> None:
-    # Given a keeper that does not answer yet
-    answer, asked = Event(), Event()
+    # Given a keeper that does not respond yet
+    response, asked = Event(), Event()
 
     def wait(_call: Call) -> None:
         asked.set()
-        answer.wait(120)
+        response.wait(120)
 
-    stub.before_answer = wait
+    stub.before_response = wait
 
     async def ask() -> set[str]:
         tasks = [asyncio.create_task(keeper.token_async()) for _ in range(100)]
@@ -88,7 +88,7 @@ def test_100_tasks_and_a_thread_make_one_call(keeper: Keeper, stub: StubKeeper) 
         # When the task that began the call is cancelled, and the loop is seen to be free
         tasks[0].cancel()
         await asyncio.sleep(0)
-        answer.set()
+        response.set()
         done = await asyncio.gather(*tasks[1:], thread)
         assert tasks[0].cancelled()
         return set(done)
@@ -99,16 +99,16 @@ def test_100_tasks_and_a_thread_make_one_call(keeper: Keeper, stub: StubKeeper) 
 
 
 def test_a_task_that_ends_its_loop_early_leaves_nothing_behind(keeper: Keeper, stub: StubKeeper) -> None:
-    # Given a loop that is over before the keeper answers
-    answer = Event()
-    stub.before_answer = lambda _call: answer.wait(120)
+    # Given a loop that is over before the keeper responds
+    response = Event()
+    stub.before_response = lambda _call: response.wait(120)
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(keeper.token_async(), 0.01)
 
     asyncio.run(give_up())
-    answer.set()
+    response.set()
     # Then the next loop gets the value of that very call
     assert asyncio.run(keeper.token_async()) == "token-1"
     assert len(stub.calls) == 1
@@ -131,19 +131,19 @@ def test_others_use_the_cached_token_while_one_asks(keeper: Keeper, stub: StubKe
     # Given a cached token whose time has come, and a keeper that is slow
     keeper.token()
     time.pass_by(60)
-    asked, answer = Event(), Event()
+    asked, response = Event(), Event()
 
     def wait(_call: Call) -> None:
         asked.set()
-        answer.wait(120)
+        response.wait(120)
 
-    stub.before_answer, stub.token = wait, "token-2"
+    stub.before_response, stub.token = wait, "token-2"
     slow = Thread(target=keeper.token)
     slow.start()
     assert asked.wait(120)
     # When another thread wants it meanwhile, then it does not wait
     assert keeper.token() == "token-1"
-    answer.set()
+    response.set()
     slow.join()
     assert keeper.token() == "token-2"
 
@@ -202,14 +202,14 @@ def test_a_revoked_key_gets_no_cached_token(keeper: Keeper, stub: StubKeeper, ti
         keeper.token()
 
 
-def test_an_answer_that_is_no_json_object_is_an_error(keeper: Keeper, stub: StubKeeper) -> None:
+def test_a_response_that_is_no_json_object_is_an_error(keeper: Keeper, stub: StubKeeper) -> None:
     stub.failure = (200, ["token"], {})  # type: ignore[assignment]
     with pytest.raises(UnavailableError, match="no JSON object"):
         keeper.token()
 
 
 @pytest.mark.parametrize("document", [{}, {"access_token": "t"}, {"access_token": 7, "expires_in": 60}, {"errcode": 0}])
-def test_an_answer_without_a_value_is_an_error(keeper: Keeper, stub: StubKeeper, document: dict[str, object]) -> None:
+def test_a_response_without_a_value_is_an_error(keeper: Keeper, stub: StubKeeper, document: dict[str, object]) -> None:
     stub.failure = (200, document, {})
     with pytest.raises(UnavailableError, match="holds no access_token"):
         keeper.token()
@@ -305,18 +305,18 @@ def test_who_is_behind_reports_nothing(keeper: Keeper, stub: StubKeeper, time: F
     assert stub.reports() == []
 
 
-def test_an_answer_that_was_overtaken_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
+def test_a_response_superseded_by_a_report_is_dropped(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     # Given a slow call for the token that is under way
     token = keeper.token()
     time.pass_by(60)
-    asked, answer = Event(), Event()
+    asked, response = Event(), Event()
 
     def delay(call: Call) -> None:
         if not asked.is_set():
             asked.set()
-            answer.wait(120)
+            response.wait(120)
 
-    stub.before_answer = delay
+    stub.before_response = delay
     slow = Thread(target=keeper.token)
     slow.start()
     assert asked.wait(120)
@@ -324,8 +324,8 @@ def test_an_answer_that_was_overtaken_by_a_report_is_dropped(keeper: Keeper, stu
     time.pass_by(1)
     stub.successor = "token-2"
     assert keeper.report(token) == "token-2"
-    stub.token = "token-1"  # what the slow answer says, from a reader's memory
-    answer.set()
+    stub.token = "token-1"  # what the slow response says, from a reader's memory
+    response.set()
     slow.join()
     # Then that stays
     assert keeper.token() == "token-2"
@@ -386,27 +386,28 @@ def test_wecom(stub: StubKeeper, time: FakeTime) -> None:
 
 def test_after_a_fork_the_child_asks_by_itself(keeper: Keeper, stub: StubKeeper, time: FakeTime) -> None:
     # Given a thread that is asking for the token while the process forks
-    asked, answer = Event(), Event()
+    asked, response = Event(), Event()
 
     def wait(_call: Call) -> None:
         if not asked.is_set():
             asked.set()
-            answer.wait(120)
+            response.wait(120)
 
-    stub.before_answer = wait
+    stub.before_response = wait
     slow = Thread(target=keeper.token)
     slow.start()
     assert asked.wait(120)
     keeper._cache._lock.acquire()  # as another thread may hold it
     child = os.fork()
     if child == 0:
-        ends = Thread(target=lambda: (real_time.sleep(20), os._exit(2)), daemon=True)
-        ends.start()
+        timer = Timer(20, os._exit, (2,))
+        timer.daemon = True
+        timer.start()
         os._exit(0 if keeper.token() == "token-1" else 1)
     keeper._cache._lock.release()
     # Then the child does not wait for a thread that it has not
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    answer.set()
+    response.set()
     slow.join()
     assert len(stub.calls) == 2
 
@@ -451,7 +452,7 @@ def test_errors_carry_no_value(stub: StubKeeper, time: FakeTime) -> None:
         assert KEY not in repr(keeper)
     stub.stop()
     failures += [_failure(keeper.token) for keeper in made]
-    # Then nothing of it is in what a person or a program could see of the exception
+    # Then nothing of it is in what a reader or a program could see of the exception
     for error in failures:
         seen = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
         assert KEY not in seen

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import wechatpy
@@ -53,7 +54,7 @@ def _keeper(local: LocalStack, key: str, wechat_url: str | None = None) -> Keepe
 
 
 def _kill_current(local: LocalStack, keeper: Keeper) -> str:
-    """Let another client end the current token, when it is old enough for a report to be heard; returns it."""
+    """Let another client end the current token, when it is old enough for a report to be accepted; returns it."""
     let_pass(local, 70)
     token = keeper.token()
     local.wechat.kill(token)
@@ -88,10 +89,10 @@ class _CountedWeChat:
         self.refusals: Counter[str] = Counter()
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        answer = b"".join(self._wechat(environ, start_response))
-        if b'"errcode": 40001' in answer:
+        reply = b"".join(self._wechat(environ, start_response))
+        if b'"errcode": 40001' in reply:
             self.refusals[environ["HTTP_X_USER"]] += 1
-        return [answer]
+        return [reply]
 
 
 def test_another_client_kills_the_token_of_20_busy_users(local: LocalStack, key: str) -> None:
@@ -107,23 +108,25 @@ def test_another_client_kills_the_token_of_20_busy_users(local: LocalStack, key:
 
     def work(user: int) -> list[Any]:
         session = keeper.session()
-        answers = []
+        responses = []
         for call in range(CALLS_EACH):
-            answers.append(session.get(f"{server.url}/cgi-bin/get_api_domain_ip", headers={"X-User": str(user)}).json())
+            responses.append(
+                session.get(f"{server.url}/cgi-bin/get_api_domain_ip", headers={"X-User": str(user)}).json()
+            )
             if call == CALLS_EACH // 3:
                 at_work.wait()
-        return answers
+        return responses
 
     with ThreadPoolExecutor(USERS) as threads:
         users = [threads.submit(work, user) for user in range(USERS)]
         # When another client ends the token, which is older than a minute
         at_work.wait()
         local.wechat.kill(dead)
-        answers = [answer for user in users for answer in user.result()]
+        responses = [reply for user in users for reply in user.result()]
     server.stop()
     # Then no user saw an error, and none had more than one call refused
-    assert all(answer["ip_list"] for answer in answers)
-    assert len(answers) == USERS * CALLS_EACH
+    assert all(reply["ip_list"] for reply in responses)
+    assert len(responses) == USERS * CALLS_EACH
     assert wechat.refusals
     assert max(wechat.refusals.values()) == 1
     # And the keeper checked the token once and replaced it once
@@ -167,6 +170,36 @@ def test_wechatpy_enterprise(local: LocalStack, key: str) -> None:
     assert client.corp_id == CORPID
 
 
+def test_wechatpy_enterprise_asks_here_for_both_tickets(local: LocalStack, key: str) -> None:
+    # Given the SDK without the adapter, with its own calls sent here
+    class Client(wechatpy.enterprise.WeChatClient):  # type: ignore[misc]
+        API_BASE_URL = f"{local.api_url}/cgi-bin/"
+
+        def fetch_access_token(self) -> Any:
+            parameters = {"corpid": self.corp_id, "corpsecret": self.secret}
+            return self._fetch_access_token(f"{local.api_url}/cgi-bin/gettoken", parameters)
+
+    client = Client(CORPID, key)
+    # When it asks for its tickets
+    jsapi, agent = client.jsapi.get_jsapi_ticket(), client.jsapi.get_agent_jsapi_ticket()
+    # Then these are those that WeCom knows
+    assert jsapi != agent
+    assert local.wechat.accepts(jsapi)
+    assert local.wechat.accepts(agent)
+
+
+@pytest.mark.parametrize("request_target", ["get_jsapi_ticket?", "ticket/get?&type=agent_config&"])
+def test_wxjavas_requests_for_tickets(local: LocalStack, key: str, request_target: str) -> None:
+    # Given the literal requests of WxJava cp, one of which has an empty first parameter (WxCpApiPathConsts)
+    token = _corp_keeper(local, key).token()
+    # When
+    with urlopen(f"{local.api_url}/cgi-bin/{request_target}access_token={token}") as response:
+        reply = json.load(response)
+    # Then
+    assert reply["errcode"] == 0, reply
+    assert local.wechat.accepts(reply["ticket"])
+
+
 def test_wechatpy_2_work(local: LocalStack, key: str, tmp_path: Path) -> None:
     _corp_keeper(local, key)
     program = f"""
@@ -181,7 +214,16 @@ address = {{"key": {key!r}, "wechat_url": {local.wechat_url!r}}}
 corp = client(wechatpy.work.WeChatClient, Keeper.corp({local.api_url!r}, corpid={CORPID!r}, **address))
 public = client(wechatpy.WeChatClient, Keeper({local.api_url!r}, appid={APPID!r}, **address))
 assert corp.get("get_api_domain_ip")["ip_list"] and public.get("get_api_domain_ip")["ip_list"]
-print(corp.access_token, public.access_token)
+
+class Own(wechatpy.work.WeChatClient):
+    API_BASE_URL = {local.api_url + "/cgi-bin/"!r}
+
+    def fetch_access_token(self):
+        parameters = {{"corpid": self.corp_id, "corpsecret": self.secret}}
+        return self._fetch_access_token(self.API_BASE_URL + "gettoken", parameters)
+
+own = Own({CORPID!r}, {key!r})
+print(corp.access_token, public.access_token, own.jsapi.get_jsapi_ticket(), own.jsapi.get_agent_jsapi_ticket())
 """
     packages = ["--with", "wechatpy==2.0.0a26", "--with", "requests==2.34.2", "--with", str(EXAMPLES.parent)]
     command = [
@@ -198,7 +240,9 @@ print(corp.access_token, public.access_token)
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert all(local.wechat.accepts(token) for token in done.stdout.split())
+    handed_out = done.stdout.split()
+    assert len(set(handed_out)) == 4
+    assert all(local.wechat.accepts(value) for value in handed_out)
 
 
 def test_werobot(local: LocalStack, keeper: Keeper) -> None:
@@ -230,7 +274,7 @@ def test_example_lambda(local: LocalStack) -> None:
     )
     # When WeChat, which is simulated without this call, is asked
     done = _run("-c", _environment(local, ""), program)
-    # Then the request went there with a token: 404 is the simulator's answer to a path it does not know
+    # Then the request went there with a token: 404 is the simulator's response to a path it does not know
     assert f"404 Client Error: NOT FOUND for url: {local.wechat_url}/cgi-bin/message/custom/send" in done.stderr
     assert "simulated_token" not in done.stderr
 
@@ -265,8 +309,8 @@ def test_the_wheel_in_a_fresh_environment(local: LocalStack, key: str, tmp_path:
     assert source.name.startswith("wechat_token_keeper_client-")
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=400)
     python = tmp_path / "venv/bin/python"
-    install = [UV, "pip", "install", "--quiet", "--offline", "--python", python, wheel]
-    subprocess.run(install, check=True, timeout=400)
+    arguments = ["--quiet", "--offline", "--python", str(python), str(wheel)]
+    subprocess.run([UV, "pip", "install", *arguments], check=True, timeout=400)
     # When the README's lines are run there
     program = f"""
 from wechat_token_keeper import Keeper

@@ -52,15 +52,15 @@ class Aws(EmbeddedAws):
         number = self.updates
         if self.on(f"UpdateItem {number} arrives") is False:
             return Response(status=500)
-        answer = self._forward(request)
+        response = self._forward(request)
         self.on(f"UpdateItem {number} is done")
-        return answer
+        return response
 
     def _forward(self, request: Request) -> Response:
         # DynamoDB Local checks no signature, and has a table for each access key.
         headers = {name: request.headers[name] for name in ("X-Amz-Target", "Content-Type")} | {"Authorization": _LOCAL}
-        answer = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=60)
-        return Response(answer.content, answer.status_code, content_type=answer.headers["Content-Type"])
+        response = requests.post(self._dynamodb_url, request.get_data(), headers=headers, timeout=60)
+        return Response(response.content, response.status_code, content_type=response.headers["Content-Type"])
 
 
 _LOCAL = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0"
@@ -74,7 +74,7 @@ class Deployed:
         self.wechat = SimulatedWeChat(lambda: time.time() + self._offset)
         self.during_call: Callable[[], object] | None = None
         self.after_call: Callable[[], object] | None = None
-        wechat = Server(self._answer_as_wechat)
+        wechat = Server(self._response_as_wechat)
         wechat.start()
         started.callback(wechat.stop)
         self.aws = started.enter_context(Aws(dynamodb_url)).start({"RefreshFunction": self._invoked})
@@ -100,13 +100,13 @@ class Deployed:
         # Events of Parameter Store get lost here: the tick has to find the account by itself.
         return None if "source" in event else self.refresh.invoke(event)
 
-    def _answer_as_wechat(self, environ: Any, start_response: Any) -> Any:
+    def _response_as_wechat(self, environ: Any, start_response: Any) -> Any:
         if self.during_call:
             self.during_call()
-        answer = self.wechat(environ, start_response)
+        response = self.wechat(environ, start_response)
         if self.after_call:
             self.after_call()
-        return answer
+        return response
 
     def add_account(self, name: str) -> None:
         appid, secret = f"wx{name}", f"secret-of-{name}"
@@ -127,16 +127,16 @@ class Deployed:
     def read(self, name: str) -> dict[str, Any]:
         """What a new instance of ApiFunction, which remembers nothing, hands out."""
         with self._instance("ApiFunction", "api.handler") as api:
-            answer = api.invoke(gateway_event(f"/v1/accounts/{name}/access-token"))
+            response = api.invoke(gateway_event(f"/v1/accounts/{name}/access-token"))
             self.printed_by_reader = api.printed
-        assert answer.get("statusCode") == 200, answer
-        body: dict[str, Any] = json.loads(answer["body"])
+        assert response.get("statusCode") == 200, response
+        body: dict[str, Any] = json.loads(response["body"])
         return body
 
     def let_pass(self, seconds: int) -> None:
         self._offset += seconds
         for item in self._dynamodb.scan(TableName=self._table)["Items"]:
-            moved = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
+            moved: dict[str, Any] = {name: {"N": str(int(item[name]["N"]) - seconds)} for name in TIMES if name in item}
             self._dynamodb.put_item(TableName=self._table, Item=item | moved)
 
 
@@ -171,7 +171,7 @@ def test_a_token_is_fetched_by_the_main_schedule_and_handed_out(deployed: Deploy
 
 
 @pytest.mark.parametrize("function", ["RefreshFunction", "ApiFunction"])
-def test_nothing_is_deployed_that_lambda_has_or_nobody_needs(stack: Deployed, function: str) -> None:
+def test_nothing_is_deployed_that_lambda_has_or_no_code_needs(stack: Deployed, function: str) -> None:
     deployed = {path.name.partition("-")[0].partition(".")[0] for path in (stack.built / function).iterdir()}
     assert {"token_keeper", "api", "refresh"} <= deployed
     assert not deployed & {"boto3", "botocore", "s3transfer", "awslambdaric", "tests", "infra", "pytest", "moto"}
@@ -191,8 +191,8 @@ def test_a_reader_that_finds_nothing_has_it_fetched(deployed: Deployed) -> None:
         "UpdateItem 1 arrives",  # before the lease
         "UpdateItem 1 is done",  # leased, nothing asked
         "WeChat is asked",
-        "WeChat has answered",  # a token is minted, and nobody knows it
-        "UpdateItem 2 arrives",  # the answer is there, the write is not
+        "WeChat has responded",  # a token is minted, and no instance knows it
+        "UpdateItem 2 arrives",  # the response is there, the write is not
         "UpdateItem 2 is done",
     ],
 )
@@ -213,7 +213,7 @@ def test_a_renewal_that_is_killed_is_made_up_for_after_the_lease(deployed: Deplo
 
     deployed.aws.updates, deployed.aws.on = 0, kill
     deployed.during_call = lambda: kill("WeChat is asked")
-    deployed.after_call = lambda: kill("WeChat has answered")
+    deployed.after_call = lambda: kill("WeChat has responded")
     died = deployed.wake("guard")
     deployed.aws.on, deployed.during_call, deployed.after_call = lambda now: None, None, None
     assert reached == [moment]

@@ -1,6 +1,6 @@
-"""Clients as others write them, unmodified but for where they ask for the token, against `token-keeper local`.
+"""Clients as others write them, unmodified except where they ask for the token, against `token-keeper local`.
 
-Business calls go to the simulated WeChat, which answers them only where it accepts the token.
+Business calls go to the simulated WeChat, which returns them only where it accepts the token.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def test_wechatpy_gets_on_with_a_key_in_place_of_the_appsecret(local: "Local", k
     assert refused.value.errcode == 40125
 
 
-def test_wechatpy_for_wecom_gets_on_with_a_key_in_place_of_the_secret(local: "Local", key: str) -> None:
+def test_wechatpy_for_wecom_works_with_a_key_for_a_secret(local: "Local", key: str) -> None:
     class Client(wechatpy.enterprise.WeChatClient):  # type: ignore[misc]
         API_BASE_URL = f"{local.wechat}/cgi-bin/"
 
@@ -78,7 +78,7 @@ def test_plain_http_as_a_php_or_java_team_sends_it(local: "Local", key: str) -> 
     query = {"grant_type": "client_credential", "appid": APPID, "secret": key}
     token_url, stable_url = f"{local.api}/cgi-bin/token", f"{local.api}/cgi-bin/stable_token"
     java = {"Content-Type": "application/json;charset=UTF-8", "User-Agent": "Apache-HttpClient/5.3 (Java/17)"}
-    for answer in (
+    for response in (
         requests.get(token_url, params=query, timeout=120),
         requests.post(token_url, data=query, timeout=120),
         requests.post(stable_url, json=query, headers=java, timeout=120),
@@ -86,10 +86,10 @@ def test_plain_http_as_a_php_or_java_team_sends_it(local: "Local", key: str) -> 
             stable_url, json={**query, "force_refresh": True}, headers={"Expect": "100-continue"}, timeout=30
         ),
     ):
-        # Then each gets what WeChat would have answered: these fields and no other, and a token that works
-        assert answer.status_code == 200
-        assert answer.json().keys() == {"access_token", "expires_in"}
-        token = answer.json()["access_token"]
+        # Then each gets what WeChat would have returned: these fields and no other, and a token that works
+        assert response.status_code == 200
+        assert response.json().keys() == {"access_token", "expires_in"}
+        token = response.json()["access_token"]
         assert local.accepts(token)
         # And with the token its ticket
         ask = {"access_token": token, "type": "jsapi"}

@@ -82,8 +82,8 @@ class Local:
     def accepts(self, value: str) -> bool:
         """Whether the simulated WeChat accepts the token or ticket right now."""
         url = f"{self.wechat}/_simulator/accepts"
-        answer = requests.get(url, params={"value": value}, headers=self._steering, timeout=120)
-        return bool(answer.json()["accepts"])
+        response = requests.get(url, params={"value": value}, headers=self._steering, timeout=120)
+        return bool(response.json()["accepts"])
 
     def fail(self, **fault: Any) -> None:
         url = f"{self.wechat}/_simulator/faults"
@@ -109,7 +109,7 @@ class Local:
         screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
         environment = ENVIRONMENT | {"TOKEN_KEEPER_LOCAL_PORT": str(self._port), "TERM": "xterm-256color"}
-        command = [PROGRAM, "--local", "status", "--watch"]
+        command = [str(PROGRAM), "--local", "status", "--watch"]
         watching = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
         os.close(terminal)
         drawn = ""
@@ -129,7 +129,7 @@ class Local:
 def _read(screen: int) -> bytes:
     try:
         return os.read(screen, 65536)
-    except OSError:  # nobody has the terminal any more
+    except OSError:  # no process has the terminal any more
         return b""
 
 
@@ -139,9 +139,9 @@ def run_the_printed(local: Local, command: str) -> str:
     return subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
 
 
-def assert_shows_a_token(local: Local, answer: str) -> None:
-    token = re.search(r'"access_token":"([^"]+)"', answer)
-    assert token, answer
+def assert_shows_a_token(local: Local, response: str) -> None:
+    token = re.search(r'"access_token":"([^"]+)"', response)
+    assert token, response
     assert local.accepts(token[1])
 
 
@@ -153,7 +153,7 @@ def test_the_printed_commands_work_as_printed(local: Local) -> None:
     assert "all of it is forgotten" in local.printed
 
 
-def test_with_an_address_the_printed_curl_line_takes_the_key_from_its_file(tmp_path: Path) -> None:
+def test_with_an_address_the_curl_line_reads_the_key_from_a_file(tmp_path: Path) -> None:
     # Given accounts of all kinds, and an API that is open to containers
     file, stable_secret, corp_secret = tmp_path / "accounts.json", SECRET[::-1], "a-secret-of-the-corp"
     stable = {"appid": APPID, "secret": stable_secret, "endpoint": "stable_token", "tickets": ["wx_card"]}
@@ -241,7 +241,7 @@ def test_a_home_that_cannot_be_written_is_told() -> None:
     assert_refuses(["--port", "0"], "its keys cannot be written to /dev/null/", HOME="/dev/null")
 
 
-def test_a_real_account_is_neither_simulated_nor_shown_to_the_network() -> None:
+def test_a_real_account_is_not_simulated_nor_open_to_the_network() -> None:
     real = {"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET}
     for options, message in (
         (["--host", "0.0.0.0"], "to this machine only"),
@@ -253,9 +253,14 @@ def test_a_real_account_is_neither_simulated_nor_shown_to_the_network() -> None:
 
 
 def test_the_demo_account_has_a_ticket(local: Local) -> None:
-    answer = local.get("/v1/accounts/demo/tickets/jsapi")
-    assert answer.status_code == 200
-    assert local.accepts(answer.json()["ticket"])
+    response = local.get("/v1/accounts/demo/tickets/jsapi")
+    assert response.status_code == 200
+    assert local.accepts(response.json()["ticket"])
+
+
+def test_it_tells_in_words_alone_what_it_does(local: Local) -> None:
+    local.wait_for(r"(renewed demo jsapi)")
+    assert not [line for line in local.printed.splitlines() if line.startswith("{")]
 
 
 def test_what_api_gateway_does_not_route_is_not_found(local: Local) -> None:
@@ -289,25 +294,25 @@ def test_the_token_is_printed_alone(local: Local) -> None:
     assert local.accepts(printed.removesuffix("\n"))
 
 
-def test_a_consumer_asks_in_wechats_format_until_its_key_is_revoked(local: Local) -> None:
+def test_a_consumer_uses_wechats_format_until_its_key_is_revoked(local: Local) -> None:
     # Given a consumer's key, as an operator gets it
     added = local.operate("consumers", "add", "shop", "--accounts", "demo")
     assert added.returncode == 0, added.stderr
     key = added.stdout.strip()
     call = {"grant_type": "client_credential", "appid": "wx0123456789abcdef", "secret": key}
     # When it is used as an AppSecret, in a form, which API Gateway hands on in base64, and in JSON
-    for answer in (
+    for response in (
         requests.post(f"{local.api}/cgi-bin/token", data=call, timeout=120),
         requests.post(f"{local.api}/cgi-bin/stable_token", json=call, timeout=120),
     ):
         # Then it gets a token that WeChat accepts
-        assert local.accepts(answer.json()["access_token"])
+        assert local.accepts(response.json()["access_token"])
     assert key not in local.printed
     # And 15 seconds after it was revoked it gets none
     assert local.operate("consumers", "revoke", "shop").returncode == 0
     time.sleep(16 / SPEED)
-    answer = requests.get(f"{local.api}/cgi-bin/token", params=call, timeout=120)
-    assert (answer.status_code, answer.json()["errcode"]) == (200, 40125)
+    response = requests.get(f"{local.api}/cgi-bin/token", params=call, timeout=120)
+    assert (response.status_code, response.json()["errcode"]) == (200, 40125)
 
 
 def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
@@ -317,10 +322,10 @@ def test_an_account_is_added_and_removed_while_it_runs(local: Local) -> None:
     assert added.returncode == 1, added.stderr
     assert "configuration 40013" in added.stdout
     local.wait_for(r"(failed shop access_token \(configuration 40013\))")
-    answer = local.get("/v1/accounts/shop/access-token")
-    assert answer.status_code == 503
-    assert answer.json()["cause"]["errcode"] == 40013
-    assert SECRET not in answer.text + added.stdout + added.stderr + local.printed
+    response = local.get("/v1/accounts/shop/access-token")
+    assert response.status_code == 503
+    assert response.json()["cause"]["errcode"] == 40013
+    assert SECRET not in response.text + added.stdout + added.stderr + local.printed
     # And who watches sees it, with what to do under the table, until Ctrl-C
     drawn, exit_code = local.watch(r"every 2 s.*every 2 s")
     assert re.search(r"shop\s.*never_fetched.*40013.*→ WeChat does not know this appid", drawn, re.DOTALL)
@@ -342,11 +347,13 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(fast: Local) -> Non
     ends = time.monotonic() + 2 * 6600 / HIGH_SPEED
     while time.monotonic() < ends:
         asked_at = time.monotonic()
-        answer = fast.get("/v1/accounts/demo/access-token").json()
-        if "access_token" not in answer:  # a machine that stands still for 5 s is an outage of 10 minutes at this speed
+        response = fast.get("/v1/accounts/demo/access-token").json()
+        if (
+            "access_token" not in response
+        ):  # a machine that stands still for 5 s is an outage of 10 minutes at this speed
             continue
-        token, accepted = answer["access_token"], fast.accepts(answer["access_token"])
-        within_promise = (time.monotonic() - asked_at) * HIGH_SPEED < answer["expires_in"]
+        token, accepted = response["access_token"], fast.accepts(response["access_token"])
+        within_promise = (time.monotonic() - asked_at) * HIGH_SPEED < response["expires_in"]
         reads, refused = reads + 1, refused + (within_promise and not accepted)
         if token != first:
             break
@@ -366,9 +373,7 @@ def test_every_read_through_a_renewal_gets_an_accepted_token(fast: Local) -> Non
         ({"WECHAT_APPID": APPID, "WECHAT_APPSECRET": SECRET + "\n"}, "WECHAT_APPSECRET is malformed"),
     ],
 )
-def test_without_proper_credentials_of_a_real_account_it_does_not_start(
-    environment: dict[str, str], message: str
-) -> None:
+def test_it_does_not_start_with_malformed_account_credentials(environment: dict[str, str], message: str) -> None:
     # When it is started with credentials that cannot be right / Then it says which and why, without their values
     assert_refuses([], message, **environment)
 

@@ -89,8 +89,8 @@ def local() -> Iterator[LocalStack]:
 def wake(local: LocalStack, schedule: str) -> None:
     """Have a schedule fire now, and wait for its end."""
     functions = local.aws_session().client("lambda", endpoint_url=local.aws_url)
-    answer = functions.invoke(FunctionName="local-RefreshFunction", Payload=json.dumps({"wake": schedule}))
-    assert "FunctionError" not in answer
+    response = functions.invoke(FunctionName="local-RefreshFunction", Payload=json.dumps({"wake": schedule}))
+    assert "FunctionError" not in response
 
 
 def boxes(visit: Visit, selector: str) -> list[dict[str, float]]:
@@ -161,7 +161,7 @@ def test_the_schedules_renew_and_the_page_follows(visit: Open) -> None:
 BUTTONS = [
     ("Refuse this address (40164)", "failing", "40164", "Add 127.0.0.1 to the IP whitelist"),
     ("Be busy (-1)", "failing", "-1", "retried automatically"),
-    ("Lose its answers", "failing", "transient", "retried automatically"),
+    ("Lose its responses", "failing", "transient", "retried automatically"),
 ]
 
 
@@ -211,7 +211,7 @@ def test_a_dynamodb_that_is_down_is_said_in_words(local: LocalStack, visit: Open
     # When
     visited.page.get_by_role("button", name="DynamoDB down").click()
     # Then what was known stays, under what is wrong
-    visited.see("#trouble:has-text('DynamoDB does not answer')")
+    visited.see("#trouble:has-text('DynamoDB does not respond')")
     visited.see(f"{TOKEN} .bar")
     # And it goes when the button is released
     visited.page.get_by_role("button", name="DynamoDB down").click()

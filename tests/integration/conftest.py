@@ -1,5 +1,5 @@
 """A `world` inside moto. Wherever a test leads, no secret and no value may stand in what the system said on the way,
-and each answer must be one that the OpenAPI document describes."""
+and each response must be one that the OpenAPI document describes."""
 
 import json
 import logging
@@ -52,14 +52,14 @@ def _in_memory() -> Iterator[World]:
 
 @contextmanager
 def _watched(world: World) -> Iterator[World]:
-    world.answered = openapi.check
-    log = _Log(world.told)
+    world.responded = openapi.check
+    log = _Log(world.said)
     loggers = [logging.getLogger(name) for name in ("refresh", "api")]
     for logger in loggers:
         logger.addHandler(log)
     yield world
     for logger in loggers:
         logger.removeHandler(log)
-    said = "\n".join([*world.told, *map(json.dumps, world.events)])
+    said = "\n".join([*world.said, *map(json.dumps, world.events)])
     leaked = [secret for secret in {*world.secrets, "simulated_token_", "simulated_ticket_"} if secret in said]
     assert not leaked, "a secret or a value stands where it must not"

@@ -21,15 +21,15 @@ class Front:
         self.world.add_account("other", appid="wx000000000000other", secret="another-secret")
         self.key = self.world.add_consumer("shop", ["main"])
         self.instance = self.world.api_instance()
-        self.app = gateway(stack.translate(), self._answer)
+        self.app = gateway(stack.translate(), self._handle)
         self.client = Client(self.app)
 
-    def _answer(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _handle(self, event: dict[str, Any]) -> dict[str, Any]:
         with self.world.internet():
             return self.instance(event, None)
 
     def query(self, **changed: str) -> dict[str, str]:
-        """The parameters of a right call for a token, but for those given."""
+        """The parameters of a right call for a token, except those given."""
         return {"grant_type": "client_credential", "appid": APPID, "secret": self.key} | changed
 
 

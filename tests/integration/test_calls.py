@@ -16,9 +16,10 @@ from token_keeper.api.reader import REMEMBERED_FOR, Reader
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
 from token_keeper.refresh.events import Events
-from token_keeper.refresh.keeper import WORKERS, Keeper
+from token_keeper.refresh.keeper import MIN_TIME, SYNC_TIME, WORKERS, Keeper
 from token_keeper.refresh.parameter_store import Accounts
 from token_keeper.table import Table
+from token_keeper.table.items import Entry
 
 LIFE = 7200
 
@@ -29,13 +30,13 @@ class Granting:
     """WeChat for as many accounts as one likes: every call mints a token, as long as they get. `during_call` is run in each."""
 
     def __init__(self, clock: Clock, calls: list[str]) -> None:
-        self._clock, self._calls, self._numbers = clock, calls, count()
+        self._clock, self._calls, self.numbers = clock, calls, count()
         self.during_call: Callable[[], object] = lambda: None
 
     def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
         self._calls.append("wechat")
         self.during_call()
-        return Grant(f"{account.name}-{next(self._numbers)}".ljust(512, "t"), LIFE, int(self._clock()))
+        return Grant(f"{account.name}-{next(self.numbers)}".ljust(512, "t"), LIFE, int(self._clock()))
 
 
 class Kept:
@@ -52,17 +53,25 @@ class Kept:
         found = Accounts(self.aws.client("ssm"), ACCOUNTS_PATH)
         events = Events(self.aws.client("events"), self.table, "production")
         self.keeper = Keeper(self.table, found, self.wechat, events, self.clock, self.clock.sleep)  # type: ignore[arg-type]
+        self.put_parameters(accounts)
+        list(self.keeper.tick(self.seconds_left))
+        self.calls.clear()
+
+    def put_parameters(self, accounts: int) -> None:
+        """Add the parameters of so many accounts; their events are lost."""
         for number in range(accounts):
             record = f'{{"appid": "wx{number}", "secret": "s"}}'
             self.aws.client("ssm").put_parameter(Name=f"{ACCOUNTS_PATH}/a{number}", Value=record)
-        list(self.keeper.tick(self.seconds_left))
-        self.calls.clear()
 
     def _count(self, event: str, *_: Any) -> None:
         self.calls.append(event.removeprefix("before-call."))
 
     def seconds_left(self) -> float:
         return 120
+
+    def enrolled(self) -> list[Entry]:
+        """The accounts whose records are in force."""
+        return [entry for entry in self.table.accounts.entries() if entry.version]
 
     def due(self) -> list[int]:
         """When each credential is due, in epoch seconds."""
@@ -80,7 +89,7 @@ def kept(request: pytest.FixtureRequest) -> Kept:
 
 
 def test_a_guard_with_nothing_due_is_one_query(kept: Kept) -> None:
-    assert kept.keeper.guard(kept.seconds_left) == []
+    assert list(kept.keeper.guard(kept.seconds_left)) == []
     assert kept.counted() == {"dynamodb.Query": 1}
 
 
@@ -97,7 +106,7 @@ def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
     kept.clock.now = kept.due()[0] + 60
     due = sum(at <= kept.clock() for at in kept.due())
     # When the guard renews them
-    outcomes = kept.keeper.guard(kept.seconds_left)
+    outcomes = list(kept.keeper.guard(kept.seconds_left))
     # Then each costs two writes and one read (is its record in force, and its appid its own?); parameters come by ten
     assert len(outcomes) == due
     assert all(isinstance(outcome, Renewed) for outcome in outcomes)
@@ -117,12 +126,12 @@ def test_many_due_accounts_are_renewed_side_by_side() -> None:
     # When each call to WeChat waits until as many others are under way
     meeting = threading.Barrier(WORKERS, timeout=120)
     kept.wechat.during_call = meeting.wait
-    outcomes = kept.keeper.guard(kept.seconds_left)
+    outcomes = list(kept.keeper.guard(kept.seconds_left))
     # Then all come together
     assert all(isinstance(outcome, Renewed) for outcome in outcomes)
 
 
-def test_a_wake_up_that_runs_out_of_time_stops_and_the_next_goes_on() -> None:
+def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
     # Given 300 due accounts, and time for about a third of them
     kept = Kept(300)
     kept.clock.now = kept.due()[-1]
@@ -136,8 +145,48 @@ def test_a_wake_up_that_runs_out_of_time_stops_and_the_next_goes_on() -> None:
     assert first[Skipped] == 300 - first[Renewed]
     # And the next ones go on where it stopped
     kept.calls.clear()
-    second = kept.keeper.guard(seconds_left)
+    second = list(kept.keeper.guard(seconds_left))
     assert len(second) == first[Skipped]
     kept.calls.clear()
-    kept.keeper.guard(seconds_left)
-    assert kept.keeper.guard(seconds_left) == []
+    list(kept.keeper.guard(seconds_left))
+    assert list(kept.keeper.guard(seconds_left)) == []
+
+
+def test_accounts_that_a_tick_cannot_enrol_are_the_guards() -> None:
+    # Given 60 accounts that are not enrolled, and time for about a third of them
+    kept = Kept(0)
+    kept.put_parameters(60)
+
+    def seconds_left() -> float:
+        return MIN_TIME + 60 - kept.calls.count("dynamodb.PutItem")
+
+    def die_in_the_sync() -> float:
+        if "ssm.GetParametersByPath" in kept.calls:
+            raise SystemExit
+        return kept.seconds_left()
+
+    def go_on() -> int:
+        kept.calls.clear()
+        list(kept.keeper.guard(seconds_left))
+        return len(kept.enrolled())
+
+    # When the main tick fires, then it enrols what it can
+    list(kept.keeper.tick(seconds_left))
+    assert 10 <= len(kept.enrolled()) <= 20 + WORKERS
+    # And guards go on with it; where one dies, another does so after two minutes
+    first = go_on()
+    assert 30 <= first < 60
+    kept.calls.clear()
+    with pytest.raises(SystemExit):
+        list(kept.keeper.guard(die_in_the_sync))
+    assert go_on() == first
+    kept.clock.sleep(SYNC_TIME)
+    assert go_on() > first
+    while go_on() < 60:
+        pass
+    # Then each account has been asked for once, and a guard with nothing due is one query again
+    go_on()
+    assert next(kept.wechat.numbers) == 60
+    kept.calls.clear()
+    assert list(kept.keeper.guard(seconds_left)) == []
+    assert kept.counted() == {"dynamodb.Query": 1}

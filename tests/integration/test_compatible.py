@@ -1,4 +1,4 @@
-"""The WeChat-compatible API: who holds a consumer's key gets what WeChat would answer, and nobody gets more."""
+"""The WeChat-compatible API: a consumer's key gets what WeChat would return, and nothing more."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ MEMORY = 15
 
 PROBE = "/cgi-bin/get_api_domain_ip"
 REVOKED = "wtk_" + "A" * 43
-"""A key as they look, that nobody holds."""
+"""A key as they look, of no consumer."""
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def table_calls(world: World) -> Iterator[list[str]]:
     world.before_aws = None
 
 
-# --- the answers
+# --- the responses
 
 
 def raw(world: World, event: dict[str, Any]) -> tuple[str, dict[str, str]]:
     with world.internet():
-        answer = world.api_instance()(event, None)
-    assert answer["statusCode"] == 200
-    return answer["body"], answer["headers"]
+        response = world.api_instance()(event, None)
+    assert response["statusCode"] == 200
+    return response["body"], response["headers"]
 
 
-def test_the_answers_are_wechats_to_the_byte(world: World) -> None:
+def test_the_responses_are_wechats_to_the_byte(world: World) -> None:
     # Given an Official Account with its ticket, a corp's app, and a consumer of both
     world.add_account("main", tickets=["jsapi"])
     world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp")
@@ -70,11 +70,11 @@ def test_the_answers_are_wechats_to_the_byte(world: World) -> None:
         ),
         f"/cgi-bin/token?{query}x": f'{{"errcode":40125,"errmsg":"invalid appsecret rid: {REQUEST_ID}"}}',
     }
-    for call, answer in calls.items():
+    for call, response in calls.items():
         # When it is asked as WeChat is
         body, headers = raw(world, gateway_event(call))
-        # Then it answers as WeChat does
-        assert body == answer
+        # Then it responds as WeChat does
+        assert body == response
         assert headers == {"Content-Type": "application/json; encoding=utf-8", "Cache-Control": "no-store"}
 
 
@@ -83,14 +83,14 @@ def test_expires_in_is_a_promise_here_too(world: World) -> None:
     key = world.add_consumer("shop", ["main"])
     world.clock.sleep(6540)
     # When the token is about to be rotated, and then lives 300 s
-    answer = ask_token(world, key)
+    response = ask_token(world, key)
     # Then that is what is said, less the margin, and not WeChat's 660
-    assert answer["expires_in"] == 295
+    assert response["expires_in"] == 295
 
 
-@pytest.mark.parametrize(("cache_for", "told"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
-def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: int | None, told: int) -> None:
-    # Given a consumer whose SDK keeps a token for as long as it was told
+@pytest.mark.parametrize(("cache_for", "expected"), [(None, 6835), (300, 300), (6835, 6835), (7200, 6835)])
+def test_a_consumer_gets_no_more_than_its_cache_for(world: World, cache_for: int | None, expected: int) -> None:
+    # Given a consumer whose SDK keeps a token for as long as `expires_in` says
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     if cache_for:
@@ -100,14 +100,14 @@ def test_a_consumer_is_told_no_more_than_its_cache_for(world: World, cache_for: 
             UpdateExpression="SET cache_for = :seconds",
             ExpressionAttributeValues={":seconds": {"N": str(cache_for)}},
         )
-    assert ask_token(world, key)["expires_in"] == told
-    assert ask_stable_token(world, key)["expires_in"] == told
+    assert ask_token(world, key)["expires_in"] == expected
+    assert ask_stable_token(world, key)["expires_in"] == expected
 
 
 # --- refusals: see also test_permissions
 
 
-def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
+def test_an_unforeseen_exception_is_a_system_error(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     # Given a consumer whose item holds what it should not
@@ -116,7 +116,7 @@ def test_what_nobody_foresaw_is_a_system_error(world: World) -> None:
         Key=next(one for one in consumers(world)),
         UpdateExpression="REMOVE accounts",
     )
-    # Then an SDK still gets an answer that it understands
+    # Then an SDK still gets a response that it understands
     assert ask_token(world, key) == refused(-1, "system error")
 
 
@@ -134,7 +134,7 @@ def test_without_a_usable_value_the_system_is_busy(world: World) -> None:
     world.wechat.fail("/cgi-bin/token", *[Fault.error(-1)] * 2)
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
-    # Then an SDK is told what WeChat tells it when it is to try again
+    # Then an SDK gets what WeChat returns when it is to try again
     assert ask_token(world, key) == refused(-1, "system error, no usable value right now")
 
 
@@ -153,7 +153,7 @@ def test_what_is_remembered_of_one_call_does_not_serve_another(world: World) -> 
     assert ask_token(world, key, CORPID) == refused(40013, "invalid appid")
 
 
-def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one(world: World) -> None:
+def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -> None:
     # Given a warm instance that knows which account keeps an appid, and another that knows nothing
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
@@ -162,7 +162,7 @@ def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one
     # When the account gets another appid
     world.add_account("main", appid=OTHER_APPID)
     new = ask_token(world, key, OTHER_APPID, instance=cold)["access_token"]
-    # Then nobody gets the new appid's token by asking for the old one
+    # Then no client gets the new appid's token by asking for the old one
     for _ in range(MEMORY + 2):
         assert ask_token(world, key, instance=warm).get("access_token") != new
         assert ask_token(world, key, OTHER_APPID, instance=warm).get("access_token") in (None, new)
@@ -173,7 +173,11 @@ def test_an_account_that_has_changed_its_appid_is_not_handed_out_for_the_old_one
 
 # --- what it costs, and how long it is remembered
 
-CALLS = {"token": ask_token, "stable_token": ask_stable_token, "gettoken": ask_corp_token}
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "token": ask_token,
+    "stable_token": ask_stable_token,
+    "gettoken": ask_corp_token,
+}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -212,7 +216,7 @@ def test_each_refused_key_is_one_line_to_count(world: World, call: str, caplog: 
         assert (line.message, line.errcode) == ("refused", 40125)  # type: ignore[attr-defined]
 
 
-def test_a_ticket_costs_two_round_trips_and_none_while_remembered(world: World, table_calls: list[str]) -> None:
+def test_a_ticket_costs_two_round_trips_and_none_while_cached(world: World, table_calls: list[str]) -> None:
     world.add_account("main", tickets=["jsapi"])
     token = world.token()
     cold = world.api_instance()
@@ -239,11 +243,11 @@ def test_a_revoked_key_stops_working_within_15_seconds(world: World, call: str) 
     # When the key is revoked right after an instance has looked it up, and used without a pause
     world.revoke(key)
     for second in range(MEMORY + 1):
-        answer = ask(world, key)
+        response = ask(world, key)
         revoked_for = second
         world.clock.sleep(1)
     # Then 15 s later it is refused
-    assert (revoked_for, answer["errcode"]) == (MEMORY, 40125)
+    assert (revoked_for, response["errcode"]) == (MEMORY, 40125)
 
 
 NEW_CORPID = "wwfedcba9876543210"
@@ -282,11 +286,11 @@ def test_what_was_looked_up_serves_no_account_that_has_changed(
     # When the account is dropped, or belongs to another appid
     new = change_account(world, change, account, other)
     for second in range(MEMORY + 2):
-        answer = ask(world, key, **options)
+        response = ask(world, key, **options)
         # Then the old appid's token is given for 15 s at most, and never the new appid's
-        assert answer.get("access_token") in (None, old)
-        assert new is None or answer.get("access_token") != new
-        assert "errcode" in answer or second < MEMORY + 1
+        assert response.get("access_token") in (None, old)
+        assert new is None or response.get("access_token") != new
+        assert "errcode" in response or second < MEMORY + 1
         world.clock.sleep(1)
     assert ask(world, key, **options)["errcode"] == 40013
 
@@ -320,13 +324,13 @@ def test_a_change_after_the_lookup_gives_no_other_appids_token(world: World, cal
         step,
         lambda: world.revoke(key) if change == "revoke" else change_account(world, change, account, other),
     )
-    answer = CALLS[call](world, key, instance=cold)
+    response = CALLS[call](world, key, instance=cold)
     # Then what was read does not give the token of another appid
     assert len(new) == 1
-    assert answer.get("access_token") in (None, old)
-    assert new[0] is None or answer.get("access_token") != new[0]
+    assert response.get("access_token") in (None, old)
+    assert new[0] is None or response.get("access_token") != new[0]
     # And where the key was revoked before it was read, none
-    assert (answer.get("errcode") == 40125) == (change == "revoke" and step == 0)
+    assert (response.get("errcode") == 40125) == (change == "revoke" and step == 0)
 
 
 @pytest.mark.parametrize("change", ["another id", "drop", "drop, then another id"])
@@ -341,15 +345,15 @@ def test_a_change_after_the_lookup_gives_no_other_appids_ticket(
         world.get("/v1/accounts/main/access-token", instance)
     old = ask_ticket(world, token)["ticket"]
     # When the account is changed before one of these reads
-    record = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
+    record: dict[str, Any] = {"appid": OTHER_APPID, "tickets": ["jsapi"]}
     changed = before_read(world, step, lambda: change_account(world, change, "main", record))
-    answer = ask_ticket(world, token, instance=instance)
+    response = ask_ticket(world, token, instance=instance)
     # Then its old token gets no ticket of the new appid
     assert len(changed) == 1
-    assert answer["errcode"] == 40001 or answer["ticket"] == old
+    assert response["errcode"] == 40001 or response["ticket"] == old
 
 
-def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_longer(world: World) -> None:
+def test_a_table_outage_extends_a_consumers_trust_to_15_seconds(world: World) -> None:
     world.add_account("main")
     key = world.add_consumer("shop", ["main"])
     token = ask_token(world, key)["access_token"]
@@ -365,7 +369,7 @@ def test_while_the_table_is_down_a_consumer_is_trusted_for_15_seconds_and_no_lon
 # --- tickets: the token shows who asks
 
 
-def test_the_previous_token_gets_tickets_for_as_long_as_wechat_accepts_it(world: World) -> None:
+def test_the_previous_token_gets_tickets_while_wechat_accepts_it(world: World) -> None:
     # Given a token that has been rotated
     world.add_account("main", tickets=["jsapi"])
     old = world.token()
@@ -420,8 +424,8 @@ def test_a_token_of_the_old_appid_gets_no_ticket_of_the_new(world: World) -> Non
     # Then no instance gives the new appid's ticket for the old appid's token, however long it remembers what
     for _ in range(MEMORY + 2):
         for instance in (handed, asked, cold):
-            answer = ask_ticket(world, token, instance=instance)
-            assert answer["errcode"] == 40001 or answer["ticket"] == old
+            response = ask_ticket(world, token, instance=instance)
+            assert response["errcode"] == 40001 or response["ticket"] == old
         world.clock.sleep(1)
     assert all(ask_ticket(world, token, instance=each)["errcode"] == 40001 for each in (handed, asked, cold))
 
@@ -434,8 +438,8 @@ def test_a_token_of_a_dropped_account_gets_no_ticket(world: World) -> None:
     # When the account is dropped, and its name kept for another appid
     world.delete_parameter("main")
     for second in range(MEMORY + 2):
-        answer = ask_ticket(world, token, instance=warm)
-        assert answer["errcode"] == 40001 or (answer["ticket"] == ticket and second <= MEMORY)
+        response = ask_ticket(world, token, instance=warm)
+        assert response["errcode"] == 40001 or (response["ticket"] == ticket and second <= MEMORY)
         if second == 5:
             world.add_account("main", appid=OTHER_APPID, tickets=["jsapi"])
         world.clock.sleep(1)
@@ -475,9 +479,9 @@ def set_credential(world: World, update: str, value: dict[str, str] | None = Non
 )
 def test_wecom_gets_both_tickets_by_its_own_calls(world: World, call: str, query: dict[str, str], ticket: str) -> None:
     world.add_account("app", corpid=CORPID, secret="a-secret-of-the-corp", tickets=["jsapi", "agent_config"])
-    answer = world.ask(call, access_token=world.token("app"), **query)
+    response = world.ask(call, access_token=world.token("app"), **query)
     kept = world.get(f"/v1/accounts/app/tickets/{ticket}")[1]["ticket"]
-    assert answer == {"errcode": 0, "errmsg": "ok", "ticket": kept, "expires_in": 145}
+    assert response == {"errcode": 0, "errmsg": "ok", "ticket": kept, "expires_in": 145}
 
 
 @pytest.mark.parametrize(
@@ -522,13 +526,13 @@ def test_a_ticket_can_be_asked_for_by_post(world: World, content_type: str) -> N
         ("POST /cgi-bin/ticket/get", 43001),
     ],
 )
-def test_the_rest_of_wechats_api_gets_a_hint_reads_nothing_and_is_no_refusal(
+def test_other_wechat_paths_get_a_hint_and_are_no_refusal(
     world: World, table_calls: list[str], caplog: pytest.LogCaptureFixture, call: str, errcode: int
 ) -> None:
-    answer = world.ask(call, body=b"{" * 9000 if call.startswith("POST") else None, access_token="any")
-    assert answer["errcode"] == errcode
-    assert answer["errmsg"].endswith(f" rid: {REQUEST_ID}")
-    assert ("only credentials are served here" in answer["errmsg"]) == (errcode == 40066)
+    response = world.ask(call, body=b"{" * 9000 if call.startswith("POST") else None, access_token="any")
+    assert response["errcode"] == errcode
+    assert response["errmsg"].endswith(f" rid: {REQUEST_ID}")
+    assert ("only credentials are served here" in response["errmsg"]) == (errcode == 40066)
     assert table_calls == []
     assert not [each for each in caplog.records if each.name.startswith("api")]
 
@@ -546,10 +550,10 @@ def test_force_refresh_replaces_a_dead_token(world: World, endpoint: str, force:
     dead = ask_stable_token(world, key)["access_token"]
     world.wechat.kill(dead)
     # When a consumer that may report asks with force_refresh
-    answer = ask_stable_token(world, key, force=force)
+    response = ask_stable_token(world, key, force=force)
     # Then it gets one that works
-    assert answer["access_token"] != dead
-    assert world.wechat.accepts(answer["access_token"])
+    assert response["access_token"] != dead
+    assert world.wechat.accepts(response["access_token"])
 
 
 @pytest.mark.parametrize("force", [False, None, 1, "True", "yes", []])
@@ -568,9 +572,9 @@ def test_a_read_only_consumers_force_refresh_changes_nothing(world: World) -> No
     dead = ask_stable_token(world, key)["access_token"]
     world.wechat.kill(dead)
     # When it asks with force_refresh
-    answer = ask_stable_token(world, key, force=True)
-    # Then it gets the current token, and nobody has asked WeChat for anything
-    assert answer["access_token"] == dead
+    response = ask_stable_token(world, key, force=True)
+    # Then it gets the current token, and WeChat was not asked for anything
+    assert response["access_token"] == dead
     assert (world.calls(PROBE), world.calls("/cgi-bin/stable_token")) == (0, 1)
 
 
@@ -585,8 +589,8 @@ def test_force_refresh_cannot_be_used_to_burn_budgets(endpoint: str) -> None:
     # When a client asks 100 times in 100 s, always with force_refresh, from two instances
     instances = [world.api_instance(), world.api_instance()]
     for attempt in range(100):
-        answer = ask_stable_token(world, key, force=True, instance=instances[attempt % 2])
-        assert answer["access_token"] == token
+        response = ask_stable_token(world, key, force=True, instance=instances[attempt % 2])
+        assert response["access_token"] == token
         world.clock.sleep(1)
     # Then WeChat has been asked ten times whether it works, and for no other token
     assert world.calls(PROBE) == 10
@@ -601,9 +605,9 @@ def test_where_reports_are_used_up_the_current_token_is_given(world: World) -> N
     world.clock.sleep(60)
     for _ in range(budget.REPORT_BURST + 5):
         # When it asks with force_refresh once more
-        answer = ask_stable_token(world, key, force=True)
+        response = ask_stable_token(world, key, force=True)
         # Then it gets the current token
-        assert answer["access_token"] == token
+        assert response["access_token"] == token
         world.clock.sleep(10)
     assert world.calls(PROBE) <= budget.REPORT_BURST + 2
 
@@ -641,7 +645,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         ticket = ask_ticket(world, token)["ticket"]
         world.get("/v1/accounts/main/jsapi-signature?url=https://example.com/")
         ask_token(world, REVOKED)
-    told = [
+    logged = [
         tuple(
             vars(line).get(field)
             for field in ("consumer", "caller", "by_token", "account", "credential", "fingerprint")
@@ -650,7 +654,7 @@ def test_each_hand_out_is_one_log_line_without_a_value(world: World, caplog: pyt
         if line.name.startswith("api") and line.message != "refused"
     ]
     user = "arn:aws:iam::123456789012:user/test"
-    assert told == [
+    assert logged == [
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "main", "access_token", fingerprint(token)),
         ("shop", None, None, "app", "access_token", fingerprint(corp_token)),
@@ -671,7 +675,7 @@ def test_a_page_is_signed_and_the_ticket_stays_here(world: World) -> None:
     # When a page's address is signed
     query = urlencode({"url": f"{page}#reviews"})
     status, body, headers = world.request(f"/v1/accounts/main/jsapi-signature?{query}")
-    # Then the answer is what wx.config takes
+    # Then the response is what wx.config takes
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert list(body) == ["appId", "timestamp", "nonceStr", "signature"]
     assert (body["appId"], body["timestamp"]) == (APPID, START)
@@ -718,7 +722,7 @@ def test_a_leaked_token_gets_no_ticket_once_it_was_replaced(world: World) -> Non
     leaked = world.token()
     world.clock.sleep(31)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
-    # When somebody asks for a ticket with it
-    answer = ask_ticket(world, leaked)
+    # When a client asks for a ticket with it
+    response = ask_ticket(world, leaked)
     # Then
-    assert answer["errcode"] == 40001
+    assert response["errcode"] == 40001

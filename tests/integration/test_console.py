@@ -1,6 +1,6 @@
 """The page of a deployed stack: what the health API and RefreshFunction's log say, on a guarded port of this machine.
 
-CloudFormation and CloudWatch Logs are moto's; the health API is answered by the tests.
+CloudFormation and CloudWatch Logs are moto's; the health API is served by the tests.
 """
 
 import json
@@ -23,7 +23,7 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
 from infra.cli.console import LATE, LOOK_EVERY, DeployedPage
-from infra.cli.operations import Stack
+from infra.cli.deployed_stack import DeployedStack
 from infra.console.web import PageServer
 from infra.local.loopback import Server
 from infra.stack import translate
@@ -69,7 +69,7 @@ class Deployed:
     def __init__(self, api: responses.RequestsMock) -> None:
         self.now = float(START + 60)
         self._api = api
-        self.answer(200, {"accounts": [HEALTH]})
+        self.handle(200, {"accounts": [HEALTH]})
         outputs = {"ApiUrl": API, "AccountsPath": "/x", "RefreshFunctionName": "x", "TokenTableName": "x"}
         template = {
             "Resources": {"Queue": {"Type": "AWS::SQS::Queue"}},
@@ -79,10 +79,10 @@ class Deployed:
         self._logs = boto3.client("logs")
         self._logs.create_log_group(logGroupName=LOG)
         self._logs.create_log_stream(logGroupName=LOG, logStreamName="one")
-        self.page = DeployedPage(Stack(NAME), lambda: self.now)
+        self.page = DeployedPage(DeployedStack(NAME), lambda: self.now)
 
-    def answer(self, status: int, document: dict[str, Any]) -> None:
-        """What the health API answers from now on."""
+    def handle(self, status: int, document: dict[str, Any]) -> None:
+        """What the health API returns from now on."""
         self._api.upsert(
             "GET",
             f"{API}/v1/accounts",
@@ -180,12 +180,12 @@ def test_many_pages_cost_one_look(deployed: Deployed) -> None:
 def test_trouble_is_said_above_what_was_known(deployed: Deployed) -> None:
     deployed.state()
     # When the API refuses, or the log cannot be read
-    deployed.answer(403, {"message": "Forbidden"})
+    deployed.handle(403, {"message": "Forbidden"})
     state = deployed.state()
     # Then
     assert "AWS does not let you read /v1/accounts" in state["trouble"]["detail"]
     assert [lane["state"] for lane in state["lanes"]] == ["fresh"]
-    deployed.answer(200, {"accounts": [HEALTH]})
+    deployed.handle(200, {"accounts": [HEALTH]})
     boto3.client("logs").delete_log_group(logGroupName=LOG)
     assert LOG in deployed.state()["trouble"]["detail"]
 
@@ -259,8 +259,8 @@ def test_the_command_prints_the_link_and_ends_with_ctrl_c(tmp_path: Path) -> Non
         link = re.fullmatch(r"page: (http://127\.0\.0\.1:\d+)/#key=(\S+)\n", running.stdout.readline())
         assert link
         # Then its link works, with what is wrong said on it, and Ctrl-C ends it
-        answer = requests.get(f"{link[1]}/console/state", headers={"X-Api-Key": link[2]}, timeout=60)
-        assert answer.json()["trouble"]["code"] == "unavailable"
+        response = requests.get(f"{link[1]}/console/state", headers={"X-Api-Key": link[2]}, timeout=60)
+        assert response.json()["trouble"]["code"] == "unavailable"
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=60) == 0
     finally:

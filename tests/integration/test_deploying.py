@@ -1,4 +1,4 @@
-"""template.yaml, translated by SAM, deployed into moto's CloudFormation. What moto leaves out is held against the
+"""template.yaml, translated by SAM, deployed into moto's CloudFormation. What moto leaves out is checked against the
 translated template in tests/unit/test_template.py."""
 
 import json
@@ -51,7 +51,7 @@ def test_an_instance_is_one_in_its_interfaces_zone(region: str) -> None:
     # When
     outputs = deploy("blue", region, {"EgressMode": "instance", "EgressZone": f"{region}b"})
 
-    # Then the address is told
+    # Then the address is an output
     ec2 = boto3.client("ec2", region_name=region)
     (address,) = ec2.describe_addresses()["Addresses"]
     assert address["PublicIp"] == outputs["EgressIp"]
@@ -71,7 +71,7 @@ def test_an_instance_is_one_in_its_interfaces_zone(region: str) -> None:
 
 @pytest.mark.parametrize("region", REGIONS)
 @mock_aws
-def test_managed_egress_tells_the_one_address_that_calls_come_from(region: str) -> None:
+def test_managed_egress_outputs_the_one_address_of_all_calls(region: str) -> None:
     # When
     outputs = deploy("blue", region, EVERYTHING)
 
@@ -87,7 +87,7 @@ def test_managed_egress_tells_the_one_address_that_calls_come_from(region: str) 
 
 
 @mock_aws
-def test_the_next_stack_of_that_name_does_not_meet_the_table_that_the_last_one_left() -> None:
+def test_a_new_stack_of_the_same_name_ignores_the_retained_table() -> None:
     # Given
     first = deploy("blue", "us-east-1", {})
     left_behind = boto3.client("dynamodb", region_name="us-east-1").describe_table(TableName=first["TokenTableName"])

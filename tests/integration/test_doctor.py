@@ -73,9 +73,10 @@ def test_a_stack_on_which_all_is_well(aws: boto3.Session) -> None:
     assert "note    alarm mail: no subscriber" in result.output
 
 
-def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: LocalStack, aws: boto3.Session) -> None:
+def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, aws: boto3.Session) -> None:
     # Given
-    scheduler, ssm, sqs, sns = (aws.client(name) for name in ("scheduler", "ssm", "sqs", "sns"))
+    ssm, sqs = aws.client("ssm"), aws.client("sqs")
+    scheduler, sns = aws.client("scheduler"), aws.client("sns")
     guard = scheduler.get_schedule(Name="local-guard")
     wanted = ("Name", "ScheduleExpression", "FlexibleTimeWindow")
     scheduler.update_schedule(
@@ -135,7 +136,7 @@ def test_all_that_can_be_wrong_is_found_at_once_and_each_with_what_to_do(local: 
         assert f"EgressMode={mode}" in findings["address"]["remedy"]
         assert price in findings["address"]["remedy"]
     assert SECRET not in result.output
-    # And what is well is still told
+    # And what is well is still reported
     assert findings["demo access_token"]["verdict"] == "ok"
 
 
@@ -208,13 +209,13 @@ def test_without_the_stack_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 class Lambda:
-    """Answers for AWS Lambda: which code is deployed, and how many executions the AWS account has."""
+    """Stands in for AWS Lambda: which code is deployed, and how many executions the AWS account has."""
 
     def __init__(self) -> None:
         self.version: str | None = version("wechat-token-keeper")
         self.executions = 1000
 
-    def answer(self, path: str) -> dict[str, Any]:
+    def handle(self, path: str) -> dict[str, Any]:
         if "account-settings" in path:
             return {"AccountLimit": {"ConcurrentExecutions": self.executions}}
         variables = {} if self.version is None else {"VERSION": self.version}
@@ -231,7 +232,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(functions.answer(self.path)).encode()
+            body = json.dumps(functions.handle(self.path)).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -245,12 +246,13 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
     for name, value in {**KEY, "aws_default_region": REGION, "token_keeper_stack": NAME}.items():
         monkeypatch.setenv(name.upper(), value)
     with HTTPServer(("127.0.0.1", 0), Handler) as server, mock_aws(), responses.RequestsMock() as api:
-        Thread(target=server.serve_forever).start()
+        Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", f"http://127.0.0.1:{server.server_port}")
         api.get(f"{API}/v1/accounts", json={"accounts": []})
         make_stack()
         for wake in ("guard", "probe"):
             log(wake, seconds_ago=10)
+            change_schedule(wake, seconds_ago=86400)
         yield functions
         server.shutdown()
 
@@ -300,6 +302,11 @@ def log(wake: str, *, seconds_ago: float) -> None:
     boto3.client("logs").put_log_events(logGroupName=LOG, logStreamName="one", logEvents=[event])
 
 
+def change_schedule(wake: str, *, seconds_ago: float) -> None:
+    schedule = get_backend("scheduler")[ACCOUNT][REGION].get_schedule(group_name=None, name=f"{NAME}-{wake}")
+    schedule.last_modified_date = time.time() - seconds_ago
+
+
 def forget_the_log() -> None:
     logs = boto3.client("logs")
     logs.delete_log_stream(logGroupName=LOG, logStreamName="one")
@@ -344,6 +351,26 @@ def test_the_last_guard_and_the_last_probe(
     assert findings_of_aws()[f"last {wake}"] == (verdict, says)
 
 
+@pytest.mark.parametrize(("wake", "minutes"), [("guard", 4), ("probe", 14)])
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_schedule_just_made_or_enabled_need_not_have_run(
+    deployed: Lambda, wake: str, minutes: int, ran_before: bool
+) -> None:
+    # Given a stack just deployed, or a schedule that was disabled for a while and is enabled again
+    forget_the_log()
+    if ran_before:
+        log(wake, seconds_ago=30 * 60)
+    change_schedule(wake, seconds_ago=minutes * 60)
+
+    # Then it is no fault that it has not run
+    says = f"has not run since its schedule was made or changed, {minutes} minutes ago"
+    assert findings_of_aws()[f"last {wake}"] == ("note", says)
+
+    # But it is one when it had the time to
+    change_schedule(wake, seconds_ago=(minutes + 2) * 60)
+    assert findings_of_aws()[f"last {wake}"][0] == "wrong"
+
+
 @pytest.mark.parametrize(
     ("deployed_version", "verdict"),
     [("0.0.9", "wrong"), (None, "wrong"), ("0.1.0", "ok"), ("0.10.0", "note"), ("1.0.0", "note")],
@@ -353,7 +380,10 @@ def test_code_that_is_older_than_the_command_line(
 ) -> None:
     monkeypatch.setattr("infra.cli.doctor.version", lambda _: "0.1.0")
     deployed.version = deployed_version
-    assert findings_of_aws()["code"][0] == verdict
+    result = CliRunner().invoke(app, ["doctor"])
+    assert f"{verdict:7} code: " in result.stdout
+    if verdict == "wrong":  # `sam` is in the group
+        assert "`uv run --group deploy sam build && uv run --group deploy sam deploy`" in result.stdout
 
 
 def test_a_low_quota_of_lambda_is_noted(deployed: Lambda) -> None:
@@ -369,6 +399,6 @@ def test_the_function_says_what_woke_it_when_it_is_done(world: World) -> None:
     world.wake("guard")
 
     # Then its log has the line that `doctor` looks for
-    line, _ = world.told
+    line, _ = world.said
     assert line.startswith("woken ")
     assert "'woken_by': 'guard'" in line

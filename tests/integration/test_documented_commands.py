@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra.cli import app
 from infra.local import access_keys
@@ -183,8 +182,8 @@ def blocks_with(command: str, found: Iterable[str]) -> list[str]:
     return [block for block in found if command in block]
 
 
-def run_in_process(arguments: str, answer: str) -> Result:
-    return CliRunner().invoke(app, ["--local", *shlex.split(arguments)], input=answer)
+def run_in_process(arguments: str, response: str) -> Result:
+    return CliRunner().invoke(app, ["--local", *shlex.split(arguments)], input=response)
 
 
 def script(path: Path, text: str) -> None:

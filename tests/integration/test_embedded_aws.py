@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from queue import Queue
@@ -25,7 +25,7 @@ type Json = dict[str, Any]
 
 
 class Refresher:
-    """Stands where RefreshFunction would: keeps the events it gets, and answers or fails as it is told."""
+    """Stands where RefreshFunction would: keeps the events it gets, and responds or fails as the test wants."""
 
     def __init__(self) -> None:
         self.events: Queue[Json] = Queue()
@@ -77,7 +77,7 @@ def test_the_stack_says_where_its_things_are(aws: EmbeddedAws) -> None:
     assert outputs["AccountsPath"] == "/wechat-token-keeper/accounts"
 
 
-def test_a_functions_environment_leads_to_this_stack_and_nowhere_else(aws: EmbeddedAws) -> None:
+def test_a_functions_environment_leads_only_to_this_stack(aws: EmbeddedAws) -> None:
     assert aws.environment("ApiFunction") == {
         "TABLE_NAME": aws.outputs["TokenTableName"],
         "STACK_NAME": "local",
@@ -144,50 +144,53 @@ def test_a_condition_holds_between_threads(aws: EmbeddedAws) -> None:
     assert rounds == [1] * 5
 
 
-def test_invoke_answers_what_the_function_returns(aws: EmbeddedAws) -> None:
+def test_invoke_responds_what_the_function_returns(aws: EmbeddedAws) -> None:
     # Given
     name = aws.environment("ApiFunction")["REFRESH_FUNCTION_NAME"]
     event = {"renew": {"account": "main", "credential": "access_token"}}
 
     for function in (name, f"arn:aws:lambda:us-east-1:123456789012:function:{name}"):
         # When
-        answer = client(aws, "lambda", "ApiFunction").invoke(FunctionName=function, Payload=json.dumps(event))
+        response = client(aws, "lambda", "ApiFunction").invoke(FunctionName=function, Payload=json.dumps(event))
 
         # Then
-        assert answer["StatusCode"] == 200
-        assert "FunctionError" not in answer
-        assert json.load(answer["Payload"]) == {"renewed": [event]}
+        assert response["StatusCode"] == 200
+        assert "FunctionError" not in response
+        assert json.load(response["Payload"]) == {"renewed": [event]}
 
 
 def test_an_event_invocation_is_taken_at_once_and_run_later(aws: EmbeddedAws, refresher: Refresher) -> None:
     # When
-    answer = client(aws, "lambda").invoke(
+    response = client(aws, "lambda").invoke(
         FunctionName=aws.outputs["RefreshFunctionName"], InvocationType="Event", Payload=b'{"wake": "guard"}'
     )
 
     # Then
-    assert answer["StatusCode"] == 202
-    assert answer["Payload"].read() == b""
+    assert response["StatusCode"] == 202
+    assert response["Payload"].read() == b""
     assert refresher.next_event() == {"wake": "guard"}
 
 
-def test_an_exception_is_a_function_error_that_repeats_nothing_of_it(aws: EmbeddedAws, refresher: Refresher) -> None:
+def test_a_function_error_repeats_nothing_of_the_exception(aws: EmbeddedAws, refresher: Refresher) -> None:
     # Given
     refresher.failure = ValueError("the AppSecret 5f4dcc3b5aa765d61d8327deb882cf99")
 
     # When
-    answer = client(aws, "lambda").invoke(FunctionName=aws.outputs["RefreshFunctionName"])
+    response = client(aws, "lambda").invoke(FunctionName=aws.outputs["RefreshFunctionName"])
 
     # Then
-    assert answer["FunctionError"] == "Unhandled"
-    payload = answer["Payload"].read().decode()
+    assert response["FunctionError"] == "Unhandled"
+    payload = response["Payload"].read().decode()
     assert json.loads(payload)["errorType"] == "ValueError"
     assert "5f4dcc3b" not in payload
 
 
 def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> None:
     # Given a function that is another for what comes through the alias
-    functions = {"RefreshFunction": refresher, "RefreshFunction:readers": lambda event: "a reader asks"}
+    functions: dict[str, Callable[[dict[str, Any]], object]] = {
+        "RefreshFunction": refresher,
+        "RefreshFunction:readers": lambda event: "a reader asks",
+    }
     with EmbeddedAws().start(functions) as aws:
         name = aws.outputs["RefreshFunctionName"]
         reader, operator = client(aws, "lambda", "ApiFunction"), client(aws, "lambda")
@@ -212,7 +215,7 @@ def test_the_reader_may_invoke_the_readers_alias_only(refresher: Refresher) -> N
 
 def test_a_function_that_is_not_there_is_not_found(aws: EmbeddedAws) -> None:
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
-        client(aws, "lambda").invoke(FunctionName="nobody")
+        client(aws, "lambda").invoke(FunctionName="unknown")
 
 
 def test_a_changed_account_parameter_wakes_the_refresher(aws: EmbeddedAws, refresher: Refresher) -> None:
@@ -244,7 +247,7 @@ def test_parameters_deleted_together_are_told_one_by_one(aws: EmbeddedAws, refre
         refresher.next_event()
 
     # When
-    ssm.delete_parameters(Names=[*names, parameter(aws, "nobody")])
+    ssm.delete_parameters(Names=[*names, parameter(aws, "unknown")])
 
     # Then
     details = [refresher.next_event()["detail"] for _ in names]
@@ -260,7 +263,7 @@ def test_what_is_no_accounts_change_wakes_nobody(aws: EmbeddedAws, refresher: Re
     refresher.next_event()
 
     # When
-    ssm.put_parameter(Name="/somebody/elses", Value="{}", Type="SecureString")
+    ssm.put_parameter(Name="/another/stacks", Value="{}", Type="SecureString")
     ssm.get_parameter(Name=name, WithDecryption=True)
     with pytest.raises(ssm.exceptions.ParameterAlreadyExists):
         ssm.put_parameter(Name=name, Value="{}", Type="SecureString")
@@ -282,7 +285,7 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
     # Then
     assert [one["Value"] for one in page["Parameters"]] == ["{}"]
     with pytest.raises(ClientError, match="AccessDenied"):
-        ssm.get_parameters(Names=["/somebody/elses"], WithDecryption=True)
+        ssm.get_parameters(Names=["/another/stacks"], WithDecryption=True)
     with pytest.raises(ClientError, match="AccessDenied"):
         dynamodb.scan(TableName=aws.outputs["TokenTableName"])
 
@@ -351,7 +354,7 @@ def test_the_reader_may_read_the_table_and_no_account(aws: EmbeddedAws) -> None:
             refused(**request)
 
 
-def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refresher: Refresher) -> None:
+def test_the_readers_own_client_is_served_as_boto3s(aws: EmbeddedAws, refresher: Refresher) -> None:
     # Given some items, and both clients with the reader's role
     name = aws.outputs["TokenTableName"]
     for number in range(3):
@@ -360,10 +363,10 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
         reader_client("dynamodb", aws.environment("ApiFunction")),
         client(aws, "dynamodb", "ApiFunction"),
     )
-    # When both ask the same, then the answers are the same
+    # When both ask the same, then the responses are the same
     asked: list[tuple[str, Json]] = [
         ("get_item", {"TableName": name, "Key": key("a1"), "ConsistentRead": True}),
-        ("get_item", {"TableName": name, "Key": key("nobody")}),
+        ("get_item", {"TableName": name, "Key": key("unknown")}),
         ("batch_get_item", {"RequestItems": {name: {"Keys": [key("a0"), key("a2")], "ConsistentRead": True}}}),
         (
             "query",
@@ -378,8 +381,8 @@ def test_the_readers_own_client_is_answered_as_boto3s(aws: EmbeddedAws, refreshe
     for operation, question in asked:
         expected = getattr(boto3_table, operation)(**question)
         del expected["ResponseMetadata"]
-        answer = getattr(table, operation)(**question)
-        assert {name: answer.get(name) for name in expected} == expected
+        response = getattr(table, operation)(**question)
+        assert {name: response.get(name) for name in expected} == expected
     # And so are refusals, and the functions it invokes
     with pytest.raises(RefusedError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")

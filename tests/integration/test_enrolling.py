@@ -76,7 +76,7 @@ def test_a_deleted_account_is_unknown_to_readers_at_once(world: World, event_arr
     else:
         world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
         world.wake("tick")
-    # Then nobody gets its values any more, and nothing is fetched for it
+    # Then its values are not served any more, and nothing is fetched for it
     for path in ("access-token", "tickets/jsapi"):
         status, body = read(world, f"/v1/accounts/main/{path}")
         assert (status, body["code"]) == (404, "unknown_account")
@@ -137,7 +137,7 @@ def _asked(name: str) -> dict[str, Any]:
     return {"Names": [f"{ACCOUNTS_PATH}/{name}"], "WithDecryption": True}
 
 
-def test_an_account_that_is_deleted_and_added_again_is_kept_again(world: World) -> None:
+def test_an_account_deleted_and_added_again_is_kept_again(world: World) -> None:
     world.add_account("main")
     old = token(world)
     world.delete_parameter("main")
@@ -160,9 +160,7 @@ def test_a_deletion_during_a_renewal_is_final(world: World) -> None:
 
 
 @pytest.mark.parametrize("deleted_first", [True, False])
-def test_a_renewal_under_way_cannot_publish_into_an_account_with_another_appid(
-    world: World, deleted_first: bool
-) -> None:
+def test_a_running_renewal_cannot_publish_under_another_appid(world: World, deleted_first: bool) -> None:
     world.add_account("main")
     world.wechat.add_app(OTHER_APPID, NEW_SECRET)
     world.secrets.add(NEW_SECRET)
@@ -189,7 +187,7 @@ def test_a_parameter_that_is_no_accounts_is_left_alone(world: World, name: str) 
     # Given a parameter outside the path, below a sub-path, or with a name no account can have
     world.wechat.add_app(APPID, SECRET)
     world.ssm.put_parameter(Name=name, Value=record(), Type="SecureString")
-    # When its event arrives, the main tick fires, and somebody asks for a renewal
+    # When its event arrives, the main tick fires, and a reader asks for a renewal
     detail = {"name": name, "operation": "Create", "type": "SecureString"}
     summary = world.invoke({"source": "aws.ssm", "detail-type": "Parameter Store Change", "detail": detail})
     world.wake("tick")
@@ -227,15 +225,28 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     assert world.wechat.accepts(live)
 
 
+def test_an_overtaken_wrong_secret_leaves_no_error(world: World) -> None:
+    # Given a live token, and a wrong new secret that WeChat is being asked about
+    world.add_account("main")
+    world.clock.sleep(1000)
+    world.secrets.add(WRONG_SECRET)
+    # When another instance applies the corrected record meanwhile
+    world.during_call = lambda: world.put_parameter("main", record())
+    world.put_parameter("main", record(secret=WRONG_SECRET))
+    # Then health shows what WeChat says of the record in force
+    health = world.health()
+    assert (health["state"], health["last_error"]) == ("fresh", None)
+
+
 @pytest.mark.parametrize("event_arrives", [True, False])
-def test_a_wrong_new_secret_shows_in_health_while_the_live_token_is_served(world: World, event_arrives: bool) -> None:
+def test_a_wrong_new_secret_shows_while_the_live_token_is_served(world: World, event_arrives: bool) -> None:
     world.add_account("main")
     live = token(world)
     world.secrets.add(WRONG_SECRET)
     # When the record gets a secret that WeChat does not know
     put_without_event(world, "main", record(secret=WRONG_SECRET))
     summary = world.parameter_event("main") if event_arrives else world.wake("tick")
-    # Then it is told as a failure, so that the alarm rings; health says so, and what to do
+    # Then it is a failure in the summary, and health says so, and what to do
     (failed,) = summary["failed"]
     assert (failed["account"], failed["class"], failed["errcode"]) == ("main", "configuration", 40125)
     health = world.health()
@@ -293,7 +304,7 @@ def test_a_reset_secret_that_ends_the_token_is_noticed(world: World, endpoint: s
     assert world.health()["foreign_rotations"] is None
 
 
-def test_a_wrong_new_secret_is_still_reported_when_the_renewal_fails_for_it(world: World) -> None:
+def test_a_wrong_new_secret_still_shows_when_the_renewal_fails(world: World) -> None:
     world.add_account("main")
     world.secrets.add(WRONG_SECRET)
     world.put_parameter("main", record(secret=WRONG_SECRET))
@@ -361,12 +372,12 @@ def test_another_appid_is_another_token(world: World) -> None:
     assert world.wechat.accepts(token(world, "second"))
 
 
-def test_while_a_new_appids_token_cannot_be_fetched_the_old_appids_is_not_served(world: World) -> None:
+def test_the_old_appids_token_is_not_served_for_the_new_appid(world: World) -> None:
     world.add_account("main")
     # When the record gets another appid that fails
     world.wechat.fail(TOKEN, Fault.error(-1), account=OTHER_APPID)
     world.add_account("main", appid=OTHER_APPID)
-    # Then readers get nothing: the old value belongs to somebody else
+    # Then readers get nothing: the old value belongs to another appid
     status, body = read(world)
     assert (status, body["code"]) == (503, "no_valid_value")
 
@@ -403,7 +414,7 @@ def test_a_ticket_is_kept_from_when_the_record_names_it(world: World) -> None:
     assert token(world) == live
     # When it is removed again
     world.put_parameter("main", record())
-    # Then nobody gets it any more
+    # Then it is not served any more
     status, body = read(world, "/v1/accounts/main/tickets/jsapi")
     assert (status, body["code"]) == (404, "unknown_credential")
     names = [one["credential"] for one in world.get("/v1/accounts/main")[1]["credentials"]]
@@ -464,7 +475,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("value", "says"), INVALID.values(), ids=INVALID)
-def test_an_invalid_record_shows_in_health_and_leaves_others_alone(world: World, value: str, says: str) -> None:
+def test_an_invalid_record_shows_and_leaves_others_alone(world: World, value: str, says: str) -> None:
     world.add_account("good", appid=OTHER_APPID)
     world.secrets |= {SECRET, "55555555"}
     # When a parameter holds no usable record
@@ -490,7 +501,7 @@ def test_an_invalid_record_shows_in_health_and_leaves_others_alone(world: World,
 def test_a_record_that_becomes_invalid_takes_no_live_token_away(world: World) -> None:
     world.add_account("main")
     live = token(world)
-    # When somebody breaks its record
+    # When an operator breaks its record
     world.put_parameter("main", f'{{"appid": "{APPID}"')
     # Then health says what is wrong and the live token is served
     assert (world.health()["state"], world.health()["last_error"]["class"]) == ("failing", "configuration")
@@ -507,19 +518,19 @@ def test_a_record_that_becomes_invalid_takes_no_live_token_away(world: World) ->
     assert world.wechat.accepts(token(world))
 
 
-def test_a_record_that_becomes_invalid_while_it_fails_shows_at_once(world: World) -> None:
+def test_a_failing_record_that_becomes_invalid_shows_at_once(world: World) -> None:
     # Given an account that fails for another reason
     world.wechat.add_app(APPID, SECRET)
     world.put_parameter("main", record(secret=WRONG_SECRET))
     assert world.health()["last_error"]["errcode"] == 40125
-    # When somebody breaks its record on top of it
+    # When an operator breaks its record on top of it
     world.put_parameter("main", f'{{"appid": "{APPID}"')
     # Then health says what is wrong now
     assert "JSON" in world.health()["last_error"]["errmsg"]
 
 
 @pytest.mark.moto
-def test_a_parameter_that_cannot_be_decrypted_breaks_no_other_account(world: World) -> None:
+def test_an_undecryptable_parameter_breaks_no_other_account(world: World) -> None:
     for name in ("a", "broken", "z"):
         world.add_account(name, appid=f"wx-{name}")
     world.clock.now = START + 110 * 60
@@ -566,7 +577,7 @@ def test_one_appid_under_two_names_is_kept_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("minutes_later", [0, 30])
-def test_the_second_name_of_an_appid_is_kept_when_the_first_is_gone(world: World, minutes_later: int) -> None:
+def test_an_appids_second_name_is_kept_when_the_first_is_gone(world: World, minutes_later: int) -> None:
     world.add_account("first")
     world.add_account("second")
     for _ in range(0, minutes_later, 6):
@@ -624,7 +635,7 @@ def test_two_accounts_may_exchange_their_appids(world: World) -> None:
     assert [world.health(name)["last_error"] for name in ("first", "second")] == [None, None]
 
 
-def test_the_second_name_is_applied_a_minute_after_the_first_goes(world: World) -> None:
+def test_the_second_name_applies_a_minute_after_the_first_goes(world: World) -> None:
     world.add_account("old")
     world.add_account("new")
     assert world.health("new")["last_error"]["class"] == "configuration"
@@ -688,16 +699,16 @@ def test_a_late_renewal_ends_no_token_of_the_next_owner(
     # Given a renewal whose call to WeChat is held up
     world.add_account("twin")
     world.clock.sleep(6900)
-    answer = world.wechat.answer
+    response = world.wechat.handle
 
     def held_up(*asked: Any, **how: Any) -> Any:
         monkeypatch.undo()
         # When its account gives the appid up meanwhile, and another is added with it
         world.delete_parameter("twin") if new_record is None else world.put_parameter("twin", new_record)
         world.add_account("shop")
-        return answer(*asked, **how)
+        return response(*asked, **how)
 
-    monkeypatch.setattr(world.wechat, "answer", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     world.wake("guard")
     # Then the other fetches when that renewal's lease is over, and its token lives as long as is promised
     world.clock.sleep(60)
@@ -764,7 +775,7 @@ def next_tick(world: World) -> None:
     world.wake("tick")
 
 
-def test_an_addition_that_dies_anywhere_is_finished_by_the_next_tick(world: World) -> None:
+def test_an_addition_that_dies_anywhere_is_finished_by_a_tick(world: World) -> None:
     for call in itertools.count(1):
         # Given a new account, and a process that dies while it acts on it
         name, appid = f"main-{call}", f"wx-{call}"
@@ -805,7 +816,7 @@ def test_an_appid_is_given_up_wherever_the_change_dies(world: World, new_appid: 
     assert call > 5
 
 
-def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: World) -> None:
+def test_a_removed_ticket_is_gone_wherever_the_change_dies(world: World) -> None:
     for call in itertools.count(1):
         # Given an account that gives up its ticket, and a process that dies while it acts on it
         name, appid = f"main-{call}", f"wx-{call}"
@@ -822,7 +833,7 @@ def test_a_removed_ticket_leaves_nothing_behind_wherever_the_change_dies(world: 
     assert summary["failed"] == []
 
 
-def test_a_ticket_whose_item_was_lost_is_not_promised_anew_wherever_its_return_dies(world: World) -> None:
+def test_a_ticket_with_a_lost_item_gets_no_full_promise_again(world: World) -> None:
     for call in itertools.count(1):
         # Given a ticket whose item the table has lost, and a process that dies while it takes the account over again
         name, minted_at = f"main-{call}", world.clock()
@@ -834,7 +845,7 @@ def test_a_ticket_whose_item_was_lost_is_not_promised_anew_wherever_its_return_d
         next_tick(world)
         # When WeChat gives the same one again, with a full expires_in
         status, body = read(world, f"/v1/accounts/{name}/tickets/jsapi")
-        # Then nobody is promised that it lives anew
+        # Then no reader is promised another full life
         assert status == 200
         assert world.clock() + body["expires_in"] <= minted_at + 7200, f"died at call {call}"
         if not died:
@@ -842,7 +853,7 @@ def test_a_ticket_whose_item_was_lost_is_not_promised_anew_wherever_its_return_d
     assert call > 5
 
 
-def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_other(world: World) -> None:
+def test_an_account_deleted_while_it_is_enrolled_blocks_no_other(world: World) -> None:
     for call in range(1, 6):
         # Given an account whose enrolment dies somewhere, and which is deleted before the next tick
         name, appid = f"main-{call}", f"wx-{call}"
@@ -857,7 +868,7 @@ def test_an_account_that_was_deleted_before_it_was_wholly_enrolled_blocks_no_oth
         assert world.wechat.accepts(token(world, f"heir-{call}")), f"died at call {call}"
 
 
-def test_an_event_that_meets_a_parameter_store_that_is_down_is_made_good_by_the_next(world: World) -> None:
+def test_an_event_in_a_parameter_store_outage_is_made_up_for(world: World) -> None:
     world.wechat.add_app(APPID, SECRET)
     put_without_event(world, "main", record())
     # Given an event that could not be acted on, and is therefore delivered again

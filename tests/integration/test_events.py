@@ -1,12 +1,14 @@
-"""What others hear of a credential through EventBridge: once per transition, and never a value."""
+"""What others learn of a credential through EventBridge: once per transition, and never a value."""
 
 import json
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
+from token_keeper.model import rfc3339
 from token_keeper.refresh import alerts
 from token_keeper.refresh.alerts import Event, EventType
 
@@ -15,7 +17,7 @@ STABLE_TOKEN = "/cgi-bin/stable_token"
 MAIN_TICK = 6600
 
 
-def heard(world: World, *, renewals: bool = False) -> list[tuple[str, str]]:
+def events_of(world: World, *, renewals: bool = False) -> list[tuple[str, str]]:
     """What was sent since the last look: what happened, and to which account. Without the renewals, if they are not asked for."""
     sent, world.sent = world.sent, []
     found = [(entry["DetailType"].removeprefix("Credential "), entry["Detail"]["account"]) for entry in sent]
@@ -57,18 +59,18 @@ def test_a_token_that_comes_back_unchanged_is_no_event(world: World) -> None:
     # Given a stable_token, which WeChat repeats until its last five minutes
     world.add_account(endpoint="stable_token")
     world.wechat.fail(STABLE_TOKEN, Fault.error(-1))
-    heard(world)
+    events_of(world)
     # When the operator has it renewed although it lives
     world.invoke({"renew": {"account": "main", "credential": "access_token"}})
     # Then
-    assert heard(world, renewals=True) == []
+    assert events_of(world, renewals=True) == []
 
 
 def test_a_failure_that_needs_an_operator_is_told_once(world: World) -> None:
     # Given
     world.add_account()
     expires_at = START + 7200
-    heard(world)
+    events_of(world)
     # When WeChat refuses the address, five times
     world.clock.now = START + MAIN_TICK
     world.wechat.fail(TOKEN, *[Fault.error(40164, "invalid ip 8.149.1.2, not in whitelist")] * 5)
@@ -76,60 +78,60 @@ def test_a_failure_that_needs_an_operator_is_told_once(world: World) -> None:
     (entry,) = world.sent
     pass_minutes(world, 20)
     # Then
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]
     detail = entry["Detail"]
     assert (detail["class"], detail["errcode"]) == ("configuration", 40164)
     assert "8.149.1.2" in detail["errmsg"]
     assert "whitelist" in detail["remedy"]
-    assert detail["next_attempt_at"] == alerts.rfc3339(START + MAIN_TICK + 300)
-    assert detail["usable_until"] == alerts.rfc3339(expires_at)
+    assert detail["next_attempt_at"] == rfc3339(START + MAIN_TICK + 300)
+    assert detail["usable_until"] == rfc3339(expires_at)
     # When it is put on the whitelist
     pass_minutes(world, 10)
     # Then
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
 
 
 def test_one_lost_call_is_told_to_nobody(world: World) -> None:
     world.add_account()
-    heard(world)
+    events_of(world)
     world.clock.now = START + MAIN_TICK
     world.wechat.fail(TOKEN, Fault.error(-1))
     world.wake("tick")
     pass_minutes(world, 3)
-    assert heard(world, renewals=True) == [("Renewed", "main")]
+    assert events_of(world, renewals=True) == [("Renewed", "main")]
 
 
 def test_a_token_that_nears_its_end_is_told_whatever_the_reason(world: World) -> None:
     # Given
     world.add_account()
     token = world.token()
-    heard(world)
+    events_of(world)
     # When WeChat is too busy for every renewal
     world.clock.now = START + MAIN_TICK
     world.wechat.fail(TOKEN, *[Fault.error(-1)] * 100)
     world.wake("tick")
-    while "Failing" not in [what for what, _ in heard(world)]:
+    while "Failing" not in [what for what, _ in events_of(world)]:
         pass_minutes(world, 1)
     # Then there are still two minutes and more in which an operator can act
     world.clock.sleep(120)
     assert world.wechat.accepts(token)
 
 
-def test_a_new_account_fails_for_a_lost_call_only_the_second_time(world: World) -> None:
+def test_a_new_account_is_failing_after_two_lost_calls_not_one(world: World) -> None:
     world.wechat.fail(TOKEN, *[Fault.error(-1)] * 2)
     world.add_account()
-    assert heard(world) == []
+    assert events_of(world) == []
     pass_minutes(world, 1)
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]
     pass_minutes(world, 1)
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
 
 
 def test_a_ticket_without_a_token_is_not_told_beside_it(world: World) -> None:
     world.wechat.fail(TOKEN, *[Fault.error(40125)] * 3)
     world.add_account(tickets=["jsapi", "wx_card"])
     pass_minutes(world, 5)
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]
 
 
 # --- records
@@ -143,56 +145,154 @@ def test_an_invalid_record_fails_and_its_correction_recovers(world: World, wrong
     if is_known:
         world.add_account()
         world.clock.sleep(100)
-    heard(world)
+    events_of(world)
     # When its record is wrong for a while
     world.put_parameter("main", wrong)
     pass_minutes(world, 12)
     # Then
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]
     # When
     put_secret(world, SECRET)
     # Then
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
     pass_minutes(world, 3)
-    assert heard(world) == []
+    assert events_of(world) == []
 
 
 def test_a_wrong_secret_beside_a_live_token_fails_and_recovers(world: World) -> None:
     # Given
     world.add_account()
     world.clock.sleep(100)
-    heard(world)
+    events_of(world)
     # When
     put_secret(world, "f" * 32)
     # Then
     (entry,) = world.sent
-    assert heard(world) == [("Failing", "main")]
-    assert entry["Detail"]["usable_until"] == alerts.rfc3339(START + 7200)
+    assert events_of(world) == [("Failing", "main")]
+    assert entry["Detail"]["usable_until"] == rfc3339(START + 7200)
     assert "set-secret" in entry["Detail"]["remedy"]
     # When
     put_secret(world, SECRET)
     # Then
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
 
 
 def test_an_account_that_fails_recovers_under_another_appid(world: World) -> None:
     # Given
     world.wechat.fail(TOKEN, Fault.error(40013))
     world.add_account()
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]
     # When
     world.add_account(appid="wx00000000other")
     # Then
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
 
 
-def test_an_account_that_is_removed_does_not_recover(world: World) -> None:
+def test_removing_a_failing_account_ends_its_failure(world: World) -> None:
+    # Given
     world.wechat.fail(TOKEN, Fault.error(40013))
     world.add_account()
-    heard(world)
+    assert events_of(world) == [("Failing", "main")]
+    # When
+    world.delete_parameter("main")
+    # Then the failure is over, and nothing recovers
+    (entry,) = world.sent
+    assert entry["DetailType"] == "Credential Recovered"
+    assert entry["Detail"] == {
+        **{"stack": "production", "account": "main", "credential": "access_token"},
+        **{"fingerprint": None, "expires_at": None, "removed": True},
+    }
+    events_of(world)
+    pass_minutes(world, 3)
+    assert events_of(world, renewals=True) == []
+
+
+def test_removing_an_account_that_works_is_no_event(world: World) -> None:
+    world.add_account(tickets=["jsapi"])
+    events_of(world)
+    world.delete_parameter("main")
+    assert events_of(world, renewals=True) == []
+
+
+def test_removing_a_failing_ticket_ends_its_failure(world: World) -> None:
+    # Given
+    world.wechat.fail("/cgi-bin/ticket/getticket", Fault.error(48001))
+    world.add_account(tickets=["jsapi"])
+    assert events_of(world) == [("Failing", "main")]
+    # When
+    world.add_account()
+    # Then
+    (entry,) = world.sent
+    assert (entry["Detail"]["credential"], entry["Detail"]["removed"]) == ("jsapi", True)
+
+
+def test_what_waits_to_be_sent_survives_the_accounts_removal(world: World) -> None:
+    # Given
+    failing_account(world)
+    with world.down("eventbridge"):
+        world.wake("tick")
+    assert events_of(world) == []
+    # When
+    world.delete_parameter("main")
+    # Then
+    assert events_of(world) == [("Failing", "main"), ("Recovered", "main")]
+
+
+def test_a_ticket_that_fails_recovers_under_another_appid(world: World) -> None:
+    # Given
+    world.wechat.fail("/cgi-bin/ticket/getticket", Fault.error(48001))
+    world.add_account(tickets=["jsapi"])
+    events_of(world)
+    # When
+    world.add_account(appid="wx00000000other", tickets=["jsapi"])
+    # Then
+    (recovered,) = [entry["Detail"] for entry in world.sent if entry["DetailType"] == "Credential Recovered"]
+    assert (recovered["credential"], "removed" in recovered) == ("jsapi", False)
+
+
+def test_a_failure_stays_open_under_an_appid_that_is_taken(world: World) -> None:
+    # Given an account that fails, and another one
+    world.wechat.fail(TOKEN, Fault.error(40013))
+    world.add_account()
+    world.add_account("shop", appid="wx00000000other")
+    assert events_of(world) == [("Failing", "main")]
+    # When the first is given the appid of the second
+    world.add_account(appid="wx00000000other")
+    pass_minutes(world, 3)
+    # Then it goes on failing
+    assert events_of(world) == []
+    # When the second is removed
+    world.delete_parameter("shop")
+    pass_minutes(world, 2)
+    # Then
+    assert events_of(world) == [("Recovered", "main")]
+
+
+def test_renaming_an_account_is_no_failure(world: World) -> None:
+    # Given
+    world.add_account()
+    events_of(world)
+    # When the new name comes before the old one is gone, and its event twice
+    world.add_account("renamed")
+    world.clock.sleep(1)
+    world.parameter_event("renamed")
     world.delete_parameter("main")
     pass_minutes(world, 3)
-    assert heard(world, renewals=True) == []
+    # Then
+    assert events_of(world, renewals=True) == [("Renewed", "renamed")]
+
+
+def test_two_accounts_of_one_appid_are_a_failure(world: World) -> None:
+    # Given
+    world.add_account()
+    events_of(world)
+    # When
+    world.add_account("other")
+    # Then it is shown at once, and others hear of it when a minute has not changed it
+    assert "already kept, as account main" in world.health("other")["last_error"]["errmsg"]
+    assert events_of(world) == []
+    pass_minutes(world, 5)
+    assert events_of(world) == [("Failing", "other")]
 
 
 # --- tokens that die early
@@ -204,7 +304,7 @@ def test_a_token_that_another_client_kills_is_invalidated_once(world: World, fou
     world.add_account()
     token = world.token()
     world.clock.sleep(100)
-    heard(world)
+    events_of(world)
     world.wechat.kill(token)
     # When
     if found_by == "probe":
@@ -213,31 +313,31 @@ def test_a_token_that_another_client_kills_is_invalidated_once(world: World, fou
         world.report(access_token=token)
     # Then
     invalidated = world.sent[0]["Detail"]
-    assert heard(world, renewals=True) == [("Invalidated", "main"), ("Renewed", "main")]
+    assert events_of(world, renewals=True) == [("Invalidated", "main"), ("Renewed", "main")]
     assert "stable_token" in invalidated["remedy"]
-    assert invalidated["usable_until"] == alerts.rfc3339(START + 100)
+    assert invalidated["usable_until"] == rfc3339(START + 100)
     world.report(access_token=token)
     world.wake("probe")
-    assert heard(world, renewals=True) == []
+    assert events_of(world, renewals=True) == []
 
 
-def test_a_token_that_a_changed_record_explains_is_not_invalidated(world: World) -> None:
+def test_no_invalidated_event_where_a_changed_record_explains_it(world: World) -> None:
     world.add_account()
     world.clock.sleep(100)
     world.wechat.kill(world.token())
-    heard(world)
+    events_of(world)
     world.add_account(secret="e" * 32)
-    assert heard(world, renewals=True) == [("Renewed", "main")]
+    assert events_of(world, renewals=True) == [("Renewed", "main")]
 
 
-# --- EventBridge does not answer
+# --- EventBridge does not respond
 
 
 def failing_account(world: World) -> None:
     world.add_account()
     world.clock.now = START + MAIN_TICK
     world.wechat.fail(TOKEN, Fault.error(40164))
-    heard(world)
+    events_of(world)
 
 
 def test_what_could_not_be_sent_is_sent_with_the_next_attempt(world: World) -> None:
@@ -247,30 +347,30 @@ def test_what_could_not_be_sent_is_sent_with_the_next_attempt(world: World) -> N
     with world.down("eventbridge"):
         summary = world.wake("tick")
     assert [each["account"] for each in summary["failed"]] == ["main"]
-    assert heard(world) == []
+    assert events_of(world) == []
     pass_minutes(world, 5)
     # Then
-    assert heard(world, renewals=True) == [("Failing", "main"), ("Recovered", "main"), ("Renewed", "main")]
+    assert events_of(world, renewals=True) == [("Failing", "main"), ("Recovered", "main"), ("Renewed", "main")]
     pass_minutes(world, 3)
-    assert heard(world) == []
+    assert events_of(world) == []
 
 
 def test_a_recovery_that_could_not_be_sent_is_sent_by_the_probe(world: World) -> None:
     # Given
     failing_account(world)
     world.wake("tick")
-    heard(world)
+    events_of(world)
     # When
     with world.down("eventbridge"):
         pass_minutes(world, 5)
     assert world.health()["state"] == "fresh"
     world.wake("probe")
-    assert heard(world) == []  # the instance that wrote it may be about to send it
+    assert events_of(world) == []  # the instance that wrote it may be about to send it
     world.clock.sleep(300)
     world.wake("probe")
     world.wake("probe")
     # Then
-    assert heard(world) == [("Recovered", "main")]
+    assert events_of(world) == [("Recovered", "main")]
 
 
 def test_a_hundred_credentials_take_ten_calls(world: World) -> None:
@@ -301,11 +401,30 @@ def test_only_the_entries_that_were_refused_are_sent_again(world: World, monkeyp
     )
     world.wake("tick")
     monkeypatch.undo()
-    assert heard(world) == []
+    assert events_of(world) == []
     # When
     pass_minutes(world, 5)
     # Then
-    assert heard(world) == [("Failing", "main"), ("Recovered", "main")]
+    assert events_of(world) == [("Failing", "main"), ("Recovered", "main")]
+
+
+def test_an_event_that_is_sent_twice_can_be_recognised(world: World) -> None:
+    # Given an event that was sent, which could not be noted
+    failing_account(world)
+
+    def refuse_after_sending(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.UpdateItem" and world.sent:
+            raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
+
+    world.before_aws = refuse_after_sending
+    world.wake("tick")
+    world.before_aws = None
+    (first,) = world.sent
+    # When the next attempt sends it once more
+    pass_minutes(world, 5)
+    # Then the copy is the same, its time included
+    assert [entry for entry in world.sent if entry["DetailType"] == first["DetailType"]] == [first, first]
+    assert first["Time"] == START + MAIN_TICK
 
 
 def test_an_item_keeps_the_newest_events_only(world: World) -> None:
@@ -321,7 +440,7 @@ def test_an_item_keeps_the_newest_events_only(world: World) -> None:
     # When
     world.wake("tick")
     # Then the oldest has made room
-    accounts = [account for _, account in heard(world)]
+    accounts = [account for _, account in events_of(world)]
     assert accounts == [f"a{at}" for at in range(1, alerts.MAX_UNSENT)] + ["main"]
 
 
@@ -337,14 +456,14 @@ def test_an_item_of_the_release_before_has_its_transitions_too(world: World) -> 
     world.wake("tick")
     pass_minutes(world, 5)
     # Then
-    assert heard(world) == [("Failing", "main"), ("Recovered", "main")]
+    assert events_of(world) == [("Failing", "main"), ("Recovered", "main")]
 
 
-def test_a_transition_that_another_write_has_made_is_not_made_again(world: World) -> None:
-    # Given a renewal under way, and a record error that others are told of meanwhile
+def test_a_transition_that_another_write_made_is_not_repeated(world: World) -> None:
+    # Given a renewal under way, and a record error that makes an event meanwhile
     failing_account(world)
     world.during_call = lambda: world.put_parameter("main", "{")
     # When
     world.wake("tick")
     # Then
-    assert heard(world) == [("Failing", "main")]
+    assert events_of(world) == [("Failing", "main")]

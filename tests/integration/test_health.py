@@ -15,7 +15,7 @@ def test_a_fresh_token_shows_its_times_and_its_fingerprint(world: World) -> None
     world.add_account("main")
     # When its account's health is read
     status, body, headers = world.request("/v1/accounts/main")
-    # Then it tells what was fetched when, and when it is renewed
+    # Then it shows what was fetched when, and when it is renewed
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     fingerprint = world.get("/v1/accounts/main/access-token")[1]["fingerprint"]
     assert {key: body[key] for key in ("account", "appid", "endpoint")} == {
@@ -89,10 +89,10 @@ def test_a_state_says_in_a_word_how_it_is(world: World, seconds: int, faults: li
     assert world.health()["state"] == state
 
 
-def test_a_token_that_may_have_been_killed_is_expired_when_its_overlap_is_over(world: World) -> None:
+def test_a_token_at_risk_is_expired_when_its_overlap_is_over(world: World) -> None:
     world.add_account("main")
     world.clock.sleep(1000)
-    # Given a rotation whose answers were all lost
+    # Given a rotation whose responses were all lost
     for path in (TOKEN, STABLE_TOKEN):
         world.wechat.fail(path, *[Fault.drop_after()] * 3)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
@@ -167,7 +167,7 @@ def test_every_kind_of_account_shows_what_it_is(world: World) -> None:
     assert [world.get(f"/v1/accounts/{account['account']}")[1] for account in listed] == listed
 
 
-def test_no_answer_of_health_holds_a_value_or_a_secret(world: World) -> None:
+def test_no_response_of_health_holds_a_value_or_a_secret(world: World) -> None:
     # Given accounts with tokens and tickets, one of them failing with a message that repeats its secret
     world.add_account("main", tickets=["jsapi"])
     world.add_account("stable", appid="wx1", endpoint="stable_token")
@@ -176,9 +176,9 @@ def test_no_answer_of_health_holds_a_value_or_a_secret(world: World) -> None:
     world.wechat.fail(TOKEN, Fault.error(40125, f"invalid appsecret {SECRET} in {url}"))
     world.wake("guard")
     # When health is read
-    answers = [world.request(path)[1] for path in ("/v1/accounts", "/v1/accounts/main", "/v1/accounts/stable")]
+    responses = [world.request(path)[1] for path in ("/v1/accounts", "/v1/accounts/main", "/v1/accounts/stable")]
     # Then it shows the failure, but neither secret, token nor ticket
-    shown = json.dumps(answers)
+    shown = json.dumps(responses)
     assert "invalid appsecret" in shown
     assert SECRET not in shown
     for path, field in (("access-token", "access_token"), ("tickets/jsapi", "ticket")):

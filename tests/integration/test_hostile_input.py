@@ -18,17 +18,17 @@ REVOKED = "wtk_" + "A" * 43
 
 def assert_clean(response: Response) -> None:
     """A refusal in the words of the API, of WeChat or of the gateway."""
-    told = json.loads(response.data)
+    body = json.loads(response.data)
     assert (
-        (response.status_code == 404 and told == {"message": "Not Found"})
+        (response.status_code == 404 and body == {"message": "Not Found"})
         or (
             response.status_code in (400, 404)
-            and told["code"] in ("invalid_request", "unknown_account", "unknown_credential")
+            and body["code"] in ("invalid_request", "unknown_account", "unknown_credential")
         )
-        or (response.status_code == 200 and told["errcode"] not in (0, -1))
-    ), (response.status_code, told)
+        or (response.status_code == 200 and body["errcode"] not in (0, -1))
+    ), (response.status_code, body)
     assert MARK not in response.get_data(as_text=True) + str(response.headers)
-    assert "access_token" not in told
+    assert "access_token" not in body
     assert SECRET not in response.get_data(as_text=True)
 
 
@@ -143,8 +143,8 @@ def test_base64_that_is_none_is_refused(path: str, body: str) -> None:
         "isBase64Encoded": True,
         "requestContext": {"requestId": "x"},
     }
-    answer = front()._answer(event)
-    assert_clean(Response(answer["body"], answer["statusCode"], answer["headers"]))
+    reply = front()._handle(event)
+    assert_clean(Response(reply["body"], reply["statusCode"], reply["headers"]))
 
 
 # --- queries and headers
@@ -222,7 +222,7 @@ def test_guessed_keys_and_others_accounts_are_refused() -> None:
         assert_clean(front().client.get(f"/cgi-bin/token?{urlencode(front().query(appid=appid))}"))
 
 
-def test_a_revoked_key_and_one_who_tries_keys_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_revoked_key_and_guessed_keys_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     mine = Front()
     mine.world.revoke(mine.key)
     refused = mine.client.get(f"/cgi-bin/token?{urlencode(mine.query())}", environ_base={"REMOTE_ADDR": "198.51.100.9"})

@@ -20,15 +20,15 @@ OVERLAP = 300
 """Seconds the old token works after a rotation."""
 
 
-def granted(**answer: object) -> Fault:
-    """WeChat answers with exactly this."""
-    return Fault.malformed(json.dumps(answer).encode())
+def granted(**response: object) -> Fault:
+    """WeChat responds with exactly this."""
+    return Fault.malformed(json.dumps(response).encode())
 
 
 LOST = {
     "connection lost after": Fault.drop_after(),
     "connection lost before": Fault.drop_before(),
-    "no answer in time": Fault.slow(30),
+    "no response in time": Fault.slow(30),
     "cut": Fault.truncated(),
     "no JSON": Fault.malformed(b"<xml>busy</xml>"),
     "HTTP 502": Fault.http(502),
@@ -36,7 +36,7 @@ LOST = {
     "redirect": Fault.redirect(),
     "too long": Fault.oversized(),
 }
-"""What can happen to an answer, so that nobody knows whether WeChat has minted a token."""
+"""What can happen to a response, so that it is unknown whether WeChat has minted a token."""
 
 MALFORMED = {
     "null": b"null",
@@ -75,7 +75,7 @@ def at_main_tick(world: World, endpoint: str = "token") -> str:
 def test_the_first_token_appears_with_the_parameter(world: World) -> None:
     # When an account's parameter is created
     summary = world.add_account("main")
-    # Then its token is there without anybody having asked for it
+    # Then its token is there before any reader has asked for it
     assert [one["account"] for one in summary["renewed"]] == ["main"]
     assert world.wechat.accepts(world.token())
     assert world.calls() == 1
@@ -140,7 +140,7 @@ def test_a_promise_made_just_before_a_renewal_is_kept(world: World, endpoint: st
     assert world.wechat.accepts(old)
 
 
-def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) -> None:
+def test_a_token_with_a_short_life_is_renewed_in_time(world: World) -> None:
     # Given a token that WeChat lets live for ten minutes
     world.secrets.add("short-lived")
     world.wechat.fail(TOKEN, granted(access_token="short-lived", expires_in=600))
@@ -155,7 +155,7 @@ def test_a_token_that_lives_shorter_than_usual_is_renewed_in_time(world: World) 
     assert world.wechat.accepts(world.token())
 
 
-def test_a_stable_token_that_comes_back_unchanged_is_asked_for_again_in_time(world: World) -> None:
+def test_an_unchanged_stable_token_is_asked_for_again_in_time(world: World) -> None:
     world.add_account("main", endpoint="stable_token")
     world.clock.sleep(7200 - 270)
     old = world.token()
@@ -200,7 +200,7 @@ def test_a_long_token_is_kept_whole(world: World, length: int) -> None:
 # --- WeChat says no
 
 
-def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(world: World) -> None:
+def test_a_refused_renewal_is_retried_each_minute_until_it_works(world: World) -> None:
     old, expires_at, rounds = at_main_tick(world), START + 7200, 14
     # Given a WeChat that refuses
     world.wechat.fail(TOKEN, *[Fault.error(-1)] * rounds)
@@ -228,7 +228,7 @@ def test_a_refused_renewal_is_tried_again_every_minute_for_as_long_as_it_takes(w
     assert (health["state"], health["failures"], health["last_error"]) == ("fresh", 0, None)
 
 
-def test_a_refused_renewal_takes_nothing_from_the_old_tokens_promise_but_what_a_new_try_may_cost(world: World) -> None:
+def test_a_refused_renewal_keeps_the_promise_minus_one_overlap(world: World) -> None:
     old = at_main_tick(world)
     # Given a WeChat that has refused
     world.wechat.fail(TOKEN, Fault.error(-1))
@@ -251,9 +251,9 @@ def test_an_address_that_is_not_allowed_is_named_in_the_remedy(world: World) -> 
     # When a renewal fails for it
     summary = world.wake("tick")
     # Then the summary and the health say which address to add, and the live token is still served
-    for told in (summary["failed"][0], world.health()["last_error"]):
-        assert (told["class"], told["errcode"]) == ("configuration", 40164)
-        assert "8.149.1.2" in told["remedy"]
+    for shown in (summary["failed"][0], world.health()["last_error"]):
+        assert (shown["class"], shown["errcode"]) == ("configuration", 40164)
+        assert "8.149.1.2" in shown["remedy"]
     assert world.wechat.accepts(world.token())
 
 
@@ -324,7 +324,7 @@ def test_the_next_planned_renewal_mints_again(world: World) -> None:
     assert world.wechat.accepts(isolated)
 
 
-def test_a_repair_that_stable_token_refuses_waits_for_the_overlap(world: World) -> None:
+def test_a_repair_refused_by_stable_token_waits_for_the_overlap(world: World) -> None:
     old = at_main_tick(world)
     attempt = world.clock()
     # Given a lost response, and an account that may not use stable_token
@@ -342,19 +342,19 @@ def test_a_repair_that_stable_token_refuses_waits_for_the_overlap(world: World) 
     assert world.wechat.accepts(read(world)[1]["access_token"])
 
 
-@pytest.mark.parametrize(("lost", "answered"), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)])
-def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int, answered: int) -> None:
+@pytest.mark.parametrize(("lost", "responded"), [(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)])
+def test_a_lost_response_caps_the_promise_at_the_overlap(world: World, lost: int, responded: int) -> None:
     at_main_tick(world)
     attempt = world.clock()
-    # Given an attempt whose answers are lost, WeChat having minted a token, and later ones that are refused or lost, too
+    # Given an attempt whose responses are lost, WeChat having minted a token, and later ones that are refused or lost, too
     world.wechat.fail(TOKEN, Fault.drop_after(), *[Fault.drop_before()] * 99)
-    later = [Fault.drop_after()] * lost + [Fault.error(-1)] * answered + [Fault.drop_before()] * 99
+    later = [Fault.drop_after()] * lost + [Fault.error(-1)] * responded + [Fault.drop_before()] * 99
     world.wechat.fail(STABLE_TOKEN, *later)
     world.wake("tick")
     # When readers ask in the minutes after it
     while world.clock() < attempt + 420:
         status, body = read(world)
-        # Then nobody is promised more than the old token has left for sure
+        # Then no reader is promised more than the old token has left for sure
         if world.clock() < attempt + OVERLAP - 5:
             assert status == 200
             assert world.clock() + body["expires_in"] <= attempt + OVERLAP
@@ -384,9 +384,9 @@ def test_a_connection_that_never_came_about_puts_nothing_at_risk(world: World) -
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_answer_never_replaces_a_live_token(world: World, body: bytes) -> None:
+def test_a_malformed_response_never_replaces_a_live_token(world: World, body: bytes) -> None:
     old = at_main_tick(world)
-    # Given a WeChat that answers nonsense
+    # Given a WeChat that returns nonsense
     for path in (TOKEN, STABLE_TOKEN):
         world.wechat.fail(path, *[Fault.malformed(body)] * 3)
     # When the token is to be renewed
@@ -405,8 +405,8 @@ def killed(*_: object) -> None:
 
 
 @pytest.mark.parametrize("guard_after", [1, 59])
-@pytest.mark.parametrize("moment", ["before WeChat is asked", "with the answer under way", "before it is written"])
-def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World, moment: str, guard_after: int) -> None:
+@pytest.mark.parametrize("moment", ["before WeChat is asked", "with the response under way", "before it is written"])
+def test_a_renewal_that_died_is_repaired_within_the_overlap(world: World, moment: str, guard_after: int) -> None:
     old = at_main_tick(world)
     died_at = world.clock()
 
@@ -417,7 +417,7 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
     match moment:
         case "before WeChat is asked":
             world.before_aws = lambda operation, _: killed() if operation == "ssm.GetParameters" else None
-        case "with the answer under way":
+        case "with the response under way":
             world.during_call = killed
         case "before it is written":
             world.during_call = die_at_next_write
@@ -432,7 +432,7 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
     world.wake("guard")
     world.clock.sleep(60)
     world.wake("guard")
-    # Then a new token is there within two minutes, and nobody was promised more than the old one had left
+    # Then a new token is there within two minutes, and no reader was promised more than the old one had left
     assert world.clock() - died_at <= 120
     new = read(world)[1]["access_token"]
     assert new != old
@@ -441,7 +441,7 @@ def test_a_renewal_that_dies_is_repaired_while_the_old_token_works(world: World,
 
 
 @pytest.mark.parametrize("late", ["value", "failure"])
-def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) -> None:
+def test_a_response_that_comes_too_late_changes_nothing(world: World, late: str) -> None:
     at_main_tick(world)
     if late == "failure":
         world.wechat.fail(TOKEN, Fault.error(-1))
@@ -450,9 +450,9 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
         world.clock.sleep(61)
         assert world.invoke({"wake": "guard"}, world.refresh_instance())["renewed"]
 
-    # Given a call to WeChat that outlasts its lease, so that somebody else has renewed
+    # Given a call to WeChat that outlasts its lease, so that another instance has renewed
     world.during_call = another_renews_meanwhile
-    # When its answer comes after all
+    # When its response comes after all
     summary = world.wake("tick")
     # Then the newest token stays; a value that came too late may be its successor, so that it is renewed at once
     assert [one["account"] for one in summary["skipped"]] == ["main"]
@@ -467,7 +467,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(world: World, late: str) 
 def test_while_the_table_cannot_be_read_no_token_is_fetched(world: World, schedule: str) -> None:
     at_main_tick(world)
     world.clock.sleep(60)
-    # When a schedule fires while DynamoDB does not answer
+    # When a schedule fires while DynamoDB does not respond
     with world.down("dynamodb"), pytest.raises(KeeperError, match="DynamoDB"):
         world.wake(schedule)
     # Then WeChat was not asked, and the next wake-up makes it good
@@ -489,7 +489,7 @@ def test_while_no_lease_can_be_taken_no_token_is_fetched(world: World) -> None:
     assert world.wake("guard")["renewed"]
 
 
-def test_a_token_that_could_not_be_written_is_replaced_while_the_old_one_works(world: World) -> None:
+def test_an_unwritten_token_is_replaced_while_the_old_one_works(world: World) -> None:
     old = at_main_tick(world)
     died_at = world.clock()
     # Given a table that cannot be written to from the moment on when WeChat has minted
@@ -511,7 +511,7 @@ def test_a_token_that_could_not_be_written_is_replaced_while_the_old_one_works(w
 
 def test_while_parameter_store_is_down_nothing_is_dropped(world: World) -> None:
     old = at_main_tick(world)
-    # When the main tick fires while Parameter Store does not answer
+    # When the main tick fires while Parameter Store does not respond
     with world.down("ssm"), suppress(KeeperError):
         world.wake("tick")
     # Then the account is still there, with its live token
@@ -524,7 +524,7 @@ def test_while_parameter_store_is_down_nothing_is_dropped(world: World) -> None:
     assert world.wake("guard")["renewed"]
 
 
-def test_what_a_tick_has_renewed_is_told_even_if_the_rest_of_it_fails(world: World) -> None:
+def test_a_tick_that_fails_halfway_still_reports_what_it_renewed(world: World) -> None:
     at_main_tick(world)
     # When the main tick renews, but cannot list the accounts after that
     with world.down("ssm.GetParametersByPath"), suppress(KeeperError):
@@ -532,7 +532,7 @@ def test_what_a_tick_has_renewed_is_told_even_if_the_rest_of_it_fails(world: Wor
     # Then the log or the summary names the new token
     fingerprint = read(world)[1]["fingerprint"]
     assert world.calls() == 2
-    assert any(fingerprint in told for told in world.told)
+    assert any(fingerprint in text for text in world.said)
 
 
 # --- accounts beside each other
@@ -580,7 +580,7 @@ def test_a_good_account_is_renewed_before_a_hundred_broken_ones(world: World, mo
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_an_operator_replaces_a_live_token(world: World, endpoint: str, lost: int) -> None:
-    # Given a live token, and a WeChat whose next answer may be lost
+    # Given a live token, and a WeChat whose next response may be lost
     world.add_account("main", endpoint=endpoint)
     world.clock.sleep(1000)
     old = world.token()
@@ -603,7 +603,7 @@ def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> 
     assert read(world)[1]["access_token"] == old
 
 
-@pytest.mark.parametrize(("account", "credential"), [("nobody", "access_token"), ("main", "jsapi")])
+@pytest.mark.parametrize(("account", "credential"), [("unknown", "access_token"), ("main", "jsapi")])
 def test_asking_for_a_renewal_of_what_is_not_kept_is_told(world: World, account: str, credential: str) -> None:
     world.add_account("main")
     # When a renewal is asked for of something that is not kept
@@ -648,7 +648,7 @@ def test_events_during_a_renewal_cost_no_further_call(world: World) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=["tick", "guard", "renew"])
-def test_a_wake_up_that_runs_out_of_time_leaves_the_rest_to_the_next(world: World, event: dict[str, Any]) -> None:
+def test_a_run_that_is_out_of_time_leaves_the_rest_to_the_next(world: World, event: dict[str, Any]) -> None:
     at_main_tick(world)
     world.clock.sleep(60)
     # When a wake-up has less time left than an attempt may take
@@ -686,7 +686,7 @@ def test_a_tick_that_finds_many_changed_records_ends_in_time(world: World, monke
 
 def test_a_renewal_without_any_response_ends_in_time(world: World) -> None:
     at_main_tick(world)
-    # Given three quarters of a minute, and a WeChat that does not answer
+    # Given three quarters of a minute, and a WeChat that does not respond
     for path in (TOKEN, STABLE_TOKEN):
         world.wechat.fail(path, *[Fault.slow(30)] * 3)
     # When the main tick fires
@@ -716,7 +716,7 @@ def test_an_unknown_event_is_a_clear_error(world: World, event: dict[str, Any]) 
         world.invoke(event)
 
 
-# --- what a wake-up tells
+# --- the summary
 
 
 @pytest.mark.parametrize("schedule", ["tick", "guard", "probe"])
@@ -780,7 +780,7 @@ def test_the_readers_alias_renews_and_verifies(world: World) -> None:
 
 
 def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> None:
-    # Given an account to renew, one that fails, and one that somebody else is renewing
+    # Given an account to renew, one that fails, and one that another instance is renewing
     for name in ("good", "bad", "busy"):
         world.add_account(name, appid=f"wx-{name}")
     world.clock.now = START + MAIN_TICK
@@ -789,11 +789,11 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
     summaries: list[dict[str, Any]] = []
     world.during_call = lambda: summaries.append(world.invoke({"wake": "tick"}, world.refresh_instance()))
     world.invoke({"renew": {"account": "busy", "credential": "access_token", "rotate": True}})
-    told = summaries[0]
-    # Then each of them is told with what an operator needs to know
+    summary = summaries[0]
+    # Then each of them is in the summary, with what an operator needs to know
     fingerprint = read(world, "good")[1]["fingerprint"]
-    assert told["woken_by"] == "tick"
-    assert told["renewed"] == [
+    assert summary["woken_by"] == "tick"
+    assert summary["renewed"] == [
         {
             "account": "good",
             "credential": "access_token",
@@ -803,15 +803,15 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
             "renews_at": "2026-09-21T17:54:20Z",
         }
     ]
-    assert [(one["account"], set(one)) for one in told["skipped"]] == [("busy", {"account", "credential", "reason"})]
-    failed = told["failed"][0]
+    assert [(one["account"], set(one)) for one in summary["skipped"]] == [("busy", {"account", "credential", "reason"})]
+    failed = summary["failed"][0]
     assert (failed["account"], failed["credential"]) == ("bad", "access_token")
     assert (failed["class"], failed["errcode"]) == ("configuration", 50002)
     assert failed["next_attempt_at"] == "2026-09-21T16:08:20Z"
     assert failed["remedy"]
 
 
-def test_an_operator_who_wants_a_new_ticket_does_not_end_the_live_token(world: World) -> None:
+def test_a_ticket_renewed_by_an_operator_keeps_the_live_token(world: World) -> None:
     # Given a stable token that is due, and promised to readers
     world.add_account(endpoint="stable_token", tickets=["jsapi"])
     world.clock.sleep(6935)
@@ -822,16 +822,16 @@ def test_an_operator_who_wants_a_new_ticket_does_not_end_the_live_token(world: W
     assert world.wechat.accepts(token)
 
 
-def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) -> None:
+def test_a_forced_refresh_with_a_lost_response_ends_the_promise(world: World) -> None:
     # Given a stable token
     world.add_account(endpoint="stable_token")
     token = world.token()
     world.clock.sleep(60)
-    # When an operator replaces it, and WeChat's answers get lost
+    # When an operator replaces it, and WeChat's responses get lost
     world.wechat.fail(STABLE_TOKEN, *[Fault.drop_after()] * 2)
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     world.restart()
-    # Then nobody gets the old one, which may be dead
+    # Then no reader gets the old one, which may be dead
     assert world.get("/v1/accounts/main/access-token")[0] == 503
     world.clock.sleep(120)
     world.wake("guard")
@@ -839,8 +839,8 @@ def test_a_forced_refresh_without_an_answer_ends_what_is_promised(world: World) 
     assert world.wechat.accepts(world.token())
 
 
-def test_a_day_without_whole_answers_uses_up_no_more_than_is_kept_for_it(world: World) -> None:
-    # Given a token that is due, and a WeChat that answers 502 all day
+def test_a_day_of_broken_responses_stays_within_its_reserve(world: World) -> None:
+    # Given a token that is due, and a WeChat that returns 502 all day
     world.add_account()
     world.clock.sleep(6660)
     before = world.calls()
@@ -857,20 +857,20 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
     # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
-    take_lease, answer = Credentials.take_lease, world.wechat.answer
+    take_lease, response = Credentials.take_lease, world.wechat.handle
 
     def held_up(*asked: Any, **how: Any) -> Any:
         leased = take_lease(*asked, **how)
         monkeypatch.undo()
         world.clock.sleep(45)
-        monkeypatch.setattr(world.wechat, "answer", held_up_again)
+        monkeypatch.setattr(world.wechat, "handle", held_up_again)
         return leased
 
     def held_up_again(*call: Any) -> Any:
         monkeypatch.undo()
         world.clock.sleep(20)
         world.wake("guard")
-        return answer(*call)
+        return response(*call)
 
     monkeypatch.setattr(Credentials, "take_lease", held_up)
     # When it is carried out after the guard's renewal, whose value it ends
@@ -885,16 +885,16 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
     # Given a renewal that reaches WeChat only when its lease is over, and after the guard's
     world.add_account()
     world.clock.sleep(6600)
-    answer = world.wechat.answer
+    response = world.wechat.handle
 
     def held_up(*call: Any) -> Any:
         monkeypatch.undo()
         world.clock.sleep(61)
         world.wake("guard")
         world.wechat.fail(TOKEN, Fault.drop_after())
-        return answer(*call)
+        return response(*call)
 
-    monkeypatch.setattr(world.wechat, "answer", held_up)
+    monkeypatch.setattr(world.wechat, "handle", held_up)
     # When it mints a token whose response is lost
     world.wake("tick")
     # Then what the guard has published came from stable_token, and keeps its promise
@@ -905,9 +905,7 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
 
 
 @pytest.mark.parametrize("credential", ["access_token", "jsapi"])
-def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, credential: str
-) -> None:
+def test_an_expired_lease_makes_no_wechat_call(world: World, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(60)
     called, take_lease = len(world.wechat.calls), Credentials.take_lease
@@ -929,7 +927,7 @@ def test_who_was_held_up_for_a_whole_lease_asks_wechat_for_nothing(
     assert credential in [one["credential"] for one in world.wake("guard")["renewed"]]
 
 
-def test_two_that_wake_up_at_once_do_not_keep_a_ticket_from_its_new_token(world: World) -> None:
+def test_two_simultaneous_runs_renew_a_ticket_with_its_new_token(world: World) -> None:
     # Given a WeCom app whose token and ticket have come to their end
     world.add_account(corpid="ww0123456789abcdef", tickets=["jsapi"])
     world.clock.sleep(6900)

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 from infra.cli import app
 from infra.local import access_keys
-from infra.local.access_keys import Key
-from infra.local.embedded_aws import REGION
+from infra.local.access_keys import REGION, Key
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 from infra.local.simulated_wechat import Fault
 from token_keeper.model import fingerprint
@@ -55,7 +54,7 @@ def url_of(local: LocalStack, port: str) -> str:
     }[port]
 
 
-def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], str]:
+def exchange(url: str, method: str = "GET", body: bytes = b"", /, **headers: str) -> tuple[int, dict[str, str], str]:
     """Send exactly this request: status, headers in lower case, body."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=120)
@@ -63,10 +62,10 @@ def exchange(url: str, method: str = "GET", body: bytes = b"", **headers: str) -
     for name, value in ({"Host": parts.netloc, "Content-Length": str(len(body))} | headers).items():
         connection.putheader(name.replace("_", "-"), value)
     connection.endheaders(body)
-    answer = connection.getresponse()
-    text = answer.read().decode()
+    response = connection.getresponse()
+    text = response.read().decode()
     connection.close()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, text
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, text
 
 
 def signed(local: LocalStack, key: Key, body: bytes = ROTATE, path: str = INVOKE_PATH, **scope: str) -> AWSRequest:
@@ -81,8 +80,8 @@ def signed(local: LocalStack, key: Key, body: bytes = ROTATE, path: str = INVOKE
 
 def send(request: AWSRequest, body: bytes | None = None, **changed: str) -> tuple[int, str]:
     headers = dict(request.headers.items()) | {name.replace("_", "-"): value for name, value in changed.items()}
-    answer = requests.post(request.url, request.data if body is None else body, headers=headers, timeout=120)
-    return answer.status_code, answer.headers.get("x-amzn-ErrorType", "")
+    response = requests.post(str(request.url), request.data if body is None else body, headers=headers, timeout=120)
+    return response.status_code, response.headers.get("x-amzn-ErrorType", "")
 
 
 def operator(local: LocalStack) -> Key:
@@ -121,10 +120,10 @@ def test_a_foreign_page_is_refused(local: LocalStack, port: str, headers: dict[s
     preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
     # When a page of another origin asks, or asks beforehand whether it may
     for method, more in (("GET", {}), ("POST", {"Content_Type": "text/plain"}), ("OPTIONS", preflight)):
-        status, answered, text = exchange(url, method, **headers, **more)
+        status, responded, text = exchange(url, method, **headers, **more)
         # Then it is refused, and the browser shows it nothing
         assert (status, text) == (403, '{"message":"Forbidden"}')
-        assert not [name for name in answered if name.startswith("access-control-")]
+        assert not [name for name in responded if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize("path", [TOKEN_PATH, "/moto-api/data.json"])
@@ -136,20 +135,20 @@ def test_an_absolute_request_target_is_a_host_too(local: LocalStack, path: str) 
         assert connection.getresponse().status == 403
 
 
-def test_a_page_of_its_own_is_answered_without_cors(local: LocalStack) -> None:
+def test_a_page_of_its_own_is_served_without_cors(local: LocalStack) -> None:
     # Given what curl, the address bar and this origin send
     own = {"Origin": local.api_url, "Sec_Fetch_Site": "same-origin"}
     by_name = {"Host": f"localhost:{local.port}", "Origin": f"http://localhost:{local.port}"}
     for headers in ({}, own, {"Sec_Fetch_Site": "none"}, by_name):
         # When / Then
-        status, answered, _ = exchange(local.api_url + TOKEN_PATH, **headers)
+        status, responded, _ = exchange(local.api_url + TOKEN_PATH, **headers)
         assert status == 200
-        assert not [name for name in answered if name.startswith("access-control-")]
+        assert not [name for name in responded if name.startswith("access-control-")]
     # And moto's own headers, which allow every origin, go nowhere
     request = signed(local, operator(local), b'{"Name": "/x"}', "/", service="ssm")
     headers = dict(request.headers.items()) | {"X-Amz-Target": "AmazonSSM.GetParameter"}
-    answer = requests.post(request.url, request.data, headers=headers | {"Origin": local.aws_url}, timeout=120)
-    assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+    response = requests.post(str(request.url), request.data, headers=headers | {"Origin": local.aws_url}, timeout=120)
+    assert not [name for name in response.headers if name.lower().startswith("access-control-")]
 
 
 def test_a_text_plain_invocation_rotates_nothing(local: LocalStack) -> None:
@@ -168,8 +167,8 @@ def test_an_unsigned_call_is_refused(local: LocalStack) -> None:
     before = fetches(local)
     for path in (INVOKE_PATH, "/", "/moto-api/reset", "/moto-api/data.json", "/latest/meta-data/iam"):
         for method in ("GET", "POST"):
-            status, answered, _ = exchange(local.aws_url + path, method, ROTATE)
-            assert (status, answered["x-amzn-errortype"]) == (403, "MissingAuthenticationToken")
+            status, responded, _ = exchange(local.aws_url + path, method, ROTATE)
+            assert (status, responded["x-amzn-errortype"]) == (403, "MissingAuthenticationToken")
     assert fetches(local) == before
     assert requests.get(local.api_url + TOKEN_PATH, timeout=120).status_code == 200
 
@@ -239,10 +238,8 @@ def test_a_functions_key_does_what_its_role_may(local: LocalStack) -> None:
         region_name=REGION,
     )
     config = Config(retries={"total_max_attempts": 1})
-    dynamodb, ssm = (
-        session.client(service, endpoint_url=local.aws_url, config=config)  # type: ignore[call-overload]
-        for service in ("dynamodb", "ssm")
-    )
+    dynamodb = session.client("dynamodb", endpoint_url=local.aws_url, config=config)
+    ssm = session.client("ssm", endpoint_url=local.aws_url, config=config)
     # Then the reader reads the table, and no secret
     key = {"pk": {"S": "accounts"}, "sk": {"S": "demo"}}
     dynamodb.get_item(TableName=local.environment("ApiFunction")["TABLE_NAME"], Key=key)
@@ -311,9 +308,9 @@ def test_apis_key_invokes_nothing_but_the_readers_alias(local: LocalStack, reade
 def test_apis_key_gets_no_other_event_through_the_alias(local: LocalStack, reader: Any, event: Any) -> None:
     before = state(local)
     # When it sends an event that ApiFunction has no use for
-    answer = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
+    response = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
     # Then it is a function error, and nothing happened
-    assert answer["FunctionError"] == "Unhandled"
+    assert response["FunctionError"] == "Unhandled"
     assert state(local) == before
 
 
@@ -324,9 +321,9 @@ def test_apis_key_has_a_credential_renewed_or_checked(local: LocalStack, reader:
         ({"renew": DEMO_TOKEN}, "skipped"),  # it is not due
         ({"verify": {"account": DEMO, "fingerprint": shown}}, "verified"),
     ):
-        answer = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
-        assert "FunctionError" not in answer
-        assert json.load(answer["Payload"])[done]
+        response = reader.invoke(FunctionName="local-RefreshFunction:readers", Payload=json.dumps(event))
+        assert "FunctionError" not in response
+        assert json.load(response["Payload"])[done]
     assert fetches(local) == fetched
 
 
@@ -419,10 +416,10 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
 
 
 def test_the_page_needs_nothing_from_elsewhere(local: LocalStack) -> None:
-    status, answered, text = exchange(local.api_url)
-    assert (status, answered["content-type"]) == (200, "text/html; charset=utf-8")
+    status, responded, text = exchange(local.api_url)
+    assert (status, responded["content-type"]) == (200, "text/html; charset=utf-8")
     # Then the policy names the page's own script and style, and allows nothing else to run or to be asked
-    policy = dict(part.split(" ", 1) for part in answered["content-security-policy"].split("; "))
+    policy = dict(part.split(" ", 1) for part in responded["content-security-policy"].split("; "))
     for tag in ("script", "style"):
         (inline,) = re.findall(f"<{tag}.*?>(.*?)</{tag}>", text, re.DOTALL)
         digest = b64encode(hashlib.sha256(inline.encode()).digest()).decode()
@@ -431,6 +428,19 @@ def test_the_page_needs_nothing_from_elsewhere(local: LocalStack) -> None:
     assert policy == nothing | {"connect-src": "'self'", "img-src": "data:"}
     # And it names no other place, and holds neither an inline handler nor an inline style
     assert not re.findall(r"https?://|<[^>]+ on[a-z]+=|<[^>]+ style=", text)
+
+
+@pytest.mark.parametrize("path", ["/", "/console/state"])
+def test_head_of_the_page_is_get_without_a_body(local: LocalStack, path: str) -> None:
+    got, headers_of_get, _ = exchange(local.api_url + path)
+    status, headers, text = exchange(local.api_url + path, "HEAD")
+    assert (status, text) == (got, "") == (200, "")
+    # A state is of its moment, and another has another length
+    for each in (headers, headers_of_get):
+        del each["date"]
+        if path != "/":
+            assert int(each.pop("content-length")) > 0
+    assert headers == headers_of_get
 
 
 def test_the_page_gets_no_value(local: LocalStack) -> None:

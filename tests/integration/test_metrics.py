@@ -33,7 +33,7 @@ def test_only_the_keys_that_are_tried_have_a_metric_of_their_own() -> None:
     alarms = [one["Properties"] for one in monitoring().values() if one["Type"] == "AWS::CloudWatch::Alarm"]
     widgets = dashboard(monitoring()["Dashboard"]["Properties"])["widgets"]
     shown = {metric[0] for widget in widgets for metric in widget["properties"].get("metrics", [])}
-    # Then AWS measures it for nothing, but for one, which is told only while there is something to tell
+    # Then AWS measures it for nothing, except one, which is emitted only when something happens
     assert {alarm["Namespace"] for alarm in alarms} | shown <= {
         *("AWS/Lambda", "AWS/SQS", "AWS/ApiGateway", "WeChatTokenKeeper/Log")
     }
@@ -108,7 +108,7 @@ def test_a_refused_key_is_counted_and_other_refusals_are_not(world: World, caplo
     assert [wanted.items() <= line.items() for line in refused] == [True, False, False]
 
 
-def test_the_heartbeat_is_expected_less_often_than_the_schedules_beat() -> None:
+def test_the_heartbeat_period_spans_five_schedules() -> None:
     template = translate()
     heartbeat = nested(template, "Monitoring")["Resources"]["Heartbeat"]["Properties"]
 
@@ -117,7 +117,7 @@ def test_the_heartbeat_is_expected_less_often_than_the_schedules_beat() -> None:
     assert heartbeat["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "RefreshFunctionName"}}]
 
 
-def test_nobody_is_written_to_without_an_address() -> None:
+def test_no_mail_is_sent_without_an_address() -> None:
     for address, expected in (("", True), ("ops@example.com", False)):
         monitoring = nested(translate({"AlarmEmail": address}), "Monitoring")
         (given, nothing) = monitoring["Conditions"]["HasAlarmEmail"]["Fn::Not"][0]["Fn::Equals"]

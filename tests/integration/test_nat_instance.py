@@ -136,7 +136,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 def test_the_functions_calls_leave_by_the_instances_address(network: Network) -> None:
-    # Given an instance that has not booted, behind which nothing answers
+    # Given an instance that has not booted, behind which nothing responds
     assert network.address_that_wechat_sees() is None
     # When it boots
     calls = network.boot()
@@ -158,7 +158,7 @@ def test_a_package_that_comes_late_is_waited_for(network: Network) -> None:
 
 
 def test_an_instance_without_the_package_switches_itself_off(network: Network) -> None:
-    # Given a repository that does not answer
+    # Given a repository that does not respond
     calls = network.boot(dnf="exit 1", nft="exit 127")
     # Then the group gets an instance to replace
     assert calls[-1] == "poweroff"

@@ -1,6 +1,6 @@
 """No secret, token, ticket or key leaves through any channel but the API's reply to a permitted reader.
 
-Every path of both functions is driven with marked values while everything they say is heard, at DEBUG: log records with all
+Every path of both functions is driven with marked values while everything they emit is recorded, at DEBUG: log records with all
 their fields, stdout and stderr, warnings, summaries, events, health, problems, what Lambda prints of an
 exception, and what is sent to AWS.
 """
@@ -28,7 +28,7 @@ from infra.stack import translate
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.leaks import QUIET, Said, forms, listening, spellings
 from tests.support.world import APPID, Clock, World, gateway_event
-from token_keeper.model import fingerprint
+from token_keeper.model import fingerprint, rfc3339
 from token_keeper.notify import messages
 from token_keeper.notify.messages import News
 from token_keeper.refresh import wechat
@@ -87,9 +87,9 @@ class Rig:
         elif record:
             self.world.wechat.add_app(record["appid"], record["secret"])
         path = f"{self.world.environment['ACCOUNTS_PATH']}/{name}"
-        heard, self.world.before_aws = self.world.before_aws, None  # it is an operator who sends this
+        recorder, self.world.before_aws = self.world.before_aws, None  # it is an operator who sends this
         self.world.ssm.put_parameter(Name=path, Value=value or json.dumps(record), Type="SecureString", Overwrite=True)
-        self.world.before_aws = heard
+        self.world.before_aws = recorder
         self.wake({"source": "aws.ssm", "detail": {"name": path, "operation": "Update"}})
 
     def wake(self, event: Any) -> None:
@@ -104,17 +104,17 @@ class Rig:
         method: str | None = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
-        """Make a request of ApiFunction; all of the reply is heard but a value where a reply to a reader has it."""
+        """Make a request of ApiFunction; all of the response is recorded except a value where a reply to a reader has it."""
         event = gateway_event(path, body, method, content_type)
         with self._hearing_exceptions(), self.world.internet():
-            answer = self.world.api_instance()(event, None)
-            told: dict[str, Any] = json.loads(answer["body"])
-            shown = {k: v for k, v in told.items() if answer["statusCode"] != 200 or k not in VALUE_FIELDS}
-            self.said.add("replies", f"{answer['statusCode']} {answer['headers']} {json.dumps(shown)} ")
+            response = self.world.api_instance()(event, None)
+            reply: dict[str, Any] = json.loads(response["body"])
+            shown = {k: v for k, v in reply.items() if response["statusCode"] != 200 or k not in VALUE_FIELDS}
+            self.said.add("replies", f"{response['statusCode']} {response['headers']} {json.dumps(shown)} ")
             self.said.add("replies", json.dumps(shown, ensure_ascii=False))
             for field in VALUE_FIELDS:
-                assert told.get(field) not in self.never
-            return told
+                assert reply.get(field) not in self.never
+            return reply
         return {}
 
     @contextmanager
@@ -150,12 +150,12 @@ class Rig:
         self.ask(f"/v1/accounts/{quote(SECRET, safe='')}/access-token")
         for key in (*self.keys, GUESSED_KEY, SECRET, TOKEN):
             for appid in (APPID, STABLE_APPID, SECRET):
-                query = {"grant_type": "client_credential", "appid": appid, "secret": key}
-                self.ask(f"/cgi-bin/token?{urlencode(query)}")
-                self.ask("/cgi-bin/token", urlencode(query), content_type="application/x-www-form-urlencoded")
-                self.ask("/cgi-bin/stable_token", json.dumps(query | {"force_refresh": True}))
-                self.ask("/cgi-bin/stable_token", json.dumps(query)[:-1])
-                self.ask(f"/cgi-bin/token?{urlencode(query | {'grant_type': key})}")
+                asked = {"grant_type": "client_credential", "appid": appid, "secret": key}
+                self.ask(f"/cgi-bin/token?{urlencode(asked)}")
+                self.ask("/cgi-bin/token", urlencode(asked), content_type="application/x-www-form-urlencoded")
+                self.ask("/cgi-bin/stable_token", json.dumps(asked | {"force_refresh": True}))
+                self.ask("/cgi-bin/stable_token", json.dumps(asked)[:-1])
+                self.ask(f"/cgi-bin/token?{urlencode(asked | {'grant_type': key})}")
             self.ask(f"/cgi-bin/gettoken?{urlencode({'corpid': CORPID, 'corpsecret': key})}")
             self.ask(f"/cgi-bin/gettoken?{urlencode({'corpid': key, 'corpsecret': key})}")
             self.ask(f"/cgi-bin/ticket/getticket?{urlencode({'access_token': key, 'type': 'jsapi'})}")
@@ -179,7 +179,7 @@ class Rig:
 
 
 def is_news(entry: dict[str, Any]) -> bool:
-    """Whether people are told of the event, by the rule of the template."""
+    """Whether people get the event, by the rule of the template."""
     return entry["DetailType"] in NEWS
 
 
@@ -191,12 +191,13 @@ def rig() -> Iterator[Rig]:
     with listening() as said:
         made = Rig(said)
         yield made
-        if news := [News(entry["DetailType"], entry["Detail"]) for entry in made.world.sent if is_news(entry)]:
+        sent = [entry for entry in made.world.sent if is_news(entry)]
+        if news := [News(entry["DetailType"], rfc3339(entry["Time"]), entry["Detail"]) for entry in sent]:
             said.add("messages", messages.text(news))
             said.add("messages", messages.subject(news))
         said.add("aws", json.dumps(list(made.aws.items.values())))
     assert made.leaks() == []
-    assert sum(map(len, said.by_channel.values())) > 50, "nothing was heard"
+    assert sum(map(len, said.by_channel.values())) > 50, "nothing was recorded"
 
 
 # --- the search itself
@@ -210,20 +211,20 @@ def test_the_search_finds_a_marker_in_any_form(form: str) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "x", "xy", "xyz"])
-def test_the_search_finds_a_marker_in_a_form_that_the_gateway_hands_on(before: str) -> None:
+def test_the_search_finds_a_marker_in_every_form_of_the_gateway(before: str) -> None:
     said = Said()
     said.add("log", b64encode(f"{before}{SECRET}&grant_type=client_credential".encode()).decode())
     assert said.found([SECRET])
 
 
-def test_the_search_hears_every_channel() -> None:
+def test_the_search_records_every_channel() -> None:
     with listening() as said:
         logging.getLogger("refresh").debug("…", extra={"field": {"in": SECRET}})
         logging.getLogger("api.compatible").debug("%s", STABLE_SECRET)
         try:
             raise ValueError(CORP_SECRET)
         except ValueError:
-            logging.getLogger("anybody").exception("failed")
+            logging.getLogger("other").exception("failed")
         sys.stdout.write(TOKEN)
         sys.stderr.write(TICKET)
     assert {"log", "exceptions", "stdout", "stderr"} <= {
@@ -235,7 +236,7 @@ def test_the_search_hears_every_channel() -> None:
 
 def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an adapter that turns a broken connection into an exception with urllib3's own text
-    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_answer(str(error)))
+    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_response(str(error)))
     with listening() as said:
         rig = Rig(said)
         rig.world.wechat.fail("/cgi-bin/gettoken", *[Fault.slow()] * 3)
@@ -247,7 +248,7 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
     assert {"log", "summaries", "replies", "stdout"} <= channels
 
 
-def test_an_exception_that_nobody_handles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_is_not_handled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an adapter that lets urllib3's exceptions out, and a changed record, for which the live token is checked
     with listening() as said:
         rig = Rig(said)
@@ -271,7 +272,7 @@ def test_all_is_well(rig: Rig) -> None:
     rig.all_wakes()
     rig.world.clock.sleep(60)
     rig.all_calls()
-    # Then all that should be heard was
+    # Then all that should be recorded was
     assert {"log", "summaries", "replies", "invocations", "aws", "events"} <= rig.said.by_channel.keys()
 
 
@@ -349,10 +350,10 @@ def faults(secret: str, path: str) -> list[Fault]:
 
 
 @pytest.mark.parametrize(("path", "secret"), WECHATS_PATHS.values(), ids=WECHATS_PATHS)
-def test_whatever_wechat_answers(rig: Rig, path: str, secret: str) -> None:
+def test_whatever_wechat_responds(rig: Rig, path: str, secret: str) -> None:
     if secret == TOKEN:
         for fetched_at in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken"):
-            rig.world.wechat.fail(fetched_at, *answers("access_token", TOKEN))
+            rig.world.wechat.fail(fetched_at, *responses("access_token", TOKEN))
     rig.enrol()
     account = "crm" if "get_jsapi" in path or path.endswith(("ticket/get", "gettoken")) else "main"
     account = "stable" if secret == STABLE_SECRET else account
@@ -375,7 +376,7 @@ def test_whatever_wechat_answers(rig: Rig, path: str, secret: str) -> None:
         rig.world.wechat.heal(path)
 
 
-def answers(field: str, value: str) -> list[Fault]:
+def responses(field: str, value: str) -> list[Fault]:
     """A WeChat that hands out this value for a while."""
     return [Fault.malformed(json.dumps({field: value, "expires_in": 7200}).encode())] * 500
 
@@ -383,9 +384,9 @@ def answers(field: str, value: str) -> list[Fault]:
 def test_a_token_of_any_letters(rig: Rig) -> None:
     # Given a WeChat that mints tokens and tickets with such letters as look different elsewhere
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken"):
-        rig.world.wechat.fail(path, *answers("access_token", TOKEN))
+        rig.world.wechat.fail(path, *responses("access_token", TOKEN))
     for path in ("/cgi-bin/ticket/getticket", "/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"):
-        rig.world.wechat.fail(path, *answers("ticket", TICKET))
+        rig.world.wechat.fail(path, *responses("ticket", TICKET))
     rig.enrol()
     assert set(rig.tokens().values()) == {TOKEN}
     assert rig.ask("/v1/accounts/main/tickets/jsapi")["ticket"] == TICKET
@@ -442,7 +443,7 @@ def test_an_aws_that_fails(rig: Rig, broken: str, failure: Callable[[str, bytes]
 
 
 def test_items_that_hold_what_they_should_not(rig: Rig) -> None:
-    # Given items with attributes missing or of the wrong kind, which nobody foresaw
+    # Given items with attributes missing or of the wrong kind, which were not foreseen
     rig.enrol()
     for item in rig.aws.items.values():
         for name in ("kind", "lease_until"):
@@ -457,9 +458,9 @@ def test_items_that_hold_what_they_should_not(rig: Rig) -> None:
 
 
 class _Raw(socketserver.StreamRequestHandler):
-    """Answers with raw bytes; `{}` in them is what was asked."""
+    """Responds with raw bytes; `{}` in them is what was asked."""
 
-    answers: ClassVar[list[bytes]] = []
+    responses: ClassVar[list[bytes]] = []
 
     def handle(self) -> None:
         head = b""
@@ -467,11 +468,11 @@ class _Raw(socketserver.StreamRequestHandler):
             head += line
         length = re.search(rb"content-length: (\d+)", head.lower())
         asked = head.split(b"\r\n")[0] + (self.rfile.read(int(length[1])) if length else b"")
-        self.wfile.write(self.answers.pop(0).replace(b"{}", asked) if self.answers else b"")
+        self.wfile.write(self.responses.pop(0).replace(b"{}", asked) if self.responses else b"")
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-RAW_ANSWERS = {
+RAW_RESPONSES = {
     "no HTTP": b"{}\r\n\r\n",
     "an odd status": b"HTTP/1.1 {} OK\r\n\r\n",
     "a broken header": HEAD + b"what was asked: {}\r\nno colon here {}\r\n\r\n" + b"null",
@@ -488,10 +489,10 @@ RAW_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", RAW_ANSWERS.values(), ids=RAW_ANSWERS)
-def test_a_peer_that_speaks_no_proper_http(rig: Rig, answer: bytes) -> None:
+@pytest.mark.parametrize("response", RAW_RESPONSES.values(), ids=RAW_RESPONSES)
+def test_a_peer_that_speaks_no_proper_http(rig: Rig, response: bytes) -> None:
     class Handler(_Raw):
-        answers = [answer] * 30
+        responses = [response] * 30
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -507,7 +508,7 @@ def test_a_peer_that_speaks_no_proper_http(rig: Rig, answer: bytes) -> None:
             rig.wake({"wake": "tick"})
         finally:
             server.shutdown()
-    assert not Handler.answers[:1] or len(Handler.answers) < 30, "nobody asked"
+    assert not Handler.responses[:1] or len(Handler.responses) < 30, "no request came"
 
 
 def test_their_debug_lines_stay_off_whatever_level_ours_has() -> None:
@@ -525,8 +526,8 @@ def test_a_reader_with_its_own_client(rig: Rig) -> None:
     def application(environ: Any, start_response: Any) -> Any:
         request = Request(environ)
         echo = f"{dict(request.headers)} {request.get_data(as_text=True)}"
-        answer = {"__type": f"com.amazon#InvalidSignatureException:{echo}", "message": echo}
-        return Response(json.dumps(answer), 400)(environ, start_response)
+        response = {"__type": f"com.amazon#InvalidSignatureException:{echo}", "message": echo}
+        return Response(json.dumps(response), 400)(environ, start_response)
 
     server = Server(application)
     server.start()

@@ -1,6 +1,8 @@
 """Who gets what from the WeChat-compatible API: the matrix of consumer × account × call, and what is refused with which code."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -18,9 +20,9 @@ from tests.support.world import APPID, REQUEST_ID, World
 
 OTHER_APPID = "wx89abcdef01234567"
 REVOKED = "wtk_" + "A" * 43
-"""A key as they look, that nobody holds."""
+"""A key as they look, of no consumer."""
 
-ACCOUNTS = {
+ACCOUNTS: dict[str, dict[str, Any]] = {
     "main": {"appid": APPID, "secret": "1" * 32, "tickets": ["jsapi"]},
     "main-stable": {"appid": "wx0000000000000003", "secret": "4" * 32, "endpoint": "stable_token"},
     "mini-one": {"appid": "wx0000000000000001", "secret": "2" * 32},
@@ -74,34 +76,34 @@ def test_a_consumer_reads_its_accounts_and_no_other(
     world, keys = populated
     expected = 40125 if consumer == "gone" else MATRIX[call, app].get(consumer, 40013)
     # When the consumer asks, twice: the second time the instance remembers
-    ask = {TOKEN: ask_token, STABLE: ask_stable_token, CORP: ask_corp_token}[call]
-    answers = [ask(world, keys[consumer], app) for _ in range(2)]
+    calls: dict[str, Callable[..., dict[str, Any]]] = {TOKEN: ask_token, STABLE: ask_stable_token, CORP: ask_corp_token}
+    responses = [calls[call](world, keys[consumer], app) for _ in range(2)]
     # Then it gets the token of its account, or WeChat's refusal
-    for answer in answers:
+    for response in responses:
         if isinstance(expected, int):
-            assert answer["errcode"] == expected
-            assert "access_token" not in answer
+            assert response["errcode"] == expected
+            assert "access_token" not in response
         else:
-            assert answer["access_token"] == world.token(expected)
+            assert response["access_token"] == world.token(expected)
 
 
 def test_a_key_for_several_apps_of_a_corp_is_told_what_to_do(populated: tuple[World, dict[str, str]]) -> None:
     world, keys = populated
-    answer = ask_corp_token(world, keys["everything"])
+    response = ask_corp_token(world, keys["everything"])
     hint = "this key may read several apps of this corp: make one consumer for each app"
-    assert answer == refused(40013, f"invalid corpid, {hint}")
+    assert response == refused(40013, f"invalid corpid, {hint}")
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_a_token_gets_the_ticket_of_its_own_account(populated: tuple[World, dict[str, str]], account: str) -> None:
     world, _ = populated
-    # When somebody shows the account's token and asks for a jsapi ticket
-    answer = ask_ticket(world, world.token(account), instance=world.api_instance())
+    # When a client shows the account's token and asks for a jsapi ticket
+    response = ask_ticket(world, world.token(account), instance=world.api_instance())
     # Then it gets that of the same account, if one is kept
     if account == "main":
-        assert answer["ticket"] == world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
+        assert response["ticket"] == world.get("/v1/accounts/main/tickets/jsapi")[1]["ticket"]
     else:
-        assert answer["errcode"] == 48001
+        assert response["errcode"] == 48001
 
 
 CONTENT_TYPES = ["application/json", "application/x-www-form-urlencoded", "text/plain", ""]
@@ -146,14 +148,14 @@ def test_parameters_are_taken_from_wherever_sdks_send_them(
     mark, _, where = where.rpartition(" ")
     match where:
         case "query":
-            answer = world.ask(call, **query)
+            response = world.ask(call, **query)
         case "form":
-            answer = world.ask(call, body=mark + urlencode(query), content_type=content_type)
+            response = world.ask(call, body=mark + urlencode(query), content_type=content_type)
         case "multipart":
-            answer = world.ask(call, body=multipart(query), content_type=content_type)
+            response = world.ask(call, body=multipart(query), content_type=content_type)
         case _:
-            answer = world.ask(call, body=mark + json.dumps(query), content_type=content_type)
-    assert answer == {"access_token": world.token(), "expires_in": 6835}
+            response = world.ask(call, body=mark + json.dumps(query), content_type=content_type)
+    assert response == {"access_token": world.token(), "expires_in": 6835}
 
 
 # --- refusals
@@ -164,12 +166,12 @@ WRONG = {
     "no appid": ("GET /cgi-bin/token", {"appid": None}, 41002, "appid missing"),
     "an empty appid": ("GET /cgi-bin/token", {"appid": ""}, 41002, "appid missing"),
     "no secret": ("GET /cgi-bin/token", {"secret": None}, 41004, "appsecret missing"),
-    "a key that nobody holds": ("GET /cgi-bin/token", {"secret": REVOKED}, 40125, "invalid appsecret"),
+    "a key of no consumer": ("GET /cgi-bin/token", {"secret": REVOKED}, 40125, "invalid appsecret"),
     "no key at all": ("GET /cgi-bin/token", {"secret": "0123456789abcdef0123456789abcdef"}, 40125, "invalid appsecret"),
     "an odd key": ("GET /cgi-bin/token", {"secret": "wtk_é\n' OR 1"}, 40125, "invalid appsecret"),
     "an unknown appid": ("GET /cgi-bin/token", {"appid": OTHER_APPID}, 40013, "invalid appid"),
     "an odd appid": ("GET /cgi-bin/token", {"appid": "../accounts"}, 40013, "invalid appid"),
-    "a key that nobody holds for an unknown appid": (
+    "a key of no consumer for an unknown appid": (
         "GET /cgi-bin/token",
         {"secret": REVOKED, "appid": OTHER_APPID},
         40125,
@@ -180,13 +182,13 @@ WRONG = {
     "stable: an unknown appid": ("POST /cgi-bin/stable_token", {"appid": OTHER_APPID}, 40013, "invalid appid"),
     "corp: no corpid": ("GET /cgi-bin/gettoken", {"corpid": None}, 41002, "corpid missing"),
     "corp: no corpsecret": ("GET /cgi-bin/gettoken", {"corpsecret": None}, 41004, "corpsecret missing"),
-    "corp: a key that nobody holds": ("GET /cgi-bin/gettoken", {"corpsecret": REVOKED}, 40125, "invalid appsecret"),
+    "corp: a key of no consumer": ("GET /cgi-bin/gettoken", {"corpsecret": REVOKED}, 40125, "invalid appsecret"),
     "corp: an unknown corpid": ("GET /cgi-bin/gettoken", {"corpid": "ww1"}, 40013, "invalid corpid"),
     "corp: an appid where a corpid is asked for": ("GET /cgi-bin/gettoken", {"corpid": APPID}, 40013, "invalid corpid"),
     "ticket: no token": ("GET /cgi-bin/ticket/getticket", {"access_token": None}, 41001, "access_token missing"),
     "ticket: an unknown token": (
         "GET /cgi-bin/ticket/getticket",
-        {"access_token": "nobody's"},
+        {"access_token": "unknown"},
         40001,
         "invalid credential, access_token is invalid or not latest",
     ),
@@ -205,7 +207,7 @@ WRONG = {
 def test_what_wechat_refuses_is_refused_with_wechats_code(
     populated: tuple[World, dict[str, str]], call: str, change: dict[str, str | None], errcode: int, errmsg: str
 ) -> None:
-    # Given parameters that are right but for one
+    # Given parameters that are right except one
     world, keys = populated
     key = keys["shop"]
     right: dict[str, str | None] = {
@@ -236,8 +238,8 @@ BODIES = {
 def test_a_body_that_is_none_is_refused(
     populated: tuple[World, dict[str, str]], body: bytes, errcode: int, content_type: str
 ) -> None:
-    answer = populated[0].ask("POST /cgi-bin/stable_token", body=body, content_type=content_type)
+    response = populated[0].ask("POST /cgi-bin/stable_token", body=body, content_type=content_type)
     if body == b"\xff\xfe" and content_type == "application/json":
         errcode = 40002  # the gateway has made text of it
-    assert answer["errcode"] == errcode
-    assert answer["errmsg"].endswith(f" rid: {REQUEST_ID}")
+    assert response["errcode"] == errcode
+    assert response["errmsg"].endswith(f" rid: {REQUEST_ID}")

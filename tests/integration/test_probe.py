@@ -50,7 +50,7 @@ def test_a_dead_token_is_found_and_replaced(world: World, record: dict[str, Any]
 
 @pytest.mark.parametrize("fault", [None, Fault.http(502), Fault.slow(30), Fault.error(45009), Fault.malformed(b"{}")])
 def test_a_probe_that_finds_nothing_dead_writes_nothing(world: World, fault: Fault | None) -> None:
-    # Given live tokens, and a WeChat that accepts them or gives no clear answer
+    # Given live tokens, and a WeChat that accepts them or says nothing clear
     world.add_account("main")
     world.add_account("other", appid="wx-other")
     world.clock.sleep(300)
@@ -77,7 +77,7 @@ def test_a_young_token_is_not_probed(world: World, since: int) -> None:
     assert world.wake("probe")["probed"]["dead"] == (since == 60)
 
 
-def test_an_hour_without_a_clear_answer_shows(world: World) -> None:
+def test_an_hour_without_a_clear_response_shows(world: World) -> None:
     # Given a WeChat that does not say whether a token works
     world.add_account("main")
     world.clock.sleep(300)
@@ -87,7 +87,7 @@ def test_an_hour_without_a_clear_answer_shows(world: World) -> None:
         assert world.health()["unclear_since"] is None, minutes
         world.wake("probe")
         world.clock.sleep(300)
-    # Then it shows since when, until the next clear answer
+    # Then it shows since when, until WeChat accepts or refuses it
     assert world.health()["unclear_since"] == "2026-09-21T14:18:20Z"
     world.wake("probe")
     assert world.health()["unclear_since"] is None
@@ -107,7 +107,7 @@ def test_a_run_that_is_cut_off_goes_on_where_it_stopped(world: World, monkeypatc
         world.wechat.fail(PROBE, *[Fault.slow(5)] * 2)
         # When each run has time for one batch
         summary = world.invoke({"wake": "probe"}, seconds=checker.PROBE_TIME + 1)
-        asked.append([call.account[3:] for call in world.wechat.calls[began:]])
+        asked.append([str(call.account)[3:] for call in world.wechat.calls[began:]])
         assert summary["probed"]["left"] == 5 - len(asked[-1])
     # Then the next one goes on after it, and begins again at the end
     assert [sorted(batch) for batch in asked] == [["a", "b"], ["c", "d"], ["a", "e"], ["b", "c"]]
@@ -124,7 +124,7 @@ def test_a_contested_account_is_shielded_for_a_day(world: World) -> None:
     for second in range(0, 86400, 60):
         world.clock.now = START + second
         if second % 600 == 0:
-            world.wechat.answer("GET", TOKEN, query, b"")
+            world.wechat.handle("GET", TOKEN, query, b"")
         if second % 300 == 0:
             world.wake("probe")
         world.wake("guard")
@@ -145,7 +145,7 @@ def test_a_dead_token_with_a_broken_record_is_not_served(world: World) -> None:
     world.wechat.kill(read(world))
     # When the probe runs
     world.wake("probe")
-    # Then readers do not get it, and are told what is wrong with the record
+    # Then readers do not get it, and the response says what is wrong with the record
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
     assert (status, body["cause"]["class"]) == (503, "configuration")
 

@@ -31,14 +31,14 @@ def enrol_without_a_value(world: World, *faults: Fault) -> None:
     world.add_account("main")
 
 
-# --- the answer
+# --- the response
 
 
-def test_the_answer_says_what_it_is_and_how_long_it_may_be_relied_on(world: World) -> None:
+def test_the_response_says_what_it_is_and_how_long_it_is_valid(world: World) -> None:
     world.add_account("main")
     # When its token is read
     status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer has the contract's fields, and may not be stored on the way
+    # Then the response has the contract's fields, and may not be stored on the way
     assert status == 200
     assert headers["Content-Type"] == "application/json"
     assert headers["Cache-Control"] == "no-store"
@@ -59,7 +59,7 @@ def test_a_ticket_is_handed_out_like_a_token(world: World) -> None:
     world.add_account("main", tickets=["jsapi"])
     # When its ticket is read
     status, body, headers = world.request("/v1/accounts/main/tickets/jsapi")
-    # Then the answer has the same fields, and the ticket
+    # Then the response has the same fields, and the ticket
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert world.wechat.accepts(body.pop("ticket"))
     assert (body["credential"], body["expires_in"], body["cache_for"]) == ("jsapi", 145, 60)
@@ -164,7 +164,7 @@ def test_a_promise_from_memory_shrinks_as_time_passes(world: World) -> None:
 # --- the table is down
 
 
-def test_while_the_table_is_down_a_reader_answers_from_memory_for_as_long_as_its_promise_holds(world: World) -> None:
+def test_a_table_outage_is_bridged_from_the_cache_while_promised(world: World) -> None:
     world.add_account("main")
     token = world.token()
     with world.down("dynamodb"):
@@ -187,12 +187,12 @@ def test_while_the_table_is_down_a_reader_answers_from_memory_for_as_long_as_its
     assert world.get(TOKEN_PATH)[1]["stale"] is False
 
 
-def test_while_the_table_is_down_a_reader_without_a_memory_says_so(world: World) -> None:
+def test_a_table_outage_shows_where_the_cache_is_empty(world: World) -> None:
     world.add_account("main")
     # When the table cannot be read by a new reader
     with world.down("dynamodb"):
         status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says that it passes
+    # Then the response says that it passes
     assert (status, body["code"]) == (503, "no_valid_value")
     assert (body["cause"]["class"], body["cause"]["errcode"]) == ("transient", None)
     assert int(headers["Retry-After"]) >= 1
@@ -232,7 +232,7 @@ def test_many_readers_that_find_no_value_cost_one_call(world: World) -> None:
     readers = [world.api_instance() for _ in range(5)]
     world.during_call = lambda: waited.extend(world.get(TOKEN_PATH, reader)[0] for reader in readers)
     status, _ = read(world)
-    # Then WeChat is asked once, and nobody waits for ever
+    # Then WeChat is asked once, and no reader waits for ever
     assert status == 200
     assert waited == [503] * 5
     assert world.calls() == 2
@@ -246,7 +246,7 @@ def test_a_wrong_secret_is_said_to_the_reader(world: World) -> None:
     world.put_parameter("main", json.dumps({"appid": APPID, "secret": WRONG_SECRET}))
     # When its token is read
     status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says why there is none, what to do, and when to ask again
+    # Then the response says why there is none, what to do, and when to ask again
     assert status == 503
     assert headers["Content-Type"] == "application/problem+json"
     assert headers["Cache-Control"] == "no-store"
@@ -262,10 +262,10 @@ def test_in_back_off_readers_do_not_ask_wechat(world: World) -> None:
     enrol_without_a_value(world, *[Fault.error(45009)] * 2)
     # When fifty reads follow before it is tried again
     world.clock.sleep(1799)
-    answers = [world.get(TOKEN_PATH) for _ in range(50)]
-    # Then WeChat is not asked, and each is told the cause
+    responses = [world.get(TOKEN_PATH) for _ in range(50)]
+    # Then WeChat is not asked, and each response has the cause
     assert world.calls() == 1
-    assert {(status, body["cause"]["errcode"]) for status, body in answers} == {(503, 45009)}
+    assert {(status, body["cause"]["errcode"]) for status, body in responses} == {(503, 45009)}
     # And when that time has come, several reads cost one call
     world.clock.sleep(1)
     for _ in range(5):
@@ -276,7 +276,7 @@ def test_in_back_off_readers_do_not_ask_wechat(world: World) -> None:
     assert world.wechat.accepts(world.token())
 
 
-def test_a_token_that_is_too_old_to_be_promised_is_not_handed_out_in_back_off(world: World) -> None:
+def test_a_token_past_its_promise_is_not_served_in_back_off(world: World) -> None:
     # Given a token that expired while WeChat refused to renew it
     world.add_account("main")
     world.clock.sleep(7150)
@@ -285,7 +285,7 @@ def test_a_token_that_is_too_old_to_be_promised_is_not_handed_out_in_back_off(wo
     world.clock.sleep(50)
     # When it is read
     status, body, headers = world.request(TOKEN_PATH)
-    # Then nobody gets it
+    # Then no reader gets it
     assert (status, body["cause"]["class"], body["cause"]["errcode"]) == (503, "quota", 45009)
     assert int(headers["Retry-After"]) <= 60
 
@@ -297,14 +297,14 @@ def test_a_refresher_that_cannot_help_is_said_to_the_reader(world: World, broken
     # When a token has expired and RefreshFunction cannot be asked, or cannot read the secret
     with world.down(broken):
         status, body, headers = world.request(TOKEN_PATH)
-    # Then the answer says that it passes, and nothing has got stuck
+    # Then the response says that it passes, and nothing has got stuck
     assert (status, body["code"], body["cause"]["class"]) == (503, "no_valid_value", "transient")
     assert int(headers["Retry-After"]) >= 1
     world.clock.sleep(60)
     assert world.wechat.accepts(world.token())
 
 
-def test_a_renewal_that_answers_too_late_is_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewal_that_responds_too_late_is_served(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add_account("main")
     world.clock.sleep(7200)
     renew = Refresher.renew
@@ -313,7 +313,7 @@ def test_a_renewal_that_answers_too_late_is_served(world: World, monkeypatch: py
         renew(refresher, account, credential)
         raise RefresherUnavailableError("RefreshFunction: timed out")
 
-    # Given a RefreshFunction that publishes a token, and answers later than the reader waits
+    # Given a RefreshFunction that publishes a token, and responds later than the reader waits
     monkeypatch.setattr(Refresher, "renew", late)
     # When the expired token is read, then the new one is there
     status, body = read(world)
@@ -351,9 +351,9 @@ def test_the_time_to_live_of_a_value_lies_beyond_its_life(world: World) -> None:
 
 
 NOT_FOUND = [
-    ("/v1/accounts/nobody/access-token", "unknown_account"),
-    ("/v1/accounts/nobody/tickets/jsapi", "unknown_account"),
-    ("/v1/accounts/nobody", "unknown_account"),
+    ("/v1/accounts/unknown/access-token", "unknown_account"),
+    ("/v1/accounts/unknown/tickets/jsapi", "unknown_account"),
+    ("/v1/accounts/unknown", "unknown_account"),
     ("/v1/accounts/main/tickets/jsapi", "unknown_credential"),
     ("/v1/accounts/main/tickets/agent_config", "unknown_credential"),
     ("/v1/accounts/main/tickets/access_token", "unknown_credential"),

@@ -16,13 +16,13 @@ MAIN_TICK, PROBE_RATE = 6600, 300
 """Seconds between two firings of these schedules."""
 
 
-def test_who_is_behind_gets_the_current_token_and_wechat_is_not_asked(world: World) -> None:
+def test_a_client_that_is_behind_gets_the_token_without_a_check(world: World) -> None:
     # Given a token that has been renewed
     world.add_account()
     old = world.token()
     world.clock.sleep(6600)
     world.wake("tick")
-    # When somebody reports the one before
+    # When a client reports the one before
     status, body = world.report(access_token=old)
     # Then it gets the current one
     assert (status, body["outcome"]) == (200, "superseded")
@@ -47,22 +47,22 @@ def test_a_token_that_works_is_not_replaced(world: World) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["token", "stable_token"])
-def test_a_dead_token_is_replaced_once_and_the_rotation_by_others_is_recorded(world: World, endpoint: str) -> None:
-    # Given a token that somebody else has killed
+def test_a_dead_token_is_replaced_once_and_counted_as_foreign(world: World, endpoint: str) -> None:
+    # Given a token that another client has invalidated
     world.add_account(endpoint=endpoint)
     world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
     # When 20 clients report it
-    answers = [world.report(access_token=dead) for _ in range(20)]
+    responses = [world.report(access_token=dead) for _ in range(20)]
     # Then the first has it replaced, and all get the new one
-    assert [body["outcome"] for _, body in answers] == ["replaced"] + ["superseded"] * 19
-    assert {status for status, _ in answers} == {200}
-    (new,) = {body["access_token"] for _, body in answers}
+    assert [body["outcome"] for _, body in responses] == ["replaced"] + ["superseded"] * 19
+    assert {status for status, _ in responses} == {200}
+    (new,) = {body["access_token"] for _, body in responses}
     assert world.wechat.accepts(new)
     assert world.calls() + world.calls("/cgi-bin/stable_token") == 2
     assert world.calls(PROBE) == 1
-    # And the account's health tells of it, and what to do
+    # And the account's health shows it, and what to do
     rotations = world.health()["foreign_rotations"]
     assert rotations["count"] == 1
     assert "AppSecret" in rotations["remedy"]
@@ -81,14 +81,14 @@ def test_one_check_serves_all_who_ask_within_ten_seconds(world: World) -> None:
     assert world.calls(PROBE) == 6
 
 
-def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World) -> None:
+def test_stable_token_is_forced_only_if_it_repeats_a_dead_token(world: World) -> None:
     # Given a dead token that normal mode repeats
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
     dead = world.token()
     world.wechat.kill(dead)
-    answer = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
-    world.wechat.fail("/cgi-bin/stable_token", Fault.malformed(answer))
+    response = f'{{"access_token":"{dead}","expires_in":5000}}'.encode()
+    world.wechat.fail("/cgi-bin/stable_token", Fault.malformed(response))
     # When it is reported
     status, body = world.report(access_token=dead)
     # Then it is replaced by force
@@ -97,7 +97,7 @@ def test_stable_token_is_forced_only_when_the_dead_value_comes_back(world: World
     assert world.calls("/cgi-bin/stable_token") == 3
 
 
-def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replaced(world: World) -> None:
+def test_a_dead_token_is_not_served_until_it_can_be_replaced(world: World) -> None:
     # Given a dead token, and a WeChat that mints none
     world.add_account()
     world.clock.sleep(60)
@@ -106,7 +106,7 @@ def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replace
     world.wechat.fail("/cgi-bin/stable_token", Fault.error(-1))
     # When it is reported
     status, body = world.report(access_token=dead)
-    # Then nobody gets it any more, and everybody is told why
+    # Then no reader gets it any more, and each learns why
     assert status == 503
     assert body["cause"]["errcode"] == -1
     status, body = world.get("/v1/accounts/main/access-token", world.api_instance())
@@ -119,7 +119,7 @@ def test_a_token_known_to_be_dead_is_not_handed_out_even_if_it_cannot_be_replace
 
 
 def test_a_check_that_fails_changes_nothing(world: World) -> None:
-    # Given a WeChat that does not answer the check
+    # Given a WeChat that does not respond to the check
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
@@ -137,17 +137,17 @@ def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch:
     monkeypatch.setattr(budget, "RESERVE", budget.CALLS_A_DAY[Kind.TOKEN] - 10)
     world.add_account()
     world.wechat.fail("/cgi-bin/stable_token", *[Fault.error(48001)] * 99)
-    answers = []
+    responses = []
     for _ in range(11):
         world.clock.sleep(75)
         token = world.token()
         world.wechat.kill(token)
         status, body = world.report(access_token=token)
-        answers.append(status)
+        responses.append(status)
         if status != 200:
             break
     # Then the calls that reports may use are limited
-    assert answers == [200] * 9 + [503]
+    assert responses == [200] * 9 + [503]
     assert body["cause"]["class"] == "quota"
     assert world.calls() == 10
     # And the token is renewed on WeChat's next day
@@ -157,7 +157,7 @@ def test_reports_cannot_use_up_the_calls_for_renewals(world: World, monkeypatch:
 
 
 def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
-    # Given an account whose token was renewed, and then killed by somebody
+    # Given an account whose token was renewed, and then invalidated by another client
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(6600)
     world.wake("tick")
@@ -180,8 +180,8 @@ def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
 )
 def test_a_malformed_report_is_refused(world: World, body: str) -> None:
     world.add_account()
-    status, answer, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
-    assert (status, answer["code"]) == (400, "invalid_request")
+    status, response, _ = world.request("/v1/accounts/main/access-token/reports", body=body)
+    assert (status, response["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
@@ -191,18 +191,18 @@ def test_a_report_with_a_byte_order_mark_is_one(world: World, content_type: str)
     body = f"\ufeff{json.dumps({'access_token': 'another', 'errcode': 40001})}"
     event = gateway_event("/v1/accounts/main/access-token/reports", body, content_type=content_type)
     with world.internet():
-        answer = world.api_instance()(event, None)
-    assert json.loads(answer["body"])["outcome"] == "superseded"
+        response = world.api_instance()(event, None)
+    assert json.loads(response["body"])["outcome"] == "superseded"
 
 
 def test_a_report_for_an_unknown_account_is_not_found(world: World) -> None:
-    assert world.report("nobody", access_token="x")[0] == 404
+    assert world.report("unknown", access_token="x")[0] == 404
 
 
 OTHER_APPID = "wxaaaaaaaaaaaaaaaa"
 
 
-def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: World) -> None:
+def test_a_dead_token_is_replaced_only_by_one_of_the_same_appid(world: World) -> None:
     # Given two accounts, and a record of the second that names the first one's appid, which is refused
     world.add_account("main")
     world.add_account("other", appid=OTHER_APPID, secret="f" * 32)
@@ -212,7 +212,7 @@ def test_a_dead_token_is_replaced_only_by_one_of_the_appid_it_belongs_to(world: 
     # When the second one's token dies, and is reported
     world.wechat.kill(dead)
     status, _ = world.report("other", access_token=dead)
-    # Then nobody fetches with the first one's secret, and there is no value
+    # Then nothing is fetched with the first one's secret, and there is no value
     assert status == 503
     assert world.calls() == calls
     assert world.token("main") == live
@@ -328,12 +328,12 @@ def test_reports_that_are_not_checked_get_the_current_token(world: World) -> Non
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
-    answers: list[dict[str, Any]] = []
-    world.during_call = lambda: answers.append(world.report(access_token=token, instance=world.api_instance())[1])
+    responses: list[dict[str, Any]] = []
+    world.during_call = lambda: responses.append(world.report(access_token=token, instance=world.api_instance())[1])
     # When another client reports the token meanwhile
     world.report(access_token=token)
     # Then it waits five seconds, and gets the current token
-    assert [(body["outcome"], body["access_token"]) for body in answers] == [("unverified", token)]
+    assert [(body["outcome"], body["access_token"]) for body in responses] == [("unverified", token)]
     assert world.calls(PROBE) == 1
 
 
@@ -379,7 +379,7 @@ def test_a_limited_report_says_when_to_come_back(world: World) -> None:
         if status != 200:
             break
         world.clock.sleep(10)
-    # Then one more is told when to come back, without an invocation of RefreshFunction
+    # Then the response to one more says when to come back, without an invocation of RefreshFunction
     assert (status, body["code"]) == (429, "too_many_reports")
     assert len(world.events) == invoked
     world.clock.sleep(int(headers["Retry-After"]))
@@ -404,5 +404,5 @@ def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
     assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
     assert world.calls() == 2
     assert world.wechat.accepts(world.token())
-    # And who has reported it is told so
+    # And the response to the report says so
     assert (body["outcome"], body["access_token"]) == ("superseded", world.token())

@@ -90,7 +90,7 @@ def test_every_command_of_the_runbook_does_what_it_says(
             for line in lines:
                 run(local, heading, line)
             if heading.startswith("A consumer"):
-                local.clock.jump(15)
+                jump(local, 15)
                 assert ask(local, leaked[0]).get("errcode") == 40125
 
 
@@ -111,7 +111,7 @@ def run(local: LocalStack, heading: str, line: str) -> None:
             local.wechat.change_secret(APPID, OLD_SECRET, NEW_SECRET)
         local.wechat.heal(TOKEN)
     elif line.startswith("sleep "):
-        local.clock.jump(float(line.removeprefix("sleep ")))
+        jump(local, float(line.removeprefix("sleep ")))
     elif not line.startswith("#"):
         command, _, fails = line.partition(" #")[0].partition(" || ")
         words = shlex.split(command)
@@ -119,16 +119,21 @@ def run(local: LocalStack, heading: str, line: str) -> None:
         result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
         ends = monotonic() + TRIES_FOR
         while words[3] != "accounts" and result.exit_code != bool(fails) and monotonic() < ends:
-            local.clock.jump(31)  # a person does not type faster: renewals are 30 s apart, changes take seconds
+            jump(local, 31)  # an operator does not type faster: renewals are 30 s apart, changes take seconds
             wake(local, "guard")
             result = CliRunner().invoke(app, ["--local", *words[3:]], input=NEW_SECRET)
         assert result.exit_code == bool(fails), f"{heading}: {line}\n{result.output}"
 
 
+def jump(local: LocalStack, seconds: float) -> None:
+    assert isinstance(local.clock, JumpingClock)
+    local.clock.jump(seconds)
+
+
 def refused(local: LocalStack, errcode: int) -> None:
     """Let WeChat refuse the next renewals, and one be tried."""
     local.wechat.fail(TOKEN, *[Fault.error(errcode)] * 100)
-    local.clock.jump(31)
+    jump(local, 31)
     result = CliRunner().invoke(app, ["--local", "refresh", "main"])
     assert (result.exit_code, str(errcode) in result.output) == (1, True), result.output
 
@@ -141,10 +146,10 @@ def used_key(local: LocalStack) -> str:
 
 
 def ask(local: LocalStack, key: str) -> dict[str, Any]:
-    """What WeChat's own format answers to a consumer's key."""
+    """What WeChat's own format returns to a consumer's key."""
     call = {"grant_type": "client_credential", "appid": APPID, "secret": key}
-    answer = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=120).json()
-    return cast("dict[str, Any]", answer)
+    response = requests.get(f"{local.api_url}/cgi-bin/token", params=call, timeout=120).json()
+    return cast("dict[str, Any]", response)
 
 
 def lose_the_table(local: LocalStack) -> None:

@@ -71,7 +71,7 @@ def test_an_account_that_wechat_accepts(local: LocalStack) -> None:
 
 @pytest.mark.parametrize(
     ("name", "appid", "known_secret", "errcode"),
-    [("nobody", "wx00000000000000bb", None, 40013), ("typo", "wx00000000000000cc", NEW_SECRET, 40125)],
+    [("unknown", "wx00000000000000bb", None, 40013), ("typo", "wx00000000000000cc", NEW_SECRET, 40125)],
 )
 def test_an_account_that_wechat_refuses(
     local: LocalStack, name: str, appid: str, known_secret: str | None, errcode: int

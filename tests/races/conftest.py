@@ -39,7 +39,7 @@ def dynamodb(client: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def table_name() -> str:
-    """The name of a table that nobody else uses."""
+    """The name of a table that no other test uses."""
     return f"tokens-{uuid4()}"
 
 

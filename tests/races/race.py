@@ -8,7 +8,7 @@ from functools import partial
 from itertools import cycle, repeat
 from typing import Any
 
-from infra.local.simulated_wechat import Answer, SimulatedWeChat
+from infra.local.simulated_wechat import Reply, SimulatedWeChat
 from tests.support.world import Clock, World
 
 RUNNERS = 24
@@ -84,7 +84,7 @@ class Hold:
 
     def wait_until_reached(self) -> None:
         """Wait until a thread is held here; AssertionError where none comes."""
-        assert self._reached.wait(DEADLINE), "nobody came to be held"
+        assert self._reached.wait(DEADLINE), "no call came to be held"
 
     def release(self) -> None:
         """Let that thread go on."""
@@ -97,32 +97,32 @@ class Hold:
 
 
 class HoldingWeChat(SimulatedWeChat):
-    """WeChat with a slow line: a call can be held on its way there, or its answer on the way back."""
+    """WeChat with a slow line: a call can be held on its way there, or its response on the way back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
         self._requests: list[Hold] = []
-        self._answers: list[Hold] = []
+        self._responses: list[Hold] = []
 
     def hold_request(self) -> Hold:
         """Hold the next call: WeChat has done nothing yet."""
         self._requests.append(Hold())
         return self._requests[-1]
 
-    def hold_answer(self) -> Hold:
-        """Hold the answer to the next call: WeChat has done its part."""
-        self._answers.append(Hold())
-        return self._answers[-1]
+    def hold_response(self) -> Hold:
+        """Hold the response to the next call: WeChat has done its part."""
+        self._responses.append(Hold())
+        return self._responses[-1]
 
-    def answer(self, *call: Any, **more: Any) -> Answer:
+    def handle(self, *call: Any, **more: Any) -> Reply:
         """As WeChat does, but held where a hold waits for it."""
-        before, after = (holds.pop() if holds else None for holds in (self._requests, self._answers))
+        before, after = (holds.pop() if holds else None for holds in (self._requests, self._responses))
         if before:
             before.stop()
-        answer = super().answer(*call, **more)
+        response = super().handle(*call, **more)
         if after:
             after.stop()
-        return answer
+        return response
 
 
 class RaceWorld(World):

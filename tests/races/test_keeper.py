@@ -72,9 +72,7 @@ def test_a_due_token_is_renewed_once_however_many_wake_up(world: RaceWorld, endp
 
 
 @pytest.mark.parametrize("event", [TICK, GUARD], ids=["tick", "guard"])
-def test_a_renewal_that_wechat_refuses_is_tried_once_however_many_wake_up(
-    world: RaceWorld, event: dict[str, Any]
-) -> None:
+def test_a_refused_renewal_is_tried_once_by_simultaneous_runs(world: RaceWorld, event: dict[str, Any]) -> None:
     # Given a due token, and a WeChat that refuses
     world.add_account()
     first = world.token()
@@ -90,7 +88,7 @@ def test_a_renewal_that_wechat_refuses_is_tried_once_however_many_wake_up(
     assert world.token() == first
 
 
-def test_a_token_is_rotated_once_however_many_ask_for_it_at_one_moment(world: RaceWorld) -> None:
+def test_a_token_is_rotated_once_for_many_simultaneous_requests(world: RaceWorld) -> None:
     # Given a live token that is old enough to be rotated
     world.add_account()
     first = world.token()
@@ -110,37 +108,37 @@ def test_readers_that_find_no_value_have_it_fetched_once(world: RaceWorld, endpo
     world.add_account(endpoint=endpoint)
     world.clock.sleep(60)
     # When many readers ask at one moment
-    answers = read_at_once(world)
+    responses = read_at_once(world)
     # Then WeChat is called once, and all get what came
     assert world.calls(path) == 2
-    assert [status for status, _ in answers] == [200] * RUNNERS
-    (token,) = {body["access_token"] for _, body in answers}
+    assert [status for status, _ in responses] == [200] * RUNNERS
+    (token,) = {body["access_token"] for _, body in responses}
     assert world.wechat.accepts(token)
 
 
 def test_readers_wait_for_a_renewal_that_another_makes(world: RaceWorld) -> None:
-    # Given an account without a value, and a WeChat that takes four seconds to answer
+    # Given an account without a value, and a WeChat that takes four seconds to respond
     world.wechat.fail(TOKEN_API, Fault.error(-1), Fault.slow(4))
     world.add_account()
     world.clock.sleep(60)
     # When readers ask at one moment
-    answers = read_at_once(world, 8)
+    responses = read_at_once(world, 8)
     # Then WeChat is called once, and all get what came
     assert world.calls() == 2
-    assert [status for status, _ in answers] == [200] * 8
-    assert len({body["access_token"] for _, body in answers}) == 1
+    assert [status for status, _ in responses] == [200] * 8
+    assert len({body["access_token"] for _, body in responses}) == 1
 
 
 def test_readers_wait_no_longer_than_their_patience(world: RaceWorld) -> None:
-    # Given an account without a value, and a WeChat that takes seven seconds to answer
+    # Given an account without a value, and a WeChat that takes seven seconds to respond
     world.wechat.fail(TOKEN_API, Fault.error(-1), Fault.slow(7))
     world.add_account()
     world.clock.sleep(60)
     # When readers ask at one moment
-    answers = read_at_once(world, 8)
+    responses = read_at_once(world, 8)
     # Then WeChat is called once; the one that asked for the renewal gets what came, the others learn why there is none
     assert world.calls() == 2
-    assert sorted(status for status, _ in answers) == [200] + [503] * 7
+    assert sorted(status for status, _ in responses) == [200] + [503] * 7
 
 
 def test_readers_of_a_lost_credential_have_it_fetched_once(world: RaceWorld) -> None:
@@ -149,11 +147,11 @@ def test_readers_of_a_lost_credential_have_it_fetched_once(world: RaceWorld) -> 
     key = {"pk": {"S": "credential#main"}, "sk": {"S": "access_token"}}
     world.dynamodb.delete_item(TableName=world.environment["TABLE_NAME"], Key=key)
     # When many readers ask at one moment
-    answers = read_at_once(world)
+    responses = read_at_once(world)
     # Then WeChat is called once, and all get what came
     assert world.calls() == 2
-    assert [status for status, _ in answers] == [200] * RUNNERS
-    (token,) = {body["access_token"] for _, body in answers}
+    assert [status for status, _ in responses] == [200] * RUNNERS
+    (token,) = {body["access_token"] for _, body in responses}
     assert world.wechat.accepts(token)
 
 
@@ -163,11 +161,11 @@ def test_many_reports_of_a_live_token_check_it_once(world: RaceWorld) -> None:
     world.clock.sleep(60)
     token = world.token()
     # When many report at one moment that it was refused
-    answers = report_at_once(world, token)
+    responses = report_at_once(world, token)
     # Then WeChat is asked once about it, and fetched is nothing
     assert (world.calls(CHECK_API), world.calls()) == (1, 1)
-    # And all are told that it works
-    assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
+    # And all responses say that it works
+    assert {(status, body["outcome"], body["access_token"]) for status, body in responses} == {
         (200, "still_valid", token)
     }
 
@@ -183,7 +181,7 @@ def test_a_report_that_is_held_up_needs_no_second_check(world: RaceWorld) -> Non
         # When another report has the token checked, and then the first goes on
         world.report(access_token=token)
         held.release()
-        # Then that check answers both
+        # Then that check serves both
         (verified,) = summary_of_first()["verified"]
     assert verified["outcome"] == "still_valid"
     assert world.calls(CHECK_API) == 1
@@ -196,20 +194,20 @@ def test_many_reports_of_a_dead_token_replace_it_once(world: RaceWorld) -> None:
     token = world.token()
     world.wechat.kill(token)
     # When many report it at one moment
-    answers = report_at_once(world, token)
+    responses = report_at_once(world, token)
     # Then WeChat is asked once about it, and once for a new one
     assert (world.calls(CHECK_API), world.calls(), world.calls(STABLE_TOKEN_API)) == (1, 1, 1)
     # And all get that one
-    assert {status for status, _ in answers} == {200}
-    (new,) = {body["access_token"] for _, body in answers}
+    assert {status for status, _ in responses} == {200}
+    (new,) = {body["access_token"] for _, body in responses}
     assert world.wechat.accepts(new)
-    assert {body["outcome"] for _, body in answers} <= {"replaced", "superseded"}
+    assert {body["outcome"] for _, body in responses} <= {"replaced", "superseded"}
 
 
 @each_crowd
 @pytest.mark.parametrize("how", ["killed", "expired"])
 def test_a_crowd_of_readers_and_reporters_costs_one_token(world: RaceWorld, how: str, crowd: int) -> None:
-    # Given a token that died before its time, or one that expired because nobody renewed it
+    # Given a token that died before its time, or one that expired because it was not renewed
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
@@ -221,16 +219,16 @@ def test_a_crowd_of_readers_and_reporters_costs_one_token(world: RaceWorld, how:
     instances = [world.api_instance() for _ in range(8)]
     reads = [partial(world.get, PATH, instances[n % 8]) for n in range(crowd)]
     reports = [partial(world.report, instance=instances[n % 8], access_token=token) for n in range(crowd)]
-    answers = world.race(*(call for pair in zip(reads, reports, strict=True) for call in pair))
+    responses = world.race(*(call for pair in zip(reads, reports, strict=True) for call in pair))
     # Then WeChat mints one token, whatever is asked of it besides
     assert world.calls() + world.calls(STABLE_TOKEN_API) == 2
     assert world.calls(CHECK_API) == (1 if how == "killed" else 0)
     # And all who reported have it; so do readers, where it could be known that the old one is dead
-    assert {status for status, _ in answers} == {200}
-    (new,) = {body["access_token"] for _, body in answers[1::2]}
+    assert {status for status, _ in responses} == {200}
+    (new,) = {body["access_token"] for _, body in responses[1::2]}
     assert new != token
     assert world.wechat.accepts(new)
-    assert {body["access_token"] for _, body in answers[::2]} <= ({token, new} if how == "killed" else {new})
+    assert {body["access_token"] for _, body in responses[::2]} <= ({token, new} if how == "killed" else {new})
 
 
 @each_crowd
@@ -239,23 +237,23 @@ def test_reports_during_a_check_hold_no_invocation(world: RaceWorld, crowd: int)
     world.add_account()
     world.clock.sleep(60)
     token = world.token()
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile({"verify": {"account": "main", "fingerprint": fingerprint(token)}}) as summary_of_first:
         held.wait_until_reached()
         invoked = len(world.events)
         # When many clients report the token at one moment
         instances = [world.api_instance() for _ in range(8)]
-        answers = world.race(
+        responses = world.race(
             *(partial(world.report, instance=instances[n % 8], access_token=token) for n in range(crowd))
         )
         # Then RefreshFunction is not invoked once for them, and each gets the current token
         assert len(world.events) == invoked
-        assert {(status, body["outcome"], body["access_token"]) for status, body in answers} == {
+        assert {(status, body["outcome"], body["access_token"]) for status, body in responses} == {
             (200, "unverified", token)
         }
         held.release()
         summary_of_first()
-    # And when the check has ended, its result answers the next ones without an invocation
+    # And when the check has ended, its result serves the next ones without an invocation
     assert world.report(access_token=token)[1]["outcome"] == "still_valid"
     assert len(world.events) == invoked
     assert world.calls(CHECK_API) == 1
@@ -267,28 +265,28 @@ def test_a_promise_made_while_the_token_is_renewed_is_kept(world: RaceWorld) -> 
         # Given a token that is due
         world.clock.sleep(DUE_AFTER[Kind.TOKEN])
         # When readers read it while it is renewed
-        _, *answers = world.race(partial(world.wake, "guard"), *readers(world, RUNNERS - 1))
+        _, *responses = world.race(partial(world.wake, "guard"), *readers(world, RUNNERS - 1))
         # Then whatever they got works for as long as they were promised
         now = world.clock.now
-        assert {status for status, _ in answers} == {200}
-        promises = sorted((now + body["expires_in"] - 1, body["access_token"]) for _, body in answers)
+        assert {status for status, _ in responses} == {200}
+        promises = sorted((now + body["expires_in"] - 1, body["access_token"]) for _, body in responses)
         for promised_until, token in promises:
             world.clock.now = max(now, promised_until)
             assert world.wechat.accepts(token)
         world.clock.now = now
 
 
-def test_a_late_answer_never_replaces_a_newer_token(world: RaceWorld) -> None:
-    # Given a renewal that WeChat has carried out, and whose answer does not arrive
+def test_a_late_response_never_replaces_a_newer_token(world: RaceWorld) -> None:
+    # Given a renewal that WeChat has carried out, and whose response does not arrive
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile(GUARD) as summary_of_first:
         held.wait_until_reached()
         # When its lease ends and the next guard renews
         world.clock.sleep(60)
         (newer,) = renewed([world.wake("guard")])
-        # And then the answer arrives
+        # And then the response arrives
         held.release()
         # Then it is not published
         assert renewed([summary_of_first()]) == []
@@ -298,11 +296,11 @@ def test_a_late_answer_never_replaces_a_newer_token(world: RaceWorld) -> None:
 
 
 def test_a_late_failure_is_not_told_of_a_newer_token(world: RaceWorld) -> None:
-    # Given a renewal that WeChat refuses, with an answer that does not arrive
+    # Given a renewal that WeChat refuses, with a response that does not arrive
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
     world.wechat.fail(TOKEN_API, Fault.error(40013))
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile(GUARD) as summary_of_first:
         held.wait_until_reached()
         # When its lease ends and the next guard renews
@@ -317,7 +315,7 @@ def test_a_late_failure_is_not_told_of_a_newer_token(world: RaceWorld) -> None:
     assert healthy["state"] == "fresh"
 
 
-def test_a_renewal_that_reaches_wechat_after_it_was_overtaken_breaks_no_promise(world: RaceWorld) -> None:
+def test_a_superseded_renewal_that_reaches_wechat_keeps_promises(world: RaceWorld) -> None:
     # Given a renewal whose request is stuck before it reaches WeChat
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
@@ -340,10 +338,10 @@ def test_an_account_dropped_while_it_is_renewed_stays_dropped(world: RaceWorld) 
     # Given a renewal under way
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile(GUARD) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted, and then WeChat's answer arrives
+        # When the account is deleted, and then WeChat's response arrives
         world.delete_parameter("main")
         held.release()
         # Then nothing is published
@@ -362,10 +360,10 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     world.wechat.add_app(APPID, SECRET)
     if late == "failed":
         world.wechat.fail(TOKEN_API, Fault.error(-1))
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile(parameter_event()) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account is deleted and created anew, and then WeChat's answer arrives
+        # When the account is deleted and created again, and then WeChat's response arrives
         world.delete_parameter("main")
         (new,) = renewed([world.add_account()])
         held.release()
@@ -375,14 +373,14 @@ def test_an_account_created_anew_while_it_is_renewed_begins_anew(world: RaceWorl
     assert world.health()["last_error"] is None
 
 
-def test_an_account_changed_to_another_appid_while_it_is_renewed_gets_that_ones_token(world: RaceWorld) -> None:
+def test_an_appid_changed_during_a_renewal_gets_its_own_token(world: RaceWorld) -> None:
     # Given a renewal under way
     world.add_account()
     world.clock.sleep(DUE_AFTER[Kind.TOKEN])
-    held = world.slow_wechat.hold_answer()
+    held = world.slow_wechat.hold_response()
     with world.meanwhile(GUARD) as summary_of_renewal:
         held.wait_until_reached()
-        # When the account's record names another appid, and then WeChat's answer arrives
+        # When the account's record names another appid, and then WeChat's response arrives
         (new,) = renewed([world.add_account(appid="wx1111111111111111")])
         held.release()
         # Then the token of the old appid is not handed out
@@ -422,7 +420,7 @@ def test_of_accounts_with_one_appid_exactly_one_is_kept(world: RaceWorld) -> Non
     (kept,) = [each["account"] for summary in summaries for each in summary["renewed"]]
     assert world.calls() == 1
     assert world.wechat.accepts(world.token(kept))
-    # And each of the others is told whose appid it is
+    # And each of the others fails with the name of the owner
     others = failed(summaries)
     assert len(others) == RUNNERS - 1
     assert all(each["errmsg"].endswith(f"as account {kept}") for each in others)
@@ -442,7 +440,7 @@ def test_many_new_accounts_each_get_their_own_token(world: RaceWorld) -> None:
     assert len({world.token(name) for name in names}) == RUNNERS
 
 
-def test_an_event_that_read_an_older_record_does_not_undo_a_newer_one(world: RaceWorld) -> None:
+def test_an_event_with_an_older_record_does_not_undo_a_newer_one(world: RaceWorld) -> None:
     # Given a new account, whose event has read the record and is held up there
     old, new = "wx0000000000000000", "wx1111111111111111"
     for appid in (old, new):
@@ -462,7 +460,7 @@ def test_an_event_that_read_an_older_record_does_not_undo_a_newer_one(world: Rac
     assert {call.account for call in world.wechat.calls} == {new}
 
 
-def test_an_event_that_read_the_record_of_a_deleted_account_does_not_bring_it_back(world: RaceWorld) -> None:
+def test_an_event_with_a_deleted_record_does_not_restore_it(world: RaceWorld) -> None:
     # Given a new account, whose event has read the record and is held up there
     world.wechat.add_app(APPID, SECRET)
     put_parameter(world)
@@ -478,14 +476,14 @@ def test_an_event_that_read_the_record_of_a_deleted_account_does_not_bring_it_ba
     assert world.get(PATH)[0] == 404
 
 
-def test_an_event_of_a_deletion_does_not_drop_what_was_created_meanwhile(world: RaceWorld) -> None:
+def test_a_deletion_event_keeps_what_was_created_meanwhile(world: RaceWorld) -> None:
     # Given a deleted account, whose event has found no record and is held up there
     world.add_account()
     world.ssm.delete_parameter(Name=f"{ACCOUNTS_PATH}/main")
     held = world.hold_aws("dynamodb.GetItem")
     with world.meanwhile(parameter_event()):
         held.wait_until_reached()
-        # When the account is created anew, the event of that has done its work, and then the first goes on
+        # When the account is created again, the event of that has done its work, and then the first goes on
         put_parameter(world)
         world.invoke(parameter_event())
         held.release()
@@ -501,11 +499,11 @@ def readers(world: RaceWorld, number: int) -> list[Callable[[], tuple[int, dict[
 
 
 def report_at_once(world: RaceWorld, token: str) -> list[tuple[int, dict[str, Any]]]:
-    """Many cold readers are told at one moment that the token was refused; status and body of each answer."""
+    """Many cold readers get a report of a refused token at one moment; status and body of each response."""
     reports = [partial(world.report, instance=world.api_instance(), access_token=token) for _ in range(RUNNERS)]
     return world.race(*reports)
 
 
 def read_at_once(world: RaceWorld, number: int = RUNNERS) -> list[tuple[int, dict[str, Any]]]:
-    """So many cold readers ask for the token at one moment; status and body of each answer."""
+    """So many cold readers ask for the token at one moment; status and body of each response."""
     return world.race(*readers(world, number))

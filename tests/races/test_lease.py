@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.support.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Grant, Kind, Usage
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, Usage, task_of
 from token_keeper.refresh import alerts
 from token_keeper.table import Table
 
@@ -34,29 +34,24 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
-def listed(seen: Credential) -> Due:
-    """The credential as the index lists it."""
-    return Due(seen.account, seen.name, seen.kind, seen.due_at, seen.failures)
-
-
-def try_lease(table: Table, seen: Due, now: int = START) -> Credential | None:
-    """Try for a lease, as somebody who saw the credential like this."""
-    return table.credentials.take_lease(seen, now=now, until=now + LEASE)
+def try_lease(table: Table, seen: Credential, now: int = START) -> Credential | None:
+    """Try for a lease, as an instance that saw the credential like this."""
+    return table.credentials.take_lease(task_of(seen), now=now, until=now + LEASE)
 
 
 def enrol_and_try(table: Table, account: str) -> Credential | None:
     """Enrol a token, then try for its lease."""
-    return try_lease(table, listed(enrolled(table, account)))
+    return try_lease(table, enrolled(table, account))
 
 
 def lease(table: Table, seen: Credential, now: int = START) -> Credential:
-    """Take the lease, for which nobody else tries."""
-    held = try_lease(table, listed(seen), now)
+    """Take the lease, for which no other instance tries."""
+    held = try_lease(table, seen, now)
     assert held is not None
     return held
 
 
-def overtaken_leases(table: Table, account: str, number: int) -> list[Credential]:
+def superseded_leases(table: Table, account: str, number: int) -> list[Credential]:
     """So many leases of one token, each taken when the one before it ended and was not given back."""
     leases = [enrolled(table, account)]
     for nth in range(number):
@@ -81,11 +76,9 @@ def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
     # Given a token that is due
     seen = enrolled(table)
     for number in range(40):
-        # When many that saw it in the index or in the table try for its lease at one moment, time and again, and the
-        # lease before was never given back
+        # When many that read it try for its lease at one moment, time and again, and the lease before was never given back
         now = START + number * LEASE
-        tries = [partial(try_lease, table, due, now) for due in (listed(seen), replace(listed(seen), epoch=seen.epoch))]
-        taken = at_once(*tries * (RUNNERS // 2))
+        taken = at_once(*[partial(try_lease, table, seen, now)] * RUNNERS)
         # Then one of them holds it, under the next epoch
         (held,) = [lease for lease in taken if lease]
         assert held == read(table)
@@ -118,7 +111,7 @@ def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) ->
             foreign=True,
             transition=alerts.invalidated(START + 100),
         )
-        # Then one of them has it replaced, it is counted once, and others are told once
+        # Then one of them has it replaced, it is counted once, and makes one event
         assert at_once(*[mark] * RUNNERS).count(None) == RUNNERS - 1
         assert len(alerts.waiting(read(table, f"a{number}").unsent)) == 1
         assert read(table, f"a{number}").foreign_rotations == 1
@@ -135,31 +128,28 @@ class ReadsThenWrites:
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
         if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        for value in (":seen", ":zero"):
-            del update["ExpressionAttributeValues"][value]
+        del update["ExpressionAttributeValues"][":epoch"]
         return self._dynamodb.update_item(**update)
 
 
-def test_a_lease_without_its_condition_is_seen_to_have_several_holders(
-    table: Table, dynamodb: Any, table_name: str
-) -> None:
-    # Given a table that looks whether somebody holds the lease, and then takes it
+def test_without_its_condition_a_lease_has_several_holders(table: Table, dynamodb: Any, table_name: str) -> None:
+    # Given a table that looks whether an instance holds the lease, and then takes it
     careless = Table(ReadsThenWrites(dynamodb), table_name)  # type: ignore[arg-type]
     # When many try for a lease at one moment, a few times
     holders = []
     for number in range(10):
         seen = enrolled(table, f"a{number}")
-        taken = at_once(*[partial(try_lease, careless, listed(seen))] * RUNNERS)
+        taken = at_once(*[partial(try_lease, careless, seen)] * RUNNERS)
         holders.append(sum(lease is not None for lease in taken))
     # Then several hold the same lease: these threads do meet
     assert min(holders) >= 1
     assert max(holders) > 1
 
 
-def test_of_many_renewals_that_overtook_each_other_only_the_last_publishes(table: Table) -> None:
+def test_of_many_superseded_renewals_only_the_last_publishes(table: Table) -> None:
     for number in range(ROUNDS):
         # Given many renewals of one token, each begun when the one before had taken too long
-        leases = overtaken_leases(table, f"a{number}", RUNNERS)
+        leases = superseded_leases(table, f"a{number}", RUNNERS)
         # When all of them publish at one moment
         published = at_once(*[partial(publish, table, held, f"value{held.epoch}") for held in leases])
         # Then the last one's value is in the table, and all others know that theirs is not
@@ -168,10 +158,10 @@ def test_of_many_renewals_that_overtook_each_other_only_the_last_publishes(table
         assert published[-1].value == f"value{leases[-1].epoch}"
 
 
-def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None:
+def test_a_failure_of_a_superseded_renewal_touches_nothing(table: Table) -> None:
     for number in range(ROUNDS):
         # Given many renewals of one token, each begun when the one before had taken too long
-        *overtaken, last = overtaken_leases(table, f"a{number}", RUNNERS)
+        *superseded, last = superseded_leases(table, f"a{number}", RUNNERS)
         # When the last publishes, and all others fail at that moment
         record_failures = [
             partial(
@@ -183,7 +173,7 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
                 at_risk=True,
                 refused=False,
             )
-            for held in overtaken
+            for held in superseded
         ]
         recorded = at_once(partial(publish, table, last), *record_failures)
         # Then what it published is all there is
@@ -192,24 +182,24 @@ def test_a_failure_of_an_overtaken_renewal_touches_nothing(table: Table) -> None
         assert read(table, f"a{number}").failures == 0
 
 
-def test_a_renewal_publishes_or_is_overtaken_but_never_both(table: Table) -> None:
+def test_a_renewal_publishes_or_is_superseded_but_never_both(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder publishes at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
         published, *taken = at_once(partial(publish, table, held), *tries)
-        # Then either it has published and nobody begins anew, or one has begun and it has not published
+        # Then either it has published and no renewal begins again, or one has begun and it has not published
         winners = [result for result in (published, *taken) if result]
         assert winners == [read(table, f"a{number}")]
 
 
-def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
+def test_a_renewal_fails_or_is_superseded_but_never_both(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a lease that ends now
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder records a failure at the moment in which many others try for the next one
-        tries = [partial(try_lease, table, listed(held), START + LEASE)] * (RUNNERS - 1)
+        tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
         recorded, *taken = at_once(
             partial(
                 table.credentials.record_failure,
@@ -230,7 +220,7 @@ def test_a_renewal_fails_or_is_overtaken_but_never_both(table: Table) -> None:
         assert not winners or winners == [now]
 
 
-def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(table: Table) -> None:
+def test_a_renewal_during_its_accounts_deletion_leaves_nothing(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
@@ -244,7 +234,7 @@ def test_a_renewal_that_meets_the_drop_of_its_account_leaves_nothing_behind(tabl
 def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> None:
     for number in range(ROUNDS):
         name = f"a{number}"
-        # Given a credential that nobody keeps yet
+        # Given a credential that is not kept yet
         # When many enrol it at one moment, and each tries for its lease
         taken = at_once(*[partial(enrol_and_try, table, name)] * RUNNERS)
         # Then one renews it, and can publish
@@ -252,7 +242,7 @@ def test_many_that_enrol_a_credential_disturb_no_renewal_of_it(table: Table) -> 
         assert publish(table, held) == read(table, name)
 
 
-def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Table) -> None:
+def test_a_credential_is_made_due_only_in_the_state_it_was_read(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
@@ -263,28 +253,30 @@ def test_a_credential_is_made_due_only_by_those_that_saw_it_as_it_is(table: Tabl
         assert published == read(table, f"a{number}")
 
 
-def test_of_many_accounts_with_one_appid_exactly_one_holds_the_claim(table: Table) -> None:
+def test_of_many_accounts_with_one_appid_one_has_the_claim(table: Table) -> None:
     for number in range(ROUNDS):
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
         # When all claim it at one moment
-        told = at_once(*[partial(table.accounts.claim, account, now=START) for account in accounts])
-        # Then all are told the same holder, who is one of them
-        (holder,) = set(told)
-        assert holder in {account.name for account in accounts}
+        owners = at_once(*[partial(table.accounts.claim, account, now=START) for account in accounts])
+        # Then all get the same owner, which is one of them
+        (owner,) = set(owners)
+        assert owner in {account.name for account in accounts}
 
 
 def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a claim that is held
-        holder, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
-        table.accounts.claim(holder, now=START)
+        owner, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
+        table.accounts.claim(owner, now=START)
         # When it is released several times, at the moment in which many others claim the same
-        release = partial(table.accounts.release_claims, holder.name, holder.app_id, now=START)
-        told = at_once(
+        release = partial(table.accounts.release_claims, owner.name, owner.app_id, now=START)
+        owners = at_once(
             *[release] * (RUNNERS // 2), *[partial(table.accounts.claim, account, now=START) for account in others]
         )
-        # Then those that came too early are told of the old holder, all others of one new one, who holds it
-        holders = set(told) - {None, holder.name}
-        assert len(holders) <= 1
-        assert table.accounts.claim(replace(holder, name="late"), now=START) == (holders.pop() if holders else "late")
+        # Then those that came too early get the old owner, all others the same new one
+        new_owners = set(owners) - {None, owner.name}
+        assert len(new_owners) <= 1
+        assert table.accounts.claim(replace(owner, name="late"), now=START) == (
+            new_owners.pop() if new_owners else "late"
+        )

@@ -40,7 +40,7 @@ def test_what_a_java_that_cannot_run_it_says_is_told(tmp_path: Path, monkeypatch
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     # When DynamoDB Local is to run
-    # Then what that Java says is told
+    # Then what that Java says is in the reason
     with (
         pytest.raises(dynamodb_local.NotAvailableError, match="UnsupportedClassVersionError"),
         dynamodb_local.running(tmp_path / "cache", tmp_path / "log"),
@@ -77,7 +77,7 @@ def test_what_is_left_out_is_told_at_the_end(layer: Path) -> None:
     # Given a machine without Java
     # When tests are run
     run = run_without_java(layer)
-    # Then the run passes and tells at its end what it left out, and why
+    # Then the run passes and lists at its end what it left out, and why
     assert run.returncode == 0, run.stdout + run.stderr
     _, end = run.stdout.split(" left out ")
     assert "test_layer.py, 2 tests: needs DynamoDB Local: java is not installed" in end

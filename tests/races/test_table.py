@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli.operations import new_consumer
+from infra.cli.consumer_keys import new_consumer
 from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
@@ -23,6 +23,7 @@ from token_keeper.model import (
     Usage,
     digest,
     fingerprint,
+    task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.table import Table
@@ -55,17 +56,14 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
-def try_lease(
-    table: Table, now: int, seen_due_at: int, *, name: str = "main", epoch: int | None = None
-) -> Credential | None:
-    """Try for a lease of a minute, as somebody who saw in the index when it is due, or in the table its epoch."""
-    due = Due(name, ACCESS_TOKEN, Kind.TOKEN, seen_due_at, 0, epoch)
-    return table.credentials.take_lease(due, now=now, until=now + 60)
+def try_lease(table: Table, seen: Credential, now: int) -> Credential | None:
+    """Try for a lease of a minute, as an instance that read the token like this."""
+    return table.credentials.take_lease(task_of(seen), now=now, until=now + 60)
 
 
 def leased(table: Table, now: int = START) -> Credential:
     """The token under a lease taken at `now`."""
-    taken = try_lease(table, now, read(table).due_at)
+    taken = try_lease(table, read(table), now)
     assert taken is not None
     return taken
 
@@ -73,8 +71,8 @@ def leased(table: Table, now: int = START) -> Credential:
 def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -> Credential | None:
     """Publish a value under the lease."""
     grant = Grant(value, 7200, asked_at)
-    times = {"expires_at": asked_at + 7200, "due_at": asked_at + 6660, "minted_at": asked_at}
-    return table.credentials.publish(held, grant, USAGE, **times)
+    expires_at, due_at = asked_at + 7200, asked_at + 6660
+    return table.credentials.publish(held, grant, USAGE, expires_at=expires_at, due_at=due_at, minted_at=asked_at)
 
 
 def fail(
@@ -104,7 +102,7 @@ def get(table: Table) -> None:
     known = published(table)
     fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
     # When it is read
-    # Then all of it is there; and a credential that nobody keeps is not
+    # Then all of it is there; and a credential that is not kept is absent
     assert table.credentials.get("main", ACCESS_TOKEN) == replace(
         known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
     )
@@ -145,7 +143,7 @@ def of(table: Table) -> None:
     names = [f"a{number}" for number in range(101)]
     for name in names:
         enrolled(table, name)
-    # When all are asked for, and one that nobody keeps
+    # When all are asked for, and one that is not kept
     asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
     found = table.credentials.of(asked)
     # Then those that are kept come; nothing comes of nothing
@@ -162,9 +160,9 @@ def due(table: Table) -> None:
     # When the index is asked
     # Then it lists what is due by then, or all, in the order in which they are due
     early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
-    assert table.credentials.due(START - 1) == []
-    assert table.credentials.due(LEASE_END - 1) == [early]
-    assert table.credentials.due(LEASE_END) == table.credentials.due(None) == [early, late]
+    assert table.due(START - 1) == ([], False)
+    assert table.due(LEASE_END - 1) == ([early], False)
+    assert table.due(LEASE_END) == table.due(None) == ([early, late], False)
 
 
 def take_lease(table: Table) -> None:
@@ -176,21 +174,14 @@ def take_lease(table: Table) -> None:
     expected = replace(before, epoch=before.epoch + 1, due_at=LEASE_END, lease_until=LEASE_END, at_risk_since=START)
     assert first == expected
     assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
-    # And nobody gets one before that end, or of what nobody keeps
-    for name in ("main", "other"):
-        for epoch in (None, second.epoch):
-            assert try_lease(table, LEASE_END + 59, second.due_at, name=name, epoch=epoch) is None
-    # And, once a value is published, only who saw it as it is; until it is due, then anybody
+    # And no instance gets one before that end, or of what is not kept
+    for seen in (second, replace(second, account="other")):
+        assert try_lease(table, seen, LEASE_END + 59) is None
+    # And, once a value is published, only one that has read it since
     live = give(table, second, "first")
     assert live is not None
-    assert try_lease(table, DUE - 1, second.due_at) is None
-    assert try_lease(table, DUE - 1, DUE, epoch=live.epoch - 1) is None
-    for in_the_table in (False, True):
-        held = try_lease(table, DUE - 1, DUE, epoch=live.epoch if in_the_table else None)
-        assert held is not None
-        live = give(table, held, "next")
-        assert live is not None
-    assert try_lease(table, DUE, second.due_at) is not None
+    assert try_lease(table, before, DUE) is None
+    assert try_lease(table, live, DUE) is not None
 
 
 def publish(table: Table) -> None:
@@ -235,23 +226,23 @@ def record_failure(table: Table) -> None:
     held = leased(table, DUE)
     # When WeChat refuses
     assert fail(table, held, FAILURE, DUE + 60)
-    # Then it is due again, at no risk, and nobody holds a lease; the value is as it was
+    # Then it is due again, at no risk, and not leased; the value is as it was
     refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
     assert read(table) == refused
-    # And a failure without an answer leaves it at risk, one without an error code is told apart
+    # And a failure without a response leaves it at risk, one without an error code is distinguished
     held = leased(table, DUE + 60)
     assert fail(table, held, PASSING, DUE + 120, at_risk=True)
-    unanswered = replace(
+    without_response = replace(
         refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
     )
-    assert read(table) == unanswered
+    assert read(table) == without_response
     # And a value that must not be served stays so, until it is known that it lives
     held = leased(table, DUE + 120)
     assert table.credentials.begin_forced(held, USAGE, now=DUE + 121)
-    for refused, refused_at in ((True, DUE + 121), (False, None)):
-        assert fail(table, held, PASSING, DUE + 180, refused=refused)
-        marked = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
-        assert read(table) == replace(unanswered, epoch=held.epoch, due_at=DUE + 180, **marked)
+    for is_refused, refused_at in ((True, DUE + 121), (False, None)):
+        assert fail(table, held, PASSING, DUE + 180, refused=is_refused)
+        marked: dict[str, Any] = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
+        assert read(table) == replace(without_response, epoch=held.epoch, due_at=DUE + 180, **marked)
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
 
@@ -276,7 +267,7 @@ def end_check(table: Table) -> None:
     # Given a check under way
     before = published(table)
     table.credentials.begin_check(before, until=START + 120, booked_until=START + 225)
-    # When WeChat gives no clear answer, then only the check has ended
+    # When WeChat neither accepts nor refuses it, then only the check has ended
     table.credentials.end_check(before, accepted_at=None)
     assert read(table) == replace(before, checks_booked_until=START + 225)
     # And when it accepts the token, that is known
@@ -323,6 +314,23 @@ def progress(table: Table) -> None:
     put_progress(table)
 
 
+def sync_pending_from(table: Table) -> None:
+    # Given a token that is due, and a sync to go on with later
+    enrolled(table)
+    table.sync_pending_from(START + 1)
+    # Then it is listed from then on, and is no credential
+    token = Due("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
+    assert table.due(START) == ([token], False)
+    assert table.due(START + 1) == table.due(None) == ([token], True)
+
+
+def end_sync(table: Table) -> None:
+    table.sync_pending_from(START)
+    for _ in range(2):
+        table.end_sync()
+        assert table.due(None) == ([], False)
+
+
 def put_progress(table: Table) -> None:
     for reached in (Progress("main", {"a": START, "b": START + 1}), Progress()):
         table.put_progress(reached)
@@ -361,7 +369,7 @@ def claim(table: Table) -> None:
     # Given an account that claims its appid, twice
     assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
     # When another account claims the same, whatever the endpoint
-    # Then it is told who owns it
+    # Then it gets the owner's name
     assert table.accounts.claim(account("other"), now=START) == "main"
     assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
@@ -393,7 +401,7 @@ def enrol(table: Table) -> None:
     table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, APP_ID, due_at=DUE + 1)
     # Then it stays as it is
     assert read(table) == before
-    # And for another appid, or for none where the record tells none, it begins anew
+    # And for another appid, or for none where the record names none, it begins again
     for app_id in ("wx1", ""):
         table.credentials.enrol("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, due_at=DUE + 1)
         now = read(table)
@@ -409,7 +417,7 @@ def reschedule(table: Table) -> None:
     table.credentials.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
     assert read(table) == replace(before, due_at=START + 1)
-    assert table.credentials.due(START + 1) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)]
+    assert table.due(START + 1) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
     # And what is not kept does not begin to exist
     table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -423,7 +431,7 @@ def change_kind(table: Table) -> None:
     for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
         table.credentials.change_kind(before, kind, **times)
     # Then only the first has done it
-    changed = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
+    changed: dict[str, Any] = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
 
 
@@ -457,23 +465,23 @@ def set_record_error(table: Table) -> None:
     fail(table, leased(table, DUE), PASSING, DUE + 60)
     table.credentials.set_record_error("main", ACCESS_TOKEN, None)
     assert read(table).last_error == PASSING
-    # And what nobody keeps does not begin to exist
+    # And what is not kept does not begin to exist
     for failure in (FAILURE, None):
         table.credentials.set_record_error("other", ACCESS_TOKEN, failure)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_unsent(table: Table) -> None:
-    # Given a failure that others are to be told of, and a renewal that met it when it had not been yet
+    # Given a failure that is to make an event, and a renewal that met it when it had not been yet
     published(table)
     held = leased(table, DUE)
-    told = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
-    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, told)
+    event = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
+    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, event)
     assert written is not None
     assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
     # When it fails, too
     failed = table.credentials.record_failure(
-        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=told
+        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=event
     )
     # Then that is no second transition
     assert failed is not None
@@ -491,7 +499,7 @@ def change_unsent(table: Table) -> None:
     assert renewed is not None
     first, second = alerts.waiting(renewed.unsent)
     table.credentials.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
-    # Then only that is gone, and what nobody keeps does not begin to exist
+    # Then only that is gone, and what is not kept does not begin to exist
     assert (read(table).failing_since, read(table).unsent) == (0, second)
     table.credentials.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -519,7 +527,7 @@ def drop(table: Table) -> None:
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
     assert table.credentials.get("main", ACCESS_TOKEN) is None
-    assert table.credentials.due(None) == []
+    assert table.due(None) == ([], False)
 
 
 def drop_entry(table: Table) -> None:
@@ -542,7 +550,7 @@ def claims(table: Table) -> None:
     others = replace(corp, name="other", secret="other")
     table.accounts.claim(corp, now=START)
     table.accounts.claim(others, now=START)
-    # Then both are found, and nothing of a corp that nobody keeps
+    # Then both are found, and nothing of a corp that is not kept
     assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
     assert table.accounts.claims("ww1") == {}
 
@@ -566,8 +574,9 @@ def holder_of_token(table: Table) -> None:
     published(table, "first")
     give(table, leased(table, DUE), "second", asked_at=DUE)
     table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    due_ticket = Due("main", "jsapi", Kind.TICKET, START, 0)
-    held = table.credentials.take_lease(due_ticket, now=START, until=LEASE_END)
+    ticket = table.credentials.get("main", "jsapi")
+    assert ticket is not None
+    held = try_lease(table, ticket, START)
     assert held is not None
     give(table, held, "ticket")
     # Then each index finds its own value, and no ticket
@@ -587,7 +596,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
     for exercise in (
         *(get, of, entry, entries, page, due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
-        *(progress, put_progress, tokens, in_force),
+        *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
         *(consumer, token_and_ticket, holder_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
@@ -631,5 +640,5 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
     assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
-    assert table.credentials.due(DUE) == [Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)]
+    assert table.due(DUE) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

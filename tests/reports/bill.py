@@ -32,7 +32,7 @@ READ_SECONDS, GUARD_SECONDS, TICK_SECONDS, RENEWAL_SECONDS = 0.015, 0.03, 0.5, 0
 """Assumed billed run time. A renewal: a call to WeChat of 0.5 s, 16 at a time, takes 0.03 of its function's."""
 
 PROBE_CALL_SECONDS, CALLS_AT_A_TIME, PROBE_CPU_SECONDS = 0.15, KEPT_CONNECTIONS, 0.0025
-"""Assumed for a probe's question about one token: WeChat's answer, how many are under way at a time, and the processor's work at
+"""Assumed for a probe's question about one token: WeChat's response, how many are under way at a time, and the processor's work at
 the share that 1024 MB get, which is done one after the other."""
 
 RENEWED_IN_FIVE_MINUTES = 13_000
@@ -140,25 +140,25 @@ class Metered(Kept):
 
     def _read(self, operation: Any) -> Any:
         def read(**asked: Any) -> Any:
-            answer = operation(**asked)
-            found = answer.get("Items", [answer["Item"]] if "Item" in answer else [])
+            response = operation(**asked)
+            found = response.get("Items", [response["Item"]] if "Item" in response else [])
             if "IndexName" in asked:
                 found = [{name: item[name] for name in ("pk", "sk", *_INDEXES[0])} for item in found]
             units = max(ceil(sum(map(_size, found)) / 4096), 1)
             self._units.append((READS, units if asked.get("ConsistentRead") else units / 2))
-            return answer
+            return response
 
         return read
 
     def _read_batch(self, operation: Any) -> Any:
         def read(RequestItems: Any) -> Any:  # noqa: N803 - boto3's name
-            answer = operation(RequestItems=RequestItems)
+            response = operation(RequestItems=RequestItems)
             ((table, asked),) = RequestItems.items()
             # Each item is charged by itself, one that is not there as well.
-            sizes = [_size(item) for item in answer["Responses"][table]]
+            sizes = [_size(item) for item in response["Responses"][table]]
             units = sum(ceil(size / 4096) for size in sizes) + len(asked["Keys"]) - len(sizes)
             self._units.append((READS, units if asked.get("ConsistentRead") else units / 2))
-            return answer
+            return response
 
         return read
 
@@ -196,14 +196,14 @@ def _size(item: Mapping[str, Any]) -> int:
 def keeping(accounts: int) -> Usage:
     """A month of everything but the reads."""
     kept = Metered(accounts)
-    guard, _ = kept.measure(lambda: kept.keeper.guard(kept.seconds_left))
+    guard, _ = kept.measure(lambda: list(kept.keeper.guard(kept.seconds_left)))
     tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.seconds_left)))
 
     def all_once() -> None:
         last = kept.due()[-1]
         while kept.clock() < last:
             kept.clock.now = max(kept.clock() + 60, kept.due()[0])
-            kept.keeper.guard(kept.seconds_left)
+            list(kept.keeper.guard(kept.seconds_left))
 
     renewed, calls = kept.measure(all_once)
     stored = sum(map(_size, kept.aws.items.values())) / 1e9
@@ -235,7 +235,7 @@ def keeping(accounts: int) -> Usage:
 
 
 def reading(reads: float) -> Usage:
-    """A month's reads, as if none were answered from a reader's memory."""
+    """A month's reads, as if none were served from a reader's memory."""
     logged = reads * (LINE_OF_OURS + LINE_OF_GATEWAY) / 1e9
     return {
         API: reads,

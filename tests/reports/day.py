@@ -19,7 +19,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from infra import stack
-from infra.local.simulated_wechat import DAY, Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import DAY, Fault, Reply, SimulatedWeChat
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import APPID, SECRET, START, Clock, World, gateway_event
 from token_keeper.model import Kind
@@ -43,7 +43,7 @@ def fetches(wechat: SimulatedWeChat) -> int:
 
 
 class FailingWeChat(SimulatedWeChat):
-    """WeChat with one app; when renewal number `failing_renewal` comes, it answers -1 for `OUTAGE` seconds."""
+    """WeChat with one app; when renewal number `failing_renewal` comes, it returns -1 for `OUTAGE` seconds."""
 
     def __init__(self, clock: Clock, failing_renewal: int | None) -> None:
         super().__init__(clock)
@@ -52,15 +52,15 @@ class FailingWeChat(SimulatedWeChat):
         self._failing_renewal = failing_renewal
         self._refuses_until = 0.0
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does."""
         if path != PROBE_PATH and fetches(self) == self._failing_renewal:
             self._refuses_until = self._now() + OUTAGE
         if self._now() < self._refuses_until:
             self.fail(path, Fault.error(-1))
-        return super().answer(method, path, query, body, remote_addr)
+        return super().handle(method, path, query, body, remote_addr)
 
 
 class Timer:
@@ -117,22 +117,22 @@ class ThisProject:
 
     def token_at(self) -> Reading | None:
         """Ask the API; a client may rely on `expires_in`."""
-        answer = self._api(self._request, None)
-        body = json.loads(answer["body"])
-        return (body["access_token"], int(self.clock()) + body["expires_in"]) if answer["statusCode"] == 200 else None
+        response = self._api(self._request, None)
+        body = json.loads(response["body"])
+        return (body["access_token"], int(self.clock()) + body["expires_in"]) if response["statusCode"] == 200 else None
 
 
 def ask(wechat: SimulatedWeChat, endpoint: Kind) -> tuple[str, int] | None:
-    """Ask WeChat for a token as a script does; the token and WeChat's `expires_in`, or None for any other answer."""
+    """Ask WeChat for a token as a script does; the token and WeChat's `expires_in`, or None for any other response."""
     fields = {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
     method = "GET" if endpoint is Kind.TOKEN else "POST"
-    answer = wechat.answer(method, f"/cgi-bin/{endpoint}", fields, json.dumps(fields).encode())
-    body = {} if answer.drop else json.loads(answer.body)
+    response = wechat.handle(method, f"/cgi-bin/{endpoint}", fields, json.dumps(fields).encode())
+    body = {} if response.drop else json.loads(response.body)
     return (body["access_token"], body["expires_in"]) if "access_token" in body else None
 
 
 class BareTimer:
-    """A scheduled script: each run asks WeChat and stores the answer; a failed run leaves what was stored.
+    """A scheduled script: each run asks WeChat and stores the response; a failed run leaves what was stored.
 
     It promises what such scripts do: what is left of WeChat's `expires_in`, counted down since the fetch.
     """
@@ -146,8 +146,8 @@ class BareTimer:
 
     def step(self) -> None:
         """Fetch and store when the timer fires."""
-        if self._timer.fires() and (answer := ask(self.wechat, self._endpoint)):
-            token, expires_in = answer
+        if self._timer.fires() and (response := ask(self.wechat, self._endpoint)):
+            token, expires_in = response
             self._stored = token, int(self.clock()) + expires_in
 
     def token_at(self) -> Reading | None:
@@ -162,7 +162,7 @@ class Result:
     `calls` fetched a token, `probes` only asked whether it works.
     `without_token`: seconds in which a reader got no token, or one that WeChat did not accept at that second.
     `broken_promises`: of the `promises` (one per reading, unless none was made), those whose token died before their end.
-    `wrongly_promised`: seconds in which somebody still held a promise for a dead token; promises are followed to their
+    `wrongly_promised`: seconds in which a reader still held a promise for a dead token; promises are followed to their
     end, so these seconds may lie behind the last reading.
     """
 
@@ -179,7 +179,7 @@ def run(
 ) -> Result:
     """Let a reader ask every `interval` seconds for `span` seconds; each reading counts for the interval it begins.
 
-    An interval above 1 rounds what becomes of promises to its multiples. `progress` is told the seconds that are over.
+    An interval above 1 rounds what becomes of promises to its multiples. `progress` is given the seconds that are over.
     """
     result = Result()
     clock, wechat = contender.clock, contender.wechat
@@ -227,8 +227,8 @@ DAYS: dict[str, dict[str, Callable[[], Contender]]] = {
 NOTE = f"""
 A reader asks every second; what it gets is a promise: this project's expires_in, or what is left of WeChat's expires_in
 since the bare timer's fetch. A promise is broken when WeChat stops accepting the token before the promise's end; wrongly
-promised are the seconds in which somebody still held such a promise. One failed renewal: when the third comes, WeChat
-answers -1 (system busy) for {OUTAGE} seconds.
+promised are the seconds in which a reader still held such a promise. One failed renewal: when the third comes, WeChat
+returns -1 (system busy) for {OUTAGE} seconds.
 """
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import stack
-from infra.local.simulated_wechat import Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import Fault, Reply, SimulatedWeChat
 from tests.reports.day import Timer
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import START, Clock, World
@@ -64,31 +64,31 @@ CREDENTIALS = {
 
 @dataclass
 class Outage:
-    """A span of time, in epoch seconds. `loses_answer`: a call that is under way at its beginning is carried out by WeChat."""
+    """A span of time, in epoch seconds. `loses_response`: a call that is under way at its beginning is carried out by WeChat."""
 
     begins_at: float
     seconds: int
-    loses_answer: bool = False
+    loses_response: bool = False
 
     def __contains__(self, moment: float) -> bool:
         return self.begins_at <= moment < self.begins_at + self.seconds
 
 
 class FadingWeChat(SimulatedWeChat):
-    """WeChat, whose answer to the call that is under way as an outage begins may be lost."""
+    """WeChat, whose response to the call that is under way as an outage begins may be lost."""
 
     def __init__(self, clock: Clock, outage: Outage, *, wecom_mints_anew: bool) -> None:
         super().__init__(clock, wecom_mints_anew=wecom_mints_anew)
         self._now, self._outage = clock, outage
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does."""
-        if self._outage.loses_answer and self._now() in self._outage:
-            self._outage.loses_answer = False
+        if self._outage.loses_response and self._now() in self._outage:
+            self._outage.loses_response = False
             self.fail(path, Fault.drop_after())
-        return super().answer(method, path, query, body, remote_addr)
+        return super().handle(method, path, query, body, remote_addr)
 
 
 class CutOffWorld(World):
@@ -113,7 +113,7 @@ class CutOffWorld(World):
         """The outage alone decides."""
 
     def _cut_off(self) -> bool:
-        return self.clock() in self._outage and not self._outage.loses_answer
+        return self.clock() in self._outage and not self._outage.loses_response
 
     def _refuse(self, operation: str, _: bytes) -> None:
         if self._cut_off() and not operation.startswith(("dynamodb.", "lambda.")):
@@ -168,7 +168,7 @@ def run(outage: Outage, *, enrolled_after: int = 0, wecom_mints_anew: bool = Fal
             for name, path in CREDENTIALS.items():
                 with meanwhile(clock):
                     status, body = world.get(path)
-                value = body.get("access_token") or body.get("ticket")
+                value = str(body.get("access_token") or body.get("ticket"))
                 if status == 200 and world.wechat.accepts(value):
                     promised[name, value] = max(now + body["expires_in"], promised.get((name, value), 0))
                 else:
@@ -177,7 +177,7 @@ def run(outage: Outage, *, enrolled_after: int = 0, wecom_mints_anew: bool = Fal
     return loss
 
 
-def worst(seconds: int, *, loses_answer: bool = False, wecom_mints_anew: bool = False) -> Loss:
+def worst(seconds: int, *, loses_response: bool = False, wecom_mints_anew: bool = False) -> Loss:
     """What an outage of so many seconds costs at most, whenever in a cycle it begins."""
     most = Loss(Counter(), Counter())
     for enrolled_after in ENROLLED_AFTER:
@@ -185,7 +185,7 @@ def worst(seconds: int, *, loses_answer: bool = False, wecom_mints_anew: bool = 
         # One that ends before any renewal is due meets guards that find nothing.
         for minute in range(enrolled_in + (FIRST_RENEWAL - seconds) // 60 * 60, enrolled_in + CYCLE + 121, 60):
             for begins_at in (minute - 59, minute):
-                outage = Outage(begins_at, seconds, loses_answer)
+                outage = Outage(begins_at, seconds, loses_response)
                 loss = run(outage, enrolled_after=enrolled_after, wecom_mints_anew=wecom_mints_anew)
                 most.without_value |= loss.without_value
                 most.broken_promises |= loss.broken_promises

@@ -27,7 +27,7 @@ from rich.table import Table
 from urllib3.exceptions import NewConnectionError
 
 from infra import stack
-from infra.local.simulated_wechat import BEIJING, DAY, HOUR, Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import BEIJING, DAY, HOUR, Fault, Reply, SimulatedWeChat
 from tests.reports.day import BARE_TIMER_RATE, Reading, ask
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import APPID, SECRET, START, Clock, World, gateway_event
@@ -43,7 +43,7 @@ RETRY = 60
 """Seconds until others than this project try again after a failure."""
 
 RESTART = 10
-"""Seconds from the end of a process that somebody keeps running to its next beginning."""
+"""Seconds from the end of a process that a supervisor keeps running to its next beginning."""
 
 CLIENTS = 10
 
@@ -69,7 +69,7 @@ class Windows:
 
 
 class Armed:
-    """Moments (epoch seconds), each of which strikes once: the next time that somebody asks."""
+    """Moments (epoch seconds), each of which strikes once: the next time that a client asks."""
 
     def __init__(self, moments: Iterable[float]) -> None:
         self._moments = sorted(moments)
@@ -107,23 +107,23 @@ class Faults:
         self.unreachable = windows(moments(4, MONTH), 30, 300)
         self.store_down = windows(store_outages, 60, 120)
         self.cold_readers = store_outages[::2]
-        self.lost_answers = moments(3, MONTH)
+        self.lost_responses = moments(3, MONTH)
         self.crashes = moments(3, MONTH)
         self.kills = moments(4, MONTH)
         self.restarts = [START + week + draw.randrange(WEEK) for week in range(0, span, WEEK)]
 
-    def answers(self, moment: float) -> bool:
-        """Whether WeChat would answer a fetch then."""
+    def responses(self, moment: float) -> bool:
+        """Whether WeChat would respond to a fetch then."""
         return moment not in self.busy and moment not in self.unreachable
 
     def unavoidable(self) -> int:
-        """Seconds that a kill costs whoever renews: nobody knows of it before a reader is refused, and nothing can be
-        done while WeChat does not answer."""
+        """Seconds that a kill costs every renewer: none knows of it before a reader is refused, and nothing can be
+        done while WeChat does not respond."""
         lost: set[int] = set()
         for kill in self.kills:
             for reading in self.reads[-(-(kill - START) // INTERVAL) :]:
                 lost.add(reading)
-                if self.answers(reading):
+                if self.responses(reading):
                     break
         return INTERVAL * sum(reading not in self.unreachable for reading in lost)
 
@@ -135,7 +135,7 @@ class CrashError(Exception):
 class FaultyWeChat(SimulatedWeChat):
     """WeChat with one app, under the faults.
 
-    `fetched` and `checked` count the calls that reached it: for a token, and whether one works. `asker_dies`: who got the last answer must end before it stores that.
+    `fetched` and `checked` count the calls that reached it: for a token, and whether one works. `asker_dies`: who got the last response must end before it stores that.
     """
 
     def __init__(self, clock: Clock, faults: Faults) -> None:
@@ -146,12 +146,12 @@ class FaultyWeChat(SimulatedWeChat):
         self.asker_dies = False
         self._now = clock
         self._during = faults
-        self._lost, self._crashes = Armed(faults.lost_answers), Armed(faults.crashes)
-        self._spent_until, self._refusal_when_spent = 0.0, Answer(200, {}, b"{}")
+        self._lost, self._crashes = Armed(faults.lost_responses), Armed(faults.crashes)
+        self._spent_until, self._refusal_when_spent = 0.0, Reply(200, {}, b"{}")
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does. Raises `NewConnectionError` where it cannot be reached."""
         now, is_fetch = self._now(), path in TOKEN_PATHS
         if now in self._during.unreachable:
@@ -165,14 +165,14 @@ class FaultyWeChat(SimulatedWeChat):
         elif is_fetch and self._lost.strikes(now):
             self.fail(path, Fault.drop_after())
         self.calls.clear()  # a year's would fill the memory
-        answer = super().answer(method, path, query, body, remote_addr)
+        response = super().handle(method, path, query, body, remote_addr)
         errcode = self.calls[0].errcode
         if is_fetch and errcode == 0:
             self.asker_dies = self._crashes.strikes(now)
         elif is_fetch and errcode == 45009:
             self._spent_until = (now + BEIJING) // DAY * DAY + DAY - BEIJING
-            self._refusal_when_spent = answer
-        return answer
+            self._refusal_when_spent = response
+        return response
 
     def dies_at(self, token: str) -> float:
         """When this token dies or died, as far as is known by now."""
@@ -190,7 +190,7 @@ class FaultyWeChat(SimulatedWeChat):
 
 
 class YearClock(Clock):
-    """A clock that lets the world go on while somebody sleeps. `meanwhile` is told the moment at which he wakes."""
+    """A clock that lets the world go on while a caller sleeps. `meanwhile` is given the moment at which the caller wakes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,10 +277,10 @@ class ThisProject:
         return self._ask_api(gateway_event("/v1/accounts/main/access-token/reports", json.dumps(report)))
 
     def _ask_api(self, request: dict[str, Any]) -> Reading | None:
-        answer = self._api(request, None)
+        response = self._api(request, None)
         asked = int(self.clock())
-        body = json.loads(answer["body"])
-        return (body["access_token"], asked + body["expires_in"]) if answer["statusCode"] == 200 else None
+        body = json.loads(response["body"])
+        return (body["access_token"], asked + body["expires_in"]) if response["statusCode"] == 200 else None
 
 
 class _Script:
@@ -294,17 +294,17 @@ class _Script:
     def _fetch(self) -> Reading | None:
         """A token, and when it would expire by WeChat's `expires_in`. Raises `CrashError`."""
         try:
-            answer = ask(self.wechat, self._endpoint)
+            response = ask(self.wechat, self._endpoint)
         except NewConnectionError:
             return None
         if self.wechat.asker_dies:
             self.wechat.asker_dies = False
             raise CrashError
-        return (answer[0], int(self.clock()) + answer[1]) if answer else None
+        return (response[0], int(self.clock()) + response[1]) if response else None
 
 
 class BareTimer(_Script):
-    """A scheduled script: each run asks WeChat and stores the answer; a failed run leaves what was stored."""
+    """A scheduled script: each run asks WeChat and stores the response; a failed run leaves what was stored."""
 
     def __init__(self, endpoint: Kind, faults: Faults) -> None:
         super().__init__(endpoint, faults)
@@ -322,13 +322,13 @@ class BareTimer(_Script):
         return [self._stored]
 
     def refused(self, reading: Reading) -> None:
-        """There is nobody to tell."""
+        """There is no one to report to."""
 
 
 class Loop(_Script):
     """An endless loop: fetch, sleep `expires_in - 200`, after a failure 60 s; the token is in its memory.
 
-    It ends once a week, and when it crashes; it begins anew `RESTART` seconds later.
+    It ends once a week, and when it crashes; it starts again `RESTART` seconds later.
     """
 
     def __init__(self, endpoint: Kind, faults: Faults) -> None:
@@ -359,7 +359,7 @@ class Loop(_Script):
         return [self._memory]
 
     def refused(self, reading: Reading) -> None:
-        """There is nobody to tell."""
+        """There is no one to report to."""
 
 
 class TenClients(_Script):
@@ -412,8 +412,8 @@ class Result:
     """What became of one contender's readers.
 
     `without_token`: seconds, by interval, in which a reader got no token or a dead one while WeChat was reachable.
-    `wrongly_promised`: seconds in which somebody still held a promise for a dead token; `unforced` of these are not due
-    to a kill, which nobody foresees. `fetched` and `checked`: calls that reached WeChat for a token, and to ask whether one
+    `wrongly_promised`: seconds in which a reader still held a promise for a dead token; `unforced` of these are not due
+    to a kill, which cannot be foreseen. `fetched` and `checked`: calls that reached WeChat for a token, and to ask whether one
     works. `promises`: how many were made.
     """
 
@@ -500,7 +500,7 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def run(contender: Contender, faults: Faults, progress: Callable[[float], object] = lambda share: None) -> Result:
-    """Let a contender live through the faults. `progress` is told the share that is over (0 to 1)."""
+    """Let a contender live through the faults. `progress` is given the share that is over (0 to 1)."""
     readers, clock = Readers(contender, faults), contender.clock
     while (moment := min(contender.next_at, readers.next_at)) < START + faults.span:
         # At the same second the contender comes first: a reader asks a moment later.
@@ -524,18 +524,18 @@ CONTENDERS: dict[str, Callable[[Faults], Contender]] = {
 
 NOTE = f"""
 A reader asks every {INTERVAL} s and uses what it gets in that second; a reading counts for the interval that it begins, unless WeChat
-cannot be reached then. Wrongly promised: seconds in which somebody still held a promise (this project's expires_in; what is
+cannot be reached then. Wrongly promised: seconds in which a reader still held a promise (this project's expires_in; what is
 left of WeChat's expires_in with others) for a dead token, followed to its end. "Not by a kill" leaves out promises that ended
 with a kill, even where they would have been broken later anyway. The ten clients promise nothing; their seconds are a client's.
-"Unavoidable": a kill costs the reading that meets it, and those until WeChat answers.
+"Unavoidable": a kill costs the reading that meets it, and those until WeChat responds.
 
-Faults, at the same moments for all: -1 to every call for 1-10 min, 4 a week; WeChat unreachable for 0.5-5 min, 4 a month; the answer lost
-after minting, 3 a month, and a crash between answer and write, 3 a month (each strikes the first fetch after its moment); all live
+Faults, at the same moments for all: -1 to every call for 1-10 min, 4 a week; WeChat unreachable for 0.5-5 min, 4 a month; the response lost
+after minting, 3 a month, and a crash between response and write, 3 a month (each strikes the first fetch after its moment); all live
 tokens killed, 4 a month; at least one of each, however few the days; DynamoDB down for 1-2 min, 2 a month, for this project alone (every other time its reader has just started).
 
-What may favour this project: its clients report a refused token in the same second, the others' cannot tell anybody (the ten
-clients fetch); calls take no time, but for the keeper's own pauses, in which readers go on asking; one reader's instance serves all
-and is warm but for those outages; schedules fire on time; a fetch follows the first report whatever other clients do; neither Lambda nor
+What may favour this project: its clients report a refused token in the same second, the others' have no one to report to (the ten
+clients fetch); calls take no time, except the keeper's own pauses, in which readers go on asking; one reader's instance serves all
+and is warm except after those outages; schedules fire on time; a fetch follows the first report whatever other clients do; neither Lambda nor
 Parameter Store has outages; it is one account. A loop that ends begins again {RESTART} s later, once a week and after a crash; a timer's crashed
 run is not repeated, nor are this project's. The quota is {2000} fetches a day: the ten clients use it up. Where the documentation leaves a
 rule open, the simulated WeChat takes the reading that is harder on keepers: with /cgi-bin/token the last but one token dies at once.

@@ -10,7 +10,7 @@ from unittest.mock import patch
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, Account, Due, Failed, Grant, Probed
+from token_keeper.model import ACCESS_TOKEN, Due, Failed, Grant, Probed, Skipped, Task, task_of
 from token_keeper.refresh import renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -59,8 +59,8 @@ def _failure_ends_the_item(self: Credentials, leased: Any, update: str, values: 
     return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
 
 
-def _lost_answer_is_a_refusal(self: Credentials, *leased: Any, **told: Any) -> bool:
-    return _record_failure(self, *leased, **{**told, "at_risk": False})
+def _lost_response_is_a_refusal(self: Credentials, *leased: Any, **fields: Any) -> Any:
+    return _record_failure(self, *leased, **{**fields, "at_risk": False})
 
 
 def _read_inconsistently(self: Credentials, account: str, name: str) -> Any:
@@ -97,8 +97,12 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.accounts.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, task: Due, account: Account, version: str | None) -> Due:
-    return task
+def _owner_unasked(self: Enrolment, task: Due, record: Any) -> Any:
+    credential = self._table.credentials.get(task.account, task.credential)
+    if credential is None or isinstance(task, Task):
+        return credential and task
+    is_due = renewal.is_still_due(task, credential, self._now())
+    return task_of(credential) if is_due else Skipped(task.account, task.credential, "not due any more")
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
@@ -140,13 +144,13 @@ def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
 MUTANTS = {
     # 1: no promise is broken, and nothing older comes after something newer
     "a promise is WeChat's expires_in": Mutant(renewal, "promised_until", _promise_whole_life, ("promise",)),
-    "a repeated value lives anew": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
+    "a repeated value gets a full life again": Mutant(renewal, "expiry", _life_from_now, ("promise", "liveness")),
     "a credential is not read consistently": Mutant(
         Credentials, "get", _read_inconsistently, ("promise", "order", "dead", "reader")
     ),
     # 2: the epoch
     "publishing does not require the epoch": Mutant(
-        Items, "update", _without_epoch, ("order", "answers", "promise", "deleted", "claim")
+        Items, "update", _without_epoch, ("order", "responses", "promise", "deleted", "claim")
     ),
     "a lease is taken though another instance holds it": Mutant(
         Items, "update", _lease_though_held, ("one fetch", "promise")
@@ -158,20 +162,22 @@ MUTANTS = {
     ),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
     # 4: failures
-    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("answers",)),
-    "a lost answer is taken for a refusal": Mutant(
-        Credentials, "record_failure", _lost_answer_is_a_refusal, ("promise", "liveness")
+    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("responses",)),
+    "a lost response is taken for a refusal": Mutant(
+        Credentials, "record_failure", _lost_response_is_a_refusal, ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
-    "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("answers", "defect")),
-    "a malformed answer is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
+    "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("responses", "defect")),
+    "a malformed response is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
     "what a lagging index lists is renewed": Mutant(renewal, "is_still_due", lambda *_: True, ("retry", "one fetch")),
     # 5: one call, whatever is reported
-    "every report replaces": Mutant(WeChat, "accepts", lambda *_: False, ("promise", "reader", "answers", "one fetch")),
+    "every report replaces": Mutant(
+        WeChat, "accepts", lambda *_: False, ("promise", "reader", "responses", "one fetch")
+    ),
     "a report is not compared": Mutant(reader.Reader, "report", _report_uncompared, ("reader", "promise")),
     "reports are not limited": Mutant(budget, "report_wait", lambda *_: 0, ("budget",)),
-    "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("answers",)),
+    "a young token is declared dead": Mutant(renewal, "MIN_AGE_TO_CHECK", 0, ("responses",)),
     "what WeChat has refused is published again": Mutant(renewer, "_is_refused", lambda *_: False, ("dead",)),
     "the forced refreshes are not counted": Mutant(budget, "may_force", lambda *_: True, ("budget",)),
     # 6: times and not presence

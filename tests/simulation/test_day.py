@@ -13,7 +13,7 @@ CALLS = 3
 
 
 @pytest.mark.parametrize(("endpoint", "enrolled_after"), [(Kind.TOKEN, 0), (Kind.STABLE_TOKEN, 3615)])
-def test_every_reader_gets_a_token_that_works_as_long_as_promised(endpoint: Kind, enrolled_after: int) -> None:
+def test_every_reader_gets_a_token_that_works_as_promised(endpoint: Kind, enrolled_after: int) -> None:
     # Given an account that was enrolled with, or some time after, the first tick
     contender = ThisProject(endpoint, enrolled_after=enrolled_after)
     # When readers ask for hours
@@ -22,18 +22,18 @@ def test_every_reader_gets_a_token_that_works_as_long_as_promised(endpoint: Kind
     assert result == Result(
         CALLS, result.probes, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0
     )
-    # And the live token was asked about every 5 minutes, but for those in which it was too young
+    # And the live token was asked about every 5 minutes, except those in which it was too young
     assert SPAN // 300 - 2 * CALLS <= result.probes <= SPAN // 300
     # And the schedules alone saw to that: no reader had to ask for a renewal
     assert not any("renew" in event for event in contender.world.events)
 
 
 def test_a_failed_renewal_is_made_good_before_any_reader_notices() -> None:
-    # Given WeChat that answers -1 for two minutes when the second renewal comes
+    # Given a WeChat that returns -1 for two minutes when the second renewal comes
     contender = ThisProject(Kind.TOKEN, failing_renewal=2, enrolled_after=3615)
     # When readers ask for hours
     result = run(contender, SPAN, INTERVAL)
-    # Then it took two calls more, and nobody noticed
+    # Then it took two calls more, and no reader noticed
     calls = CALLS + 2
     assert result == Result(
         calls, result.probes, without_token=0, promises=READS, broken_promises=0, wrongly_promised=0
@@ -60,7 +60,7 @@ def test_a_bare_timer_on_token_is_seen_to_break_its_promises() -> None:
     assert result == Result(CALLS, without_token=0, promises=READS, broken_promises=READS, wrongly_promised=3 * 300)
 
 
-def test_a_bare_timer_on_token_is_seen_to_fail_after_one_refused_run() -> None:
+def test_a_bare_timer_on_token_fails_after_one_refused_run() -> None:
     # Given a bare timer whose second renewal WeChat refuses
     contender = BareTimer(Kind.TOKEN, failing_renewal=2)
     # When readers ask for hours

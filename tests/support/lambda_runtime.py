@@ -43,7 +43,7 @@ def build(target: Path, project: Path = PROJECT) -> Path:
     sam = Path(sys.executable).with_name("sam")
     if not sam.exists():
         raise BuildError(f"sam is not installed: {HOW_TO_HAVE_THEM}")
-    command = [sam, "build", "--build-dir", target]
+    command = [str(sam), "build", "--build-dir", str(target)]
     environment = os.environ | {"SAM_CLI_TELEMETRY": "0"}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -62,7 +62,7 @@ class LambdaRuntime:
         self._log = log
         interpreter: str = getattr(sys, "_base_executable", sys.executable)
         emulator = [
-            Path(sysconfig.get_path("purelib"), _EMULATOR),
+            str(Path(sysconfig.get_path("purelib"), _EMULATOR)),
             "--runtime-interface-emulator-address",
             f"127.0.0.1:{self._port}",
         ]
@@ -94,7 +94,7 @@ class LambdaRuntime:
         self._wait_until_it_listens()
 
     def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Invoke the function, which starts it if it does not run; returns its answer, or what Lambda says of its end."""
+        """Invoke the function, which starts it if it does not run; returns its response, or what Lambda says of its end."""
         url = f"http://127.0.0.1:{self._port}/2015-03-31/functions/function/invocations"
         return json.loads(self._session.post(url, data=json.dumps(event).encode(), timeout=60).content or b"null")
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and whether an answer of the API is one that it describes."""
+"""The OpenAPI document, and whether a response of the API is one that it describes."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from openapi_schema_validator import OAS31Validator
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 DOCUMENT: dict[str, Any] = yaml.load(
@@ -16,21 +16,21 @@ DOCUMENT: dict[str, Any] = yaml.load(
 )
 
 
-def check(route_key: str, answer: Mapping[str, Any]) -> None:
-    """Hold an answer (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
+def check(route_key: str, reply: Mapping[str, Any]) -> None:
+    """Check a response (API Gateway's payload format 2.0) against the document: status, media type, body; no field too many."""
     method, path = route_key.split()
     if method == "ANY":  # what is served nowhere else: no operation for clients
-        validate(json.loads(answer["body"]), {"$ref": "#/components/schemas/WeChatError"})
+        validate(json.loads(reply["body"]), {"$ref": "#/components/schemas/WeChatError"})
         return
     responses = DOCUMENT["paths"][path][method.lower()]["responses"]
-    status = str(answer["statusCode"])
-    assert status in responses, f"{route_key} is not said to answer {status}"
+    status = str(reply["statusCode"])
+    assert status in responses, f"{route_key} is not said to respond {status}"
     response = resolved(responses[status])
-    media_type = answer["headers"]["Content-Type"].partition(";")[0]
-    assert media_type in response["content"], f"{route_key} is not said to answer {media_type} for {status}"
+    media_type = reply["headers"]["Content-Type"].partition(";")[0]
+    assert media_type in response["content"], f"{route_key} is not said to respond {media_type} for {status}"
     for name, header in response.get("headers", {}).items():
-        assert name in answer["headers"] or not resolved(header).get("required"), f"{route_key} says no {name}"
-    validate(json.loads(answer["body"]), response["content"][media_type]["schema"])
+        assert name in reply["headers"] or not resolved(header).get("required"), f"{route_key} says no {name}"
+    validate(json.loads(reply["body"]), response["content"][media_type]["schema"])
 
 
 def validate(instance: Any, schema: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
 @cache
 def _validator(schema: str) -> Any:
     closed = _closed(json.loads(json.dumps(DOCUMENT)))
-    registry = Registry().with_resource("urn:document", Resource(contents=closed, specification=DRAFT202012))
+    registry = Registry().with_resource("urn:document", DRAFT202012.create_resource(closed))
     absolute = schema.replace('"#/', '"urn:document#/')
     return OAS31Validator(_closed(json.loads(absolute)), registry=registry)
 

@@ -1,4 +1,4 @@
-"""A whole system to test in one process: the real handlers over a clock that only moves when told, a simulated WeChat,
+"""A whole system to test in one process: the real handlers over a clock that the test moves, a simulated WeChat,
 and AWS by moto (or DynamoDB Local where a test races).
 
     with mock_aws():
@@ -28,7 +28,7 @@ from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutErr
 import api
 import refresh
 from infra import stack
-from infra.cli import operations
+from infra.cli.consumer_keys import new_consumer
 from infra.local.loopback import gateway_body
 from infra.local.simulated_wechat import SimulatedWeChat
 from token_keeper.model import digest
@@ -76,9 +76,9 @@ class World:
 
     `before_aws` is called with the name of each AWS call of both functions (`dynamodb.PutItem`, `lambda.Invoke`) and what
     it sends, as it begins; what it raises, the call raises. `during_call` is called once, when WeChat has done its part of the next call
-    and its answer is still under way. `unreachable`: no connection to WeChat comes about.
-    `answered` is called with the route key and the answer of each request.
-    `told` is everything but values that the system has said: summaries, health, problem documents. `sent`: the events that
+    and its response is still under way. `unreachable`: no connection to WeChat comes about.
+    `responded` is called with the route key and the response of each request.
+    `said` is everything but values that the system has emitted: summaries, health, problem documents. `sent`: the events that
     EventBridge has taken.
     """
 
@@ -93,12 +93,12 @@ class World:
         self.ssm = self._client("ssm")
         create_table(self.dynamodb, table_name)
         self.events: list[Mapping[str, Any]] = []
-        self.told: list[str] = []
+        self.said: list[str] = []
         self.sent: list[dict[str, Any]] = []
         self.secrets: set[str] = set()
         self.before_aws: Callable[[str, bytes], None] | None = None
         self.during_call: Callable[[], object] | None = None
-        self.answered: Callable[[str, Mapping[str, Any]], object] = lambda _route, _answer: None
+        self.responded: Callable[[str, Mapping[str, Any]], object] = lambda _route, _handle: None
         self.unreachable = False
         self._online = 0
         self._internet: Any = None
@@ -130,7 +130,7 @@ class World:
         if self.before_aws:
             self.before_aws(event_name.removeprefix("before-call."), params["body"])
         if event_name == "before-call.eventbridge.PutEvents":
-            self.told.append(params["body"].decode())
+            self.said.append(params["body"].decode())
             entries = json.loads(params["body"])["Entries"]
             self.sent += [{**entry, "Detail": json.loads(entry["Detail"])} for entry in entries]
 
@@ -168,7 +168,7 @@ class World:
 
     def add_consumer(self, name: str, accounts: Iterable[str], *, may_report: bool = False) -> str:
         """Keep a consumer; returns its key."""
-        key, item = operations.new_consumer(name, accounts, may_report=may_report, now=int(self.clock()))
+        key, item = new_consumer(name, accounts, may_report=may_report, now=int(self.clock()))
         self.secrets.add(key)
         self.dynamodb.put_item(TableName=self.environment["TABLE_NAME"], Item=item)
         return key
@@ -206,7 +206,7 @@ class World:
         context = _Context(self.clock, ends_at, f":{alias}" if alias else "")
         with self.internet():
             summary = json.dumps((instance or self._refresh)(event, context))
-        self.told.append(summary)
+        self.said.append(summary)
         return json.loads(summary)  # type: ignore[no-any-return]
 
     def get(self, path: str, instance: api.Handler | None = None) -> tuple[int, dict[str, Any]]:
@@ -219,8 +219,8 @@ class World:
     ) -> tuple[int, dict[str, Any]]:
         """POST a report that the account's access token was refused; returns status and body."""
         path = f"/v1/accounts/{name}/access-token/reports"
-        status, answer, _ = self.request(path, instance, json.dumps(body))
-        return status, answer
+        status, response, _ = self.request(path, instance, json.dumps(body))
+        return status, response
 
     def request(
         self, path: str, instance: api.Handler | None = None, body: str | None = None
@@ -228,32 +228,33 @@ class World:
         """GET a path of the API, or POST a body to it; returns status, body and headers."""
         event = gateway_event(path, body)
         with self.internet():
-            answer = (instance or self._api)(event, None)
-        if answer["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
-            self.told.append(answer["body"])
-        self.answered(event["routeKey"], answer)
-        return answer["statusCode"], json.loads(answer["body"]), answer["headers"]
+            response = (instance or self._api)(event, None)
+        if response["statusCode"] != 200 or not path.endswith(_VALUE_PATHS):
+            self.said.append(response["body"])
+        self.responded(event["routeKey"], response)
+        return response["statusCode"], json.loads(response["body"]), response["headers"]
 
     def ask(
         self,
         call: str,
         instance: api.Handler | None = None,
+        /,
         *,
         body: str | bytes | None = None,
         content_type: str = "application/json",
         **query: str,
     ) -> dict[str, Any]:
-        """Make a call of WeChat's (`GET /cgi-bin/token`) as an SDK does, and return what WeChat would have answered."""
+        """Make a call of WeChat's (`GET /cgi-bin/token`) as an SDK does, and return what WeChat would have returned."""
         method, path = call.split()
         event = gateway_event(f"{path}?{urlencode(query)}", body, method=method, content_type=content_type)
         with self.internet():
-            answer = (instance or self._api)(event, None)
-        assert answer["statusCode"] == 200, answer
-        told: dict[str, Any] = json.loads(answer["body"])
-        if told.get("errcode"):
-            self.told.append(answer["body"])
-        self.answered(event["routeKey"], answer)
-        return told
+            response = (instance or self._api)(event, None)
+        assert response["statusCode"] == 200, response
+        reply: dict[str, Any] = json.loads(response["body"])
+        if reply.get("errcode"):
+            self.said.append(response["body"])
+        self.responded(event["routeKey"], response)
+        return reply
 
     def token(self, name: str = "main") -> str:
         """The access token that the API hands out."""
@@ -272,7 +273,7 @@ class World:
 
     @contextmanager
     def internet(self) -> Iterator[None]:
-        """What RefreshFunction sends reaches the simulated WeChat; a slow answer lets the clock pass or times out.
+        """What RefreshFunction sends reaches the simulated WeChat; a slow response lets the clock pass or times out.
 
         The transport is patched for all threads, from the first that enters to the last that leaves.
         """
@@ -290,25 +291,25 @@ class World:
                     self._internet.stop()
 
     def _urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> urllib3.HTTPResponse:
-        status, headers, answer = self.wechats_answer(method, url, body or b"")
-        return urllib3.HTTPResponse(io.BytesIO(answer), headers, status, preload_content=False)
+        status, headers, response = self.wechats_response(method, url, body or b"")
+        return urllib3.HTTPResponse(io.BytesIO(response), headers, status, preload_content=False)
 
-    def wechats_answer(self, method: str, address: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    def wechats_response(self, method: str, address: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. Raises what urllib3 raises; the address, and so the secret, stands in it."""
         url = urlsplit(address)
         assert address.startswith((self.environment["WECHAT_API_URL"], self.environment["WECOM_API_URL"]))
         if self.unreachable:
             raise NewConnectionError(_pool(url.hostname), f"Failed to establish a new connection: {address}")
-        answer = self.wechat.answer(method, url.path, dict(parse_qsl(url.query)), body)
+        response = self.wechat.handle(method, url.path, dict(parse_qsl(url.query)), body)
         if self.during_call:
             during_call, self.during_call = self.during_call, None
             during_call()
-        self.clock.sleep(min(answer.delay, wechat.READ_TIMEOUT))
-        if answer.delay >= wechat.READ_TIMEOUT:
+        self.clock.sleep(min(response.delay, wechat.READ_TIMEOUT))
+        if response.delay >= wechat.READ_TIMEOUT:
             raise ReadTimeoutError(_pool(url.hostname), address, f"Read timed out: {address}")
-        if answer.drop:
+        if response.drop:
             raise ProtocolError(f"Connection aborted: {address}")
-        return answer.status, answer.headers, answer.body
+        return response.status, response.headers, response.body
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The readers' own AWS client: what it signs is held against botocore's signer and AWS's examples, the rest over HTTP."""
+"""The readers' own AWS client: what it signs is checked against botocore's signer and AWS's examples, the rest over HTTP."""
 
 import json
 import ssl
@@ -102,9 +102,9 @@ def _utc(at: int) -> datetime:
 
 @dataclass
 class Service:
-    """A service on this machine that says what it is told to: a status with a body, or nothing before it hangs up."""
+    """A service on this machine that responds as the test wants: a status with a body, or nothing before it hangs up."""
 
-    answers: list[tuple[int, bytes] | None] = field(default_factory=list)
+    responses: list[tuple[int, bytes] | None] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
     headers: dict[str, str] = field(default_factory=dict)
@@ -115,37 +115,37 @@ class Service:
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    told = Service()
+    service = Service()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            told.connections.add(self.client_address)
+            service.connections.add(self.client_address)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            told.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            answer = told.answers.pop(0) if told.answers else (200, json.dumps(ITEM).encode())
-            if answer is None:
+            service.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            reply = service.responses.pop(0) if service.responses else (200, json.dumps(ITEM).encode())
+            if reply is None:
                 self.close_connection = True
                 return
-            self.send_response(answer[0])
-            for name, value in told.headers.items():
+            self.send_response(reply[0])
+            for name, value in service.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer[1])))
+            self.send_header("Content-Length", str(len(reply[1])))
             self.end_headers()
-            self.wfile.write(answer[1])
-            self.close_connection = told.hangs_up  # without a word of it before
+            self.wfile.write(reply[1])
+            self.close_connection = service.hangs_up  # without a word of it before
 
         def log_message(self, *_: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        told.server = server
-        told.url = f"http://127.0.0.1:{server.server_port}"
+        service.server = server
+        service.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield told
+        yield service
         server.shutdown()
         thread.join()
 
@@ -176,12 +176,12 @@ def test_requests_share_a_connection(service: Service) -> None:
     assert len(service.connections) == 1
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word(service: Service) -> None:
-    # Given a server that hangs up after each answer, as one does while a Lambda is frozen
+def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) -> None:
+    # Given a server that hangs up after each response, as one does while a Lambda is frozen
     service.hangs_up = True
     client = clients.client("dynamodb", environment(service), lambda: NOW)
     client.get_item(TableName="t", Key={})
-    # When it is asked again, then there is an answer, and each request arrived once
+    # When it is asked again, then there is a response, and each request arrived once
     assert client.get_item(TableName="t", Key={}) == ITEM
     assert (len(service.requests), len(service.connections)) == (2, 2)
 
@@ -199,23 +199,23 @@ def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Servic
     "passing", [error("InternalServerError", 500), (503, b"<html>"), error("ThrottlingException"), None]
 )
 def test_what_may_pass_is_tried_once_more(service: Service, passing: tuple[int, bytes] | None) -> None:
-    service.answers = [passing]
+    service.responses = [passing]
     assert ask(service) == ITEM
     assert len(service.requests) == 2
 
 
 def test_what_does_not_pass_is_told_after_the_second_attempt(service: Service) -> None:
-    service.answers = [(503, b"<html>")] * 3
+    service.responses = [(503, b"<html>")] * 3
     with pytest.raises(RefusedError, match="HTTP 503"):
         ask(service)
-    service.answers = [None] * 3
+    service.responses = [None] * 3
     with pytest.raises(UnreachableError):
         ask(service)
     assert len(service.requests) == 4
 
 
 def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) -> None:
-    service.answers = [error("ResourceNotFoundException")]
+    service.responses = [error("ResourceNotFoundException")]
     with pytest.raises(RefusedError) as refused:
         ask(service)
     assert refused.value.response == {"Error": {"Code": "ResourceNotFoundException"}}
@@ -224,12 +224,12 @@ def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) ->
 
 def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
     client = clients.client("lambda", environment(service), lambda: NOW)
-    service.answers = [(500, b"{}")]
+    service.responses = [(500, b"{}")]
     with pytest.raises(RefusedError):
         client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
     service.headers["X-Amz-Function-Error"] = "Unhandled"
-    answer = client.invoke(FunctionName="f", Payload='{"a": 1}')
-    assert answer["FunctionError"] == "Unhandled"
+    reply = client.invoke(FunctionName="f", Payload='{"a": 1}')
+    assert reply["FunctionError"] == "Unhandled"
     paths = [path for path, *_ in service.requests]
     assert paths == [
         "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-east-1%3A1%3Afunction%3Af/invocations",
@@ -251,16 +251,16 @@ def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, na
 
 def test_many_threads_share_a_client(service: Service) -> None:
     client = clients.client("dynamodb", environment(service), lambda: NOW)
-    answers: list[Any] = []
+    responses: list[Any] = []
     threads = [
-        threading.Thread(target=lambda: answers.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
+        threading.Thread(target=lambda: responses.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers == [ITEM] * 80
+    assert responses == [ITEM] * 80
 
 
 def test_only_a_server_that_proves_its_name_is_asked(
@@ -272,12 +272,12 @@ def test_only_a_server_that_proves_its_name_is_asked(
     context.load_cert_chain(certificate, key)
     service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
     service.url = service.url.replace("http:", "https:")
-    # When nobody vouches for it, then it is told nothing
+    # When no authority vouches for it, then nothing is sent to it
     http._tls.cache_clear()
     with pytest.raises(UnreachableError):
         ask(service)
     assert service.requests == []
-    # And when somebody does, it answers, over one connection
+    # And when an authority does, it responds, over one connection
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     http._tls.cache_clear()
     client = clients.client("dynamodb", environment(service), lambda: NOW)
@@ -326,7 +326,7 @@ def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "more"),
+    ("responses", "more"),
     [
         ([error("InvalidSignatureException", 403)], {}),
         ([(500, b"session-token"), (500, b"secret-key")], {}),
@@ -339,14 +339,14 @@ def test_where_requests_go(region: str, more: dict[str, str], url: str) -> None:
     ],
 )
 def test_no_error_tells_a_credential(
-    service: Service, answers: list[tuple[int, bytes] | None], more: dict[str, str]
+    service: Service, responses: list[tuple[int, bytes] | None], more: dict[str, str]
 ) -> None:
-    service.answers = list(answers) * 2
+    service.responses = list(responses) * 2
     with pytest.raises((RefusedError, UnreachableError)) as caught:
         ask(service, **more)
-    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
     for value in ("session-token", "secret-key", "key-id"):
-        assert value not in told
+        assert value not in shown
 
 
 def test_credentials_do_not_show_themselves() -> None:

@@ -1,4 +1,4 @@
-"""infra/docs/deployer-policy.json, held against what AWS's own schemas of the deployed resource types say that they need."""
+"""infra/docs/deployer-policy.json, checked against what AWS's own schemas of the deployed resource types say that they need."""
 
 import json
 from collections.abc import Iterator
@@ -51,9 +51,9 @@ def types() -> set[str]:
     return {resource["Type"] for resource in resources}
 
 
-def needed_by(resource_type: str) -> Iterator[str]:
+def actions_of(resource_type: str) -> Iterator[str]:
     schemas = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER  # here, since it takes seconds to load
-    schema = schemas.get_resource_schema("us-east-1", resource_type).schema
+    schema: Any = schemas.get_resource_schema("us-east-1", resource_type).schema
     for operation in ("create", "read", "update", "delete"):
         yield from schema.get("handlers", {}).get(operation, {}).get("permissions", [])
 
@@ -65,7 +65,7 @@ def test_a_deployer_may_do_what_each_type_needs(resource_type: str) -> None:
 
     missing = {
         action
-        for action in needed_by(resource_type)
+        for action in actions_of(resource_type)
         if not any(fnmatchcase(action, pattern) for pattern in (*allowed, *NOT_USED))
     }
     assert missing == set()

@@ -1,6 +1,9 @@
 """What the page draws of a stack's reports: where a token's bar ends, and why."""
 
+import ast
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +11,11 @@ import pytest
 from infra.console.history import History
 from infra.console.web import PAGE
 from token_keeper.errors import KeeperError
-from token_keeper.model import _FOREIGN_REMEDY, rfc3339
+from token_keeper.model import FailureClass, Kind, Verdict, foreign_remedy, rfc3339
 from token_keeper.refresh import wechat
+from token_keeper.renewal import State
 
+FUNCTIONS = Path(__file__).parents[2] / "functions" / "token_keeper"
 START = 1_800_000_000
 LIFE = 7200
 
@@ -116,7 +121,7 @@ def test_the_same_value_again_prolongs_its_bar() -> None:
         history.add(at, "renewed", renewed("same", at))
     drawn = lane(history, START + 200, "same")
     assert ends(drawn) == [("same", LIFE + 120, "expiry")]
-    # And many such answers are one mark
+    # And many such responses are one mark
     assert [(mark["what"], mark["at"] - START) for mark in drawn["marks"]] == [("renewed", 0), ("repeated", 120)]
 
 
@@ -164,13 +169,56 @@ def test_an_account_without_a_token_has_an_empty_lane() -> None:
     assert [one["tokens"] for one in state["lanes"]] == [[]]
 
 
-def test_what_is_translated_is_said_in_these_words() -> None:
-    # Given all remedies
+# --- the page's Chinese
+
+
+def literals(node: ast.AST) -> Iterator[str]:
+    """The texts that an expression may be; X stands for what varies."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.JoinedStr(values=parts):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts)
+        case ast.IfExp(body=text, orelse=other):
+            yield from (*literals(text), *literals(other))
+
+
+def texts_of_failures() -> set[str]:
+    """Every remedy, and every text of an error with which a credential may fail."""
     tables = (wechat._REMEDIES, wechat._CORP_REMEDIES, wechat._CLASS_REMEDIES)
-    addresses = [wechat._ip_remedy(errcode, "invalid ip 192.0.2.1") for errcode in (40164, 60020)]
-    said = [*(text for table in tables for text in table.values()), *addresses, KeeperError.remedy]
-    said.append(_FOREIGN_REMEDY)
-    # Then each beginning that the page knows is one of theirs
-    known = re.findall(r"\[/\^(.*?)/, ", PAGE)
-    assert len(known) > 10
-    assert [beginning for beginning in known if not any(re.match(beginning, text) for text in said)] == []
+    found = {text for table in tables for text in table.values()} | set(map(foreign_remedy, Kind))
+    found |= {wechat._ip_remedy(errcode, errmsg) for errcode in wechat.IP_NOT_ALLOWED for errmsg in ("", "192.0.2.1")}
+    files = (FUNCTIONS / "errors.py", *FUNCTIONS.glob("refresh/*.py"), *FUNCTIONS.glob("table/*.py"))
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if (
+                name.endswith("Error") and name != "OSError"
+            ) or name == "_no_response":
+                found.update(text for argument in node.args for text in literals(argument))
+            case ast.Assign(targets=[ast.Name(id=name)]) if name.lower().endswith(("remedy", "errmsg")):
+                found.update(literals(node.value))
+    return found
+
+
+def words(language: str) -> str:
+    """What the page says in a language, as its script has it."""
+    return PAGE.partition(f"  {language}: {{")[2].partition("\n  },")[0]
+
+
+def test_every_text_of_a_failure_is_translated() -> None:
+    texts = texts_of_failures()
+    beginnings = re.findall(r"\[/\^(.*?)/, ", words("zh"))
+
+    assert KeeperError.remedy in texts
+    assert len(texts) > 50
+    assert [text for text in texts if not any(re.match(beginning, text) for beginning in beginnings)] == []
+    # And no translation has outlived its text
+    assert [beginning for beginning in beginnings if not any(re.match(beginning, text) for text in texts)] == []
+
+
+def test_every_word_of_the_page_is_there_in_both_languages() -> None:
+    names = re.compile(r"(?:^ +|, |{)(\w+): ", re.MULTILINE)
+    english, chinese = (set(names.findall(words(language))) for language in ("en", "zh"))
+
+    assert {*map(str, State), *map(str, Verdict)} <= english <= chinese
+    assert set(map(str, FailureClass)) <= chinese

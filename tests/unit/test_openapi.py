@@ -1,4 +1,4 @@
-"""The OpenAPI document is one, and says what the template routes. What the API answers is held against it in all tests."""
+"""The OpenAPI document is one, and says what the template routes. What the API returns is checked against it in all tests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def test_only_calls_in_wechats_format_need_no_signature() -> None:
     assert unsigned == {path for path in DOCUMENT["paths"] if path.startswith("/cgi-bin/")}
 
 
-def test_each_operation_has_a_name_of_its_own_for_generated_clients() -> None:
+def test_each_operation_has_a_unique_id_for_generated_clients() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
     assert len(set(names)) == len(names)
 
@@ -76,7 +76,7 @@ def test_its_examples_are_what_it_describes() -> None:
         (201, "application/json", f'{{"appId":"wx0","timestamp":1,"nonceStr":"n","signature":"{"0" * 40}"}}'),
     ],
 )
-def test_another_answer_would_be_noticed(status: int, content_type: str, body: str) -> None:
-    answer = {"statusCode": status, "headers": {"Content-Type": content_type}, "body": body}
+def test_another_response_would_be_noticed(status: int, content_type: str, body: str) -> None:
+    reply = {"statusCode": status, "headers": {"Content-Type": content_type}, "body": body}
     with pytest.raises((ValidationError, AssertionError)):
-        check("GET /v1/accounts/{account}/jsapi-signature", answer)
+        check("GET /v1/accounts/{account}/jsapi-signature", reply)

@@ -23,7 +23,7 @@ def pins(requirements: list[Any]) -> dict[str, str]:
     """Versions by name; a requirement that leaves a choice fails the test."""
     found = [(one, PIN.match(one)) for one in requirements if isinstance(one, str) and one.partition("[")[0] not in OWN]
     assert not [one for one, pinned in found if not pinned]
-    return dict(pinned.group(1, 2) for _, pinned in found if pinned)
+    return {pinned[1]: pinned[2] for _, pinned in found if pinned}
 
 
 @pytest.fixture

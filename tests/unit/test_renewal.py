@@ -52,7 +52,7 @@ def test_a_new_value_is_due_before_it_expires(kind: Kind, due_after: int) -> Non
 
 
 @pytest.mark.parametrize(("life", "due_after"), [(1, 1), (60, 30), (600, 300), (1080, 540), (1081, 541)])
-def test_a_short_lived_token_is_due_at_half_its_life_at_the_latest(life: int, due_after: int) -> None:
+def test_a_short_lived_token_is_due_at_half_its_life_or_earlier(life: int, due_after: int) -> None:
     assert renewal.next_due(credential(Kind.TOKEN), Grant("new", life, FETCHED)) == FETCHED + due_after
 
 
@@ -66,7 +66,7 @@ def test_a_short_lived_token_is_due_at_half_its_life_at_the_latest(life: int, du
         (Kind.CORP_TOKEN, 301, 1),
     ],
 )
-def test_when_the_same_value_comes_back_it_is_asked_for_again_in_time(kind: Kind, left: int, due_in: int) -> None:
+def test_a_value_that_comes_back_is_asked_for_again_in_time(kind: Kind, left: int, due_in: int) -> None:
     # Given a value with some seconds left
     now = EXPIRES - left
     # When WeChat gives the same one again
@@ -110,9 +110,7 @@ def test_a_tickets_life_counts_from_first_sight(asked_at: int, expires_in: int, 
         (Kind.TICKET, 0, 6895),
     ],
 )
-def test_a_promise_ends_with_the_overlap_of_the_earliest_planned_rotation(
-    kind: Kind, at: int, expires_in: int | None
-) -> None:
+def test_a_promise_ends_one_overlap_after_the_earliest_rotation(kind: Kind, at: int, expires_in: int | None) -> None:
     now = FETCHED + at
     assert renewal.promise(credential(kind), read_at=now, now=now) == expires_in
 
@@ -137,7 +135,7 @@ def test_a_value_from_memory_is_promised_as_of_when_it_was_read() -> None:
         (Kind.CORP_TOKEN, 100, 1),  # may live on, may not: served, and nothing promised
     ],
 )
-def test_from_an_attempt_without_an_answer_on_nobody_is_promised_more_than_the_overlap(
+def test_a_promise_is_capped_by_overlap_after_a_lost_response(
     kind: Kind, since_attempt: int, expires_in: int | None
 ) -> None:
     # Given a credential whose renewal began 360 s after it was fetched and has not ended well
@@ -149,7 +147,7 @@ def test_from_an_attempt_without_an_answer_on_nobody_is_promised_more_than_the_o
     assert renewal.promise(at_risk, read_at=now, now=now) == expires_in
 
 
-def test_while_failing_a_corrected_record_may_rotate_at_any_moment() -> None:
+def test_a_failing_tokens_promise_allows_for_a_corrected_record() -> None:
     # Given a token whose renewal was refused, to be tried again in 300 s
     now = FETCHED + 6600
     failing = credential(Kind.TOKEN, failures=1, due_at=now + 300)
@@ -256,7 +254,7 @@ def test_a_repeated_corp_token_lives_no_longer(asked_at: int, expires_at: int) -
         ({"at_risk_since": NOW - 300}, False, True),
         ({"minted_at": NOW - 299}, True, False),
         ({"at_risk_since": NOW}, False, True),  # set by this very lease
-        # WeChat refused the live token: nobody is promised it
+        # WeChat refused the live token: no reader is promised it
         ({"refused_at": NOW - 5, "at_risk_since": NOW - 5}, True, True),
         # Another client invalidated one within a day
         ({"foreign_rotation_at": NOW - 86399}, True, True),
@@ -294,10 +292,10 @@ def test_which_tokens_are_probed(changes: dict[str, object], since: int, probed:
 
 
 @pytest.mark.parametrize("late", [-300, 0, 600, 90_000])
-def test_a_new_tickets_life_counts_from_the_old_ones_end_at_the_latest(late: int) -> None:
+def test_a_new_tickets_life_counts_from_the_old_end_or_earlier(late: int) -> None:
     # Given a ticket, not the first, that is renewed before, at or after its end
     asked_at, known = EXPIRES + late, credential(Kind.TICKET, previous_fingerprint="0" * 16)
-    # When WeChat gives another, which somebody else with this appid may have had since that end
+    # When WeChat gives another, which another client of this appid may have had since that end
     expires_at = renewal.expiry(known, Grant("new", 7200, asked_at))
-    # Then it is not trusted for longer than that, but for a while
+    # Then it is not trusted for longer than that, except for a while
     assert expires_at == max(asked_at + 300, min(asked_at, EXPIRES) + 7200)

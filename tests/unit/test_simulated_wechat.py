@@ -10,7 +10,7 @@ import requests
 from werkzeug.serving import make_server
 from werkzeug.test import Client
 
-from infra.local.simulated_wechat import Answer, Fault, SimulatedWeChat
+from infra.local.simulated_wechat import Fault, Reply, SimulatedWeChat
 
 APPID, SECRET = "wx617a123bb8bc99cd", "app-secret"
 CORPID, CORP_SECRET, OTHER_CORP_SECRET = "ww0123456789abcdef", "contacts-secret", "orders-secret"
@@ -41,12 +41,12 @@ def wechat(clock: Clock) -> SimulatedWeChat:
 
 
 def get(wechat: SimulatedWeChat, path: str, *, remote_addr: str = "127.0.0.1", **query: str) -> Any:
-    return json.loads(wechat.answer("GET", path, query, b"", remote_addr).body)
+    return json.loads(wechat.handle("GET", path, query, b"", remote_addr).body)
 
 
-def ask_token(wechat: SimulatedWeChat) -> Answer:
+def ask_token(wechat: SimulatedWeChat) -> Reply:
     query = {"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
-    return wechat.answer("GET", "/cgi-bin/token", query, b"")
+    return wechat.handle("GET", "/cgi-bin/token", query, b"")
 
 
 def token(wechat: SimulatedWeChat, **changes: str) -> Any:
@@ -56,7 +56,7 @@ def token(wechat: SimulatedWeChat, **changes: str) -> Any:
 
 def stable_token(wechat: SimulatedWeChat, **changes: object) -> Any:
     body = {"grant_type": "client_credential", "appid": APPID, "secret": SECRET} | changes
-    return json.loads(wechat.answer("POST", "/cgi-bin/stable_token", {}, json.dumps(body).encode()).body)
+    return json.loads(wechat.handle("POST", "/cgi-bin/stable_token", {}, json.dumps(body).encode()).body)
 
 
 def corp_token(wechat: SimulatedWeChat, secret: str = CORP_SECRET, corpid: str = CORPID, **more: str) -> Any:
@@ -77,7 +77,7 @@ def domain_ips(wechat: SimulatedWeChat, access_token: str) -> Any:
 def test_every_call_mints_a_token_of_two_hours(wechat: SimulatedWeChat) -> None:
     # Given an app / When its token is asked for twice
     first, second = token(wechat), token(wechat)
-    # Then the answers look like WeChat's, and differ
+    # Then the responses look like WeChat's, and differ
     assert first.keys() == {"access_token", "expires_in"}
     assert first["expires_in"] == second["expires_in"] == 7200
     assert first["access_token"] != second["access_token"]
@@ -88,7 +88,7 @@ def test_the_same_calls_give_the_same_tokens_in_every_simulator(clock: Clock, we
     # Given a second simulator
     other = SimulatedWeChat(clock)
     other.add_app(APPID, SECRET)
-    # When both are asked / Then they answer alike, so that a failing simulation can be repeated
+    # When both are asked / Then they respond alike, so that a failing simulation can be repeated
     assert token(wechat) == token(other)
 
 
@@ -110,7 +110,7 @@ def test_a_token_lives_7200_seconds(wechat: SimulatedWeChat, clock: Clock, secon
     [(0, 299, True), (0, 300, False), (6600, 299, True), (6600, 300, False), (7100, 99, True), (7100, 100, False)],
     ids=lambda value: str(value),
 )
-def test_the_previous_token_works_300_seconds_more_but_not_past_its_expiry(
+def test_the_previous_token_works_300_seconds_within_its_expiry(
     wechat: SimulatedWeChat, clock: Clock, renewed_after: int, then: int, works: bool
 ) -> None:
     # Given a token that was renewed
@@ -149,12 +149,12 @@ def test_both_token_endpoints_refuse_a_wrong_request(
     wechat: SimulatedWeChat, changes: dict[str, str], errcode: int, errmsg: str
 ) -> None:
     # Given a request with one thing wrong / When either endpoint gets it
-    for answer in (token(wechat, **changes), stable_token(wechat, **changes)):
+    for response in (token(wechat, **changes), stable_token(wechat, **changes)):
         # Then it names the thing, with the rid that WeChat's support asks for, and never the secret
-        assert answer["errcode"] == errcode
-        assert answer["errmsg"].startswith(errmsg)
-        assert " rid: " in answer["errmsg"]
-        assert SECRET not in answer["errmsg"]
+        assert response["errcode"] == errcode
+        assert response["errmsg"].startswith(errmsg)
+        assert " rid: " in response["errmsg"]
+        assert SECRET not in response["errmsg"]
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_both_token_endpoints_refuse_a_wrong_request(
 )
 def test_a_wrong_http_method_is_refused(wechat: SimulatedWeChat, method: str, path: str, errcode: int) -> None:
     # Given / When a call comes with the wrong method
-    answer = json.loads(wechat.answer(method, path, {}, b"").body)
+    response = json.loads(wechat.handle(method, path, {}, b"").body)
     # Then WeChat names the right one
-    assert answer["errcode"] == errcode
+    assert response["errcode"] == errcode
 
 
 def test_an_unknown_path_is_http_404(wechat: SimulatedWeChat) -> None:
     # Given / When a path that is not simulated is asked for
-    answer = wechat.answer("GET", "/cgi-bin/menu/get", {}, b"")
-    # Then that is an HTTP error, and recorded as no JSON answer
-    assert answer.status == 404
+    response = wechat.handle("GET", "/cgi-bin/menu/get", {}, b"")
+    # Then that is an HTTP error, and recorded as no JSON response
+    assert response.status == 404
     assert wechat.calls[-1].errcode is None
 
 
@@ -194,14 +194,14 @@ def test_the_ip_whitelist_names_the_address_to_add(
     wechat = SimulatedWeChat(clock)
     wechat.add_app(APPID, SECRET, ip_whitelist=whitelist)
     # When 8.149.1.2 asks
-    answer = token(wechat, remote_addr="8.149.1.2")
-    # Then it is let in, or told which address is missing
-    assert answer.get("errcode") == errcode
+    response = token(wechat, remote_addr="8.149.1.2")
+    # Then it is let in, or the error names the address that is missing
+    assert response.get("errcode") == errcode
     if errcode:
-        assert "invalid ip 8.149.1.2 ipv6 ::ffff:8.149.1.2, not in whitelist rid: " in answer["errmsg"]
+        assert "invalid ip 8.149.1.2 ipv6 ::ffff:8.149.1.2, not in whitelist rid: " in response["errmsg"]
 
 
-def test_the_daily_quota_is_per_app_and_begins_anew_at_midnight_in_beijing(clock: Clock) -> None:
+def test_the_daily_quota_is_per_app_and_resets_at_midnight(clock: Clock) -> None:
     # Given an app that used up its quota a second before midnight, and another app
     wechat = SimulatedWeChat(clock)
     wechat.add_app(APPID, SECRET, daily_quota=2)
@@ -217,7 +217,7 @@ def test_the_daily_quota_is_per_app_and_begins_anew_at_midnight_in_beijing(clock
     assert "access_token" in token(wechat)
 
 
-def test_only_the_new_secret_is_taken_after_a_change_and_live_tokens_go_on(wechat: SimulatedWeChat) -> None:
+def test_a_changed_secret_replaces_the_old_and_keeps_live_tokens(wechat: SimulatedWeChat) -> None:
     # Given live tokens of an app and of a WeCom app
     values = [token(wechat)["access_token"], corp_token(wechat)["access_token"]]
     # When both secrets change
@@ -259,7 +259,7 @@ def test_a_stable_token_is_repeated_until_its_last_300_seconds(
     assert (again["access_token"] != first["access_token"]) is renewed
 
 
-def test_a_stable_token_renewed_near_its_end_works_until_its_expiry(wechat: SimulatedWeChat, clock: Clock) -> None:
+def test_a_replaced_stable_token_works_until_its_expiry(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given a stable token renewed with 270 seconds left
     old = stable_token(wechat)["access_token"]
     clock.now += 6930
@@ -300,7 +300,7 @@ def test_a_forced_refresh_kills_the_previous_token_at_once(wechat: SimulatedWeCh
 
 
 @pytest.mark.parametrize(("seconds_later", "refreshed"), [(0, False), (29, False), (30, True)])
-def test_forced_refreshes_are_30_seconds_apart_or_repeat_the_token(
+def test_a_forced_refresh_within_30_seconds_repeats_the_token(
     wechat: SimulatedWeChat, clock: Clock, seconds_later: int, refreshed: bool
 ) -> None:
     # Given a forced refresh
@@ -331,17 +331,15 @@ def test_twenty_forced_refreshes_a_day(wechat: SimulatedWeChat, clock: Clock) ->
 
 
 @pytest.mark.parametrize("body", [b"", b"appid=wx&secret=s", b"[1]", b"\xff\xfe"])
-def test_a_stable_token_request_that_is_no_json_object_is_refused(wechat: SimulatedWeChat, body: bytes) -> None:
+def test_a_stable_token_request_without_a_json_object_is_refused(wechat: SimulatedWeChat, body: bytes) -> None:
     # Given / When a body is not what the endpoint reads
-    answer = json.loads(wechat.answer("POST", "/cgi-bin/stable_token", {}, body).body)
+    response = json.loads(wechat.handle("POST", "/cgi-bin/stable_token", {}, body).body)
     # Then it says so
-    assert answer["errcode"] == 47001
+    assert response["errcode"] == 47001
 
 
 @pytest.mark.parametrize("value", [None, 5, ["wx"], {"a": 1}, True])
-def test_a_stable_token_request_with_an_appid_that_is_no_string_has_none(
-    wechat: SimulatedWeChat, value: object
-) -> None:
+def test_a_stable_token_appid_that_is_no_string_counts_as_none(wechat: SimulatedWeChat, value: object) -> None:
     # Given / When the appid is of another JSON type / Then it counts as missing
     assert stable_token(wechat, appid=value)["errcode"] == 41002
 
@@ -349,9 +347,7 @@ def test_a_stable_token_request_with_an_appid_that_is_no_string_has_none(
 # WeCom
 
 
-def test_wecom_repeats_a_token_with_what_remains_and_always_gives_an_errcode(
-    wechat: SimulatedWeChat, clock: Clock
-) -> None:
+def test_wecom_repeats_a_token_and_always_gives_an_errcode(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given a WeCom token
     first = corp_token(wechat)
     assert (first["errcode"], first["errmsg"], first["expires_in"]) == (0, "ok", 7200)
@@ -363,7 +359,7 @@ def test_wecom_repeats_a_token_with_what_remains_and_always_gives_an_errcode(
     assert corp_token(wechat)["access_token"] != first["access_token"]
 
 
-def test_wecom_by_the_other_reading_mints_anew_and_kills_the_one_before(clock: Clock) -> None:
+def test_wecom_may_mint_again_and_invalidate_the_previous_token(clock: Clock) -> None:
     # Given a WeCom that mints at each call
     wechat = SimulatedWeChat(clock, wecom_mints_anew=True)
     wechat.add_corp_app(CORPID, CORP_SECRET)
@@ -399,16 +395,14 @@ def test_wecom_refuses_wrong_credentials(
     # Given another corp
     wechat.add_corp_app("ww-another", "secret-of-another-corp")
     # When a token is asked for with something wrong
-    answer = corp_token(wechat, secret, corpid)
+    response = corp_token(wechat, secret, corpid)
     # Then WeCom names it, with its hint and the caller's address
-    assert answer["errcode"] == errcode
-    assert answer["errmsg"].startswith(f"{errmsg}, hint: [")
-    assert "from ip: 127.0.0.1" in answer["errmsg"]
+    assert response["errcode"] == errcode
+    assert response["errmsg"].startswith(f"{errmsg}, hint: [")
+    assert "from ip: 127.0.0.1" in response["errmsg"]
 
 
-def test_two_thousand_failing_calls_within_an_hour_block_the_caller_for_an_hour(
-    wechat: SimulatedWeChat, clock: Clock
-) -> None:
+def test_2000_failing_calls_within_an_hour_block_the_caller(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given 1999 failing calls of one address
     for _ in range(1999):
         corp_token(wechat, "wrong", remote_addr="8.8.8.8")
@@ -424,7 +418,7 @@ def test_two_thousand_failing_calls_within_an_hour_block_the_caller_for_an_hour(
     assert corp_token(wechat, remote_addr="8.8.8.8")["errcode"] == 0
 
 
-def test_failing_calls_spread_over_more_than_an_hour_do_not_block(wechat: SimulatedWeChat, clock: Clock) -> None:
+def test_failing_calls_over_more_than_an_hour_do_not_block(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given / When a call fails every two seconds, 1800 an hour
     for _ in range(4000):
         corp_token(wechat, "wrong")
@@ -437,7 +431,7 @@ def test_failing_calls_spread_over_more_than_an_hour_do_not_block(wechat: Simula
 
 
 @pytest.mark.parametrize("kind", ["jsapi", "wx_card"])
-def test_a_ticket_is_repeated_with_a_full_expires_in_until_it_dies(
+def test_a_ticket_is_repeated_with_a_full_life_until_it_expires(
     wechat: SimulatedWeChat, clock: Clock, kind: str
 ) -> None:
     # Given a ticket
@@ -475,7 +469,7 @@ def test_an_unknown_ticket_type_is_refused(wechat: SimulatedWeChat) -> None:
     assert ticket(wechat, token(wechat)["access_token"], "agent_config")["errcode"] == 40097
 
 
-def test_apps_of_a_corp_share_its_jsapi_ticket_and_have_their_own_agent_ticket(wechat: SimulatedWeChat) -> None:
+def test_apps_of_a_corp_share_its_jsapi_ticket_only(wechat: SimulatedWeChat) -> None:
     # Given the tokens of two apps of a corp
     tokens = [corp_token(wechat, secret)["access_token"] for secret in (CORP_SECRET, OTHER_CORP_SECRET)]
     # When each fetches both tickets
@@ -490,9 +484,9 @@ def test_apps_of_a_corp_share_its_jsapi_ticket_and_have_their_own_agent_ticket(w
 def test_a_wecom_app_gets_100_tickets_an_hour(wechat: SimulatedWeChat, clock: Clock) -> None:
     # Given an app that asked 100 times
     value = corp_token(wechat)["access_token"]
-    answers = [get(wechat, "/cgi-bin/get_jsapi_ticket", access_token=value) for _ in range(101)]
+    responses = [get(wechat, "/cgi-bin/get_jsapi_ticket", access_token=value) for _ in range(101)]
     # When it asks once more / Then it is refused until the hour is over
-    assert [answer["errcode"] for answer in answers] == [0] * 100 + [45009]
+    assert [response["errcode"] for response in responses] == [0] * 100 + [45009]
     clock.now += 3600
     assert get(wechat, "/cgi-bin/get_jsapi_ticket", access_token=value)["errcode"] == 0
 
@@ -500,7 +494,7 @@ def test_a_wecom_app_gets_100_tickets_an_hour(wechat: SimulatedWeChat, clock: Cl
 # whether a token is good
 
 
-def test_a_good_token_gets_the_addresses_and_only_wecom_adds_an_errcode(wechat: SimulatedWeChat) -> None:
+def test_a_valid_token_gets_addresses_only_wecom_adds_an_errcode(wechat: SimulatedWeChat) -> None:
     # Given good tokens / When they are tried / Then both get addresses, each in its platform's form
     assert domain_ips(wechat, token(wechat)["access_token"]).keys() == {"ip_list"}
     wecom = domain_ips(wechat, corp_token(wechat)["access_token"])
@@ -551,9 +545,9 @@ def test_a_dead_wecom_token_gets_an_errcode_beside_an_empty_list(wechat: Simulat
     # Given a WeCom token that the platform killed
     value = corp_token(wechat)["access_token"]
     wechat.kill(value)
-    # When it is tried / Then the answer holds both
-    answer = domain_ips(wechat, value)
-    assert (answer["ip_list"], answer["errcode"]) == ([], 40001)
+    # When it is tried / Then the response holds both
+    response = domain_ips(wechat, value)
+    assert (response["ip_list"], response["errcode"]) == ([], 40001)
 
 
 def test_one_platforms_token_is_nonsense_to_the_other(wechat: SimulatedWeChat) -> None:
@@ -587,19 +581,19 @@ def test_long_dead_tokens_are_forgotten(wechat: SimulatedWeChat, clock: Clock) -
 # faults
 
 
-def test_each_next_call_meets_one_fault_in_order_and_then_all_is_well(wechat: SimulatedWeChat) -> None:
+def test_each_next_call_meets_one_fault_in_order_then_none(wechat: SimulatedWeChat) -> None:
     # Given two queued faults
     wechat.fail("/cgi-bin/token", Fault.error(-1), Fault.error(45009, "used up"))
     # When three calls come
-    answers = [token(wechat) for _ in range(3)]
+    responses = [token(wechat) for _ in range(3)]
     # Then two fail, in WeChat's words or those given, and the third does not
-    assert [answer.get("errcode") for answer in answers] == [-1, 45009, None]
-    assert answers[0]["errmsg"].startswith("system error rid: ")
-    assert answers[1]["errmsg"].startswith("used up rid: ")
+    assert [response.get("errcode") for response in responses] == [-1, 45009, None]
+    assert responses[0]["errmsg"].startswith("system error rid: ")
+    assert responses[1]["errmsg"].startswith("used up rid: ")
 
 
 def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat) -> None:
-    # Given a fault for one account on each endpoint that can tell the account
+    # Given a fault for one account on each endpoint that sees the account
     wechat.add_app("wx-other", SECRET)
     live, other = token(wechat)["access_token"], token(wechat, appid="wx-other")["access_token"]
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/ticket/getticket"):
@@ -613,7 +607,7 @@ def test_a_fault_of_one_account_leaves_the_others_alone(wechat: SimulatedWeChat)
 
 
 def test_a_fault_for_a_path_that_is_not_simulated_is_a_mistake(wechat: SimulatedWeChat) -> None:
-    # Given / When a path is misspelt / Then the test that did it hears of it
+    # Given / When a path is misspelt / Then the test that did it fails
     with pytest.raises(ValueError, match="not simulated"):
         wechat.fail("/cgi-bin/tokens", Fault.error(-1))
 
@@ -646,34 +640,34 @@ def test_a_fault_tells_whether_a_token_was_minted(wechat: SimulatedWeChat, fault
 
 
 @pytest.mark.parametrize(
-    ("fault", "answer", "errcode"),
+    ("fault", "response", "errcode"),
     [
-        (Fault.http(503, b"<p>busy"), Answer(503, {"Content-Type": "text/html"}, b"<p>busy"), None),
+        (Fault.http(503, b"<p>busy"), Reply(503, {"Content-Type": "text/html"}, b"<p>busy"), None),
         (
             Fault.redirect("https://evil.invalid/"),
-            Answer(302, {"Content-Type": "text/html", "Location": "https://evil.invalid/"}, b""),
+            Reply(302, {"Content-Type": "text/html", "Location": "https://evil.invalid/"}, b""),
             None,
         ),
         (
             Fault.malformed(b'{"access_token": null}'),
-            Answer(200, {"Content-Type": "application/json; encoding=utf-8"}, b'{"access_token": null}'),
+            Reply(200, {"Content-Type": "application/json; encoding=utf-8"}, b'{"access_token": null}'),
             None,
         ),
-        (Fault.drop_before(), Answer(200, {}, b"", drop=True), None),
-        (Fault.drop_after(), Answer(200, {}, b"", drop=True), None),
+        (Fault.drop_before(), Reply(200, {}, b"", drop=True), None),
+        (Fault.drop_after(), Reply(200, {}, b"", drop=True), None),
     ],
     ids=["http", "redirect", "malformed", "before", "after"],
 )
-def test_what_the_caller_gets(wechat: SimulatedWeChat, fault: Fault, answer: Answer, errcode: int | None) -> None:
+def test_what_the_caller_gets(wechat: SimulatedWeChat, fault: Fault, response: Reply, errcode: int | None) -> None:
     # Given a fault
     wechat.fail("/cgi-bin/token", fault)
-    # When a call meets it / Then this is the answer, and the call is recorded as one without WeChat's JSON
-    assert ask_token(wechat) == answer
+    # When a call meets it / Then this is the response, and the call is recorded as one without WeChat's JSON
+    assert ask_token(wechat) == response
     assert wechat.calls[-1].errcode is errcode
 
 
-def test_a_cut_a_padded_and_a_late_answer(wechat: SimulatedWeChat) -> None:
-    # Given an answer cut, one padded, one late
+def test_a_cut_a_padded_and_a_late_response(wechat: SimulatedWeChat) -> None:
+    # Given a response cut, one padded, one late
     wechat.fail("/cgi-bin/token", Fault.truncated(), Fault.oversized(5000), Fault.slow(7.5))
     # When they come
     cut, padded, late = (ask_token(wechat) for _ in range(3))
@@ -733,27 +727,27 @@ def web(wechat: SimulatedWeChat) -> Client:
 TOKEN_URL = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={SECRET}"
 
 
-def test_wsgi_answers_as_in_process(web: Client, wechat: SimulatedWeChat) -> None:
+def test_wsgi_responds_as_in_process(web: Client, wechat: SimulatedWeChat) -> None:
     # Given the simulator over HTTP / When both token endpoints are asked
     plain = web.get(TOKEN_URL)
     stable = web.post(
         "/cgi-bin/stable_token", json={"grant_type": "client_credential", "appid": APPID, "secret": SECRET}
     )
     # Then the tokens work
-    for answer in (plain, stable):
-        assert answer.content_type.startswith("application/json")
-        assert wechat.accepts(json.loads(answer.data)["access_token"])
+    for response in (plain, stable):
+        assert response.content_type.startswith("application/json")
+        assert wechat.accepts(json.loads(response.data)["access_token"])
 
 
 def test_wsgi_sees_the_callers_address(web: Client, wechat: SimulatedWeChat) -> None:
     # Given an app whose whitelist is empty
     wechat.add_app(APPID, SECRET, ip_whitelist=[])
     # When 8.149.1.2 calls / Then that address is named
-    answer = web.get(TOKEN_URL, environ_base={"REMOTE_ADDR": "8.149.1.2"})
-    assert "8.149.1.2" in json.loads(answer.data)["errmsg"]
+    response = web.get(TOKEN_URL, environ_base={"REMOTE_ADDR": "8.149.1.2"})
+    assert "8.149.1.2" in json.loads(response.data)["errmsg"]
 
 
-def test_wsgi_waits_for_a_slow_answer(web: Client, wechat: SimulatedWeChat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wsgi_waits_for_a_slow_response(web: Client, wechat: SimulatedWeChat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a fault of 7.5 seconds
     waited: list[float] = []
     monkeypatch.setattr("infra.local.simulated_wechat.time.sleep", waited.append)
@@ -775,9 +769,9 @@ def port(wechat: SimulatedWeChat) -> Iterator[int]:
 
 
 def test_a_dropped_connection_is_an_error_to_a_real_http_client(wechat: SimulatedWeChat, port: int) -> None:
-    # Given a fault that loses the answer
+    # Given a fault that loses the response
     wechat.fail("/cgi-bin/token", Fault.drop_after())
-    # When a real client calls / Then it gets no whole answer
+    # When a real client calls / Then it gets no whole response
     with pytest.raises(requests.RequestException):
         requests.get(f"http://127.0.0.1:{port}{TOKEN_URL}", timeout=10)
 
@@ -795,8 +789,8 @@ def test_faults_can_be_ordered_by_hand(web: Client, order: dict[str, object], ti
     ordered = web.post("/_simulator/faults", json=order)
     assert json.loads(ordered.data) == {"queued": times}
     # When calls come / Then so many of them fail
-    answers = [web.get(TOKEN_URL) for _ in range(3)]
-    assert [b"access_token" in answer.data for answer in answers] == [False] * times + [True] * (3 - times)
+    responses = [web.get(TOKEN_URL) for _ in range(3)]
+    assert [b"access_token" in response.data for response in responses] == [False] * times + [True] * (3 - times)
 
 
 @pytest.mark.parametrize(
@@ -815,10 +809,10 @@ def test_faults_can_be_ordered_by_hand(web: Client, order: dict[str, object], ti
 )
 def test_a_wrong_order_is_refused_with_what_is_possible(web: Client, order: object) -> None:
     # Given / When an order cannot be followed
-    answer = web.post("/_simulator/faults", json=order)
+    response = web.post("/_simulator/faults", json=order)
     # Then the kinds and paths are named, and nothing fails
-    assert answer.status_code == 400
-    assert "drop_after" in json.loads(answer.data)["error"]
+    assert response.status_code == 400
+    assert "drop_after" in json.loads(response.data)["error"]
     assert b"access_token" in web.get(TOKEN_URL).data
 
 

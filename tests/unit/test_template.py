@@ -269,7 +269,7 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
     (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
     rates = {route: limit["ThrottlingRateLimit"] for route, limit in stage["RouteSettings"].items()}
 
-    # Then each route that anyone may call has limits of its own, and the catch-all the lowest
+    # Then each route that needs no signature has limits of its own, and the catch-all the lowest
     assert set(rates) == {f"{route.method} {route.path}" for route in COMPATIBLE_ROUTES}
     assert sum(rates.values()) == 285
     others = [rate for route, rate in rates.items() if route != "ANY /cgi-bin/{proxy+}"]
@@ -294,14 +294,14 @@ def test_open_routes_have_limits_that_leave_room_for_the_rest(template: Template
 def test_the_local_gateway_chooses_the_most_specific_route(
     template: Template, method: str, path: str, route: str | None
 ) -> None:
-    # Given the local gateway, and a function that answers with the route
+    # Given the local gateway, and a function that returns the route
     serve = gateway(template, lambda event: {"body": event["routeKey"], "statusCode": 200, "headers": {}})
 
     # When
-    answer = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
+    response = Client(serve).open(path, method=method, environ_overrides={"REQUEST_URI": path})
 
     # Then
-    assert (answer.text if answer.status_code == 200 else None) == route
+    assert (response.text if response.status_code == 200 else None) == route
 
 
 @pytest.mark.parametrize("switch", ["enabled", "disabled"])
@@ -415,7 +415,7 @@ def test_a_changed_account_parameter_reaches_the_refresher() -> None:
     assert target["DeadLetterConfig"]["Arn"] == DEAD_LETTERS
 
 
-def test_what_fails_for_good_ends_in_the_encrypted_dead_letter_queue(template: Template) -> None:
+def test_final_failures_go_to_the_encrypted_dead_letter_queue(template: Template) -> None:
     (events,) = of_type(template, "AWS::Lambda::EventInvokeConfig").values()
     assert events["FunctionName"] == {"Ref": "RefreshFunction"}
     assert events["DestinationConfig"]["OnFailure"]["Destination"] == DEAD_LETTERS
@@ -456,7 +456,7 @@ def test_the_table(template: Template) -> None:
     ]
 
 
-def test_the_table_outlives_its_stack_and_mistakes_and_does_not_hinder_the_next(template: Template) -> None:
+def test_the_table_outlives_its_stack_and_never_blocks_the_next(template: Template) -> None:
     resource, table = template["Resources"]["TokenTable"], properties(template, "TokenTable")
 
     assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
@@ -555,12 +555,16 @@ def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> Non
     mapping = properties(template, "NotifyFunctionQueue")
 
     assert rule["EventPattern"]["source"] == [{"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}]
-    told = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
-    assert set(rule["EventPattern"]["detail-type"]) == told
+    sent = {f"Credential {what}" for what in ("Failing", "Recovered", "Invalidated")}
+    assert set(rule["EventPattern"]["detail-type"]) == sent
     assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
     assert mapping["MaximumBatchingWindowInSeconds"] <= 60
     assert mapping["BatchSize"] >= 100  # a storm is one message
-    assert queue["VisibilityTimeout"] > properties(template, "NotifyFunction")["Timeout"]
+    # AWS's advice: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    window, timeout = mapping["MaximumBatchingWindowInSeconds"], properties(template, "NotifyFunction")["Timeout"]
+    assert queue["VisibilityTimeout"] >= 6 * timeout + window
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == DEAD_LETTERS
     assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
 
@@ -631,7 +635,7 @@ def test_a_key_of_ones_own_is_used_through_parameter_store_only() -> None:
     assert template["Conditions"]["HasKmsKey"] == {"Fn::Not": [{"Fn::Equals": [KEY, ""]}]}
 
 
-def test_a_key_of_ones_own_encrypts_all_that_is_kept_and_without_one_aws_does(template: Template) -> None:
+def test_a_customer_key_encrypts_all_stored_data_else_aws_does(template: Template) -> None:
     # When
     chosen = translate({"KmsKeyArn": KEY})
 
@@ -675,7 +679,7 @@ def test_the_reader_uses_ones_own_key_through_the_table_only() -> None:
     assert set(statement["Condition"]["StringEquals"]["kms:ViaService"]) == {"dynamodb.us-east-1.amazonaws.com"}
 
 
-def test_only_schedules_of_this_aws_account_may_use_the_schedules_role(template: Template) -> None:
+def test_only_schedules_of_this_aws_account_may_use_their_role(template: Template) -> None:
     role = properties(template, "SchedulesRole")
 
     (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
@@ -759,7 +763,7 @@ def vpc_of(template: Template) -> Any:
     return properties(deployed(template), "RefreshFunction").get("VpcConfig")
 
 
-def test_only_the_refresher_goes_into_existing_subnets_and_only_if_told_to() -> None:
+def test_only_the_refresher_enters_existing_subnets_on_request() -> None:
     template = translate({"EgressMode": "existing", "SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"})
 
     assert vpc_of(template) == {
@@ -786,7 +790,7 @@ def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: s
     # Given
     template, egress = translate({"EgressMode": mode}), egress_of(mode)
 
-    # Then the function goes there, and the address is told
+    # Then the function goes there, and the address is an output
     assert vpc_of(template) == {
         "SubnetIds": {"Fn::Split": [",", {"Fn::GetAtt": ["Egress", "Outputs.SubnetIds"]}]},
         "SecurityGroupIds": [{"Fn::GetAtt": ["Egress", "Outputs.SecurityGroupId"]}],
@@ -854,7 +858,7 @@ def test_there_is_exactly_one_instance_for_30_days_at_most() -> None:
     assert set(resource["DependsOn"]) == {"InstanceAddressAssociation", "PublicRoute", "PublicSubnetRoutes"}
 
 
-def test_the_instance_has_no_role_no_way_in_and_an_encrypted_disk() -> None:
+def test_the_instance_has_no_role_no_ingress_and_encrypted_disk() -> None:
     data = properties(egress_of("instance"), "InstanceTemplate")["LaunchTemplateData"]
 
     assert not {"IamInstanceProfile", "KeyName", "SecurityGroupIds"} & set(data)

@@ -1,4 +1,4 @@
-"""WeChat and WeCom over HTTP: what is sent where, what each answer means, and that no error gives a secret away."""
+"""WeChat and WeCom over HTTP: what is sent where, what each response means, and that no error gives a secret away."""
 
 import gzip
 import json
@@ -56,11 +56,11 @@ class Call(NamedTuple):
 
 
 class Internet:
-    """A real server in the place of WeChat (`/wechat`) and WeCom (`/wecom`), which answers every call alike."""
+    """A real server in the place of WeChat (`/wechat`) and WeCom (`/wecom`), which responds to every call alike."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.answers: Callable[[Call], tuple[int, Mapping[str, str], str | bytes]] = lambda _: (500, {}, "")
+        self.responses: Callable[[Call], tuple[int, Mapping[str, str], str | bytes]] = lambda _: (500, {}, "")
         internet = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ class Internet:
         body = json.loads(asked.rfile.read(int(asked.headers.get("Content-Length", 0))) or "null")
         address = f"{ {'wechat': WECHAT, 'wecom': WECOM}.get(host, host) }/{path}"
         self.calls.append(Call(str(asked.command), address, query, body, asked.connection))
-        status, headers, reply = self.answers(self.calls[-1])
+        status, headers, reply = self.responses(self.calls[-1])
         reply = reply.encode() if isinstance(reply, str) else reply
         asked.send_response(status)
         for name, value in headers.items():
@@ -115,13 +115,13 @@ def wechat(internet: Internet) -> WeChat:
     return WeChat(f"{internet.address}/wechat", f"{internet.address}/wecom", lambda: NOW)
 
 
-def answer(internet: Internet, body: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-    """WeChat and WeCom answer any call with this."""
-    internet.answers = lambda _: (status, headers or {}, body)
+def respond(internet: Internet, body: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    """WeChat and WeCom respond to any call with this."""
+    internet.responses = lambda _: (status, headers or {}, body)
 
 
 def granted(value: str = "v", expires_in: int = 7200) -> str:
-    """WeChat's answer with a token and a ticket, of which each call takes its own."""
+    """WeChat's response with a token and a ticket, of which each call takes its own."""
     return json.dumps({"access_token": value, "ticket": value, "expires_in": expires_in})
 
 
@@ -209,14 +209,14 @@ def test_each_call_goes_where_wechat_documents_it(
     query: dict[str, str],
     body: dict[str, object] | None,
 ) -> None:
-    answer(internet, granted())
+    respond(internet, granted())
     fetch(wechat)
     assert sent(internet) == (method, url, query, body)
 
 
 def test_an_isolated_call_asks_stable_token_in_normal_mode(wechat: WeChat, internet: Internet) -> None:
     # Given an account kept with the endpoint `token`
-    answer(internet, granted("isolated"))
+    respond(internet, granted("isolated"))
     # When its token is asked for in isolation
     grant = wechat.fetch_token(PUBLIC, isolated=True)
     # Then nothing of `/cgi-bin/token` is touched, and no token is ended
@@ -225,25 +225,25 @@ def test_an_isolated_call_asks_stable_token_in_normal_mode(wechat: WeChat, inter
 
 
 def test_stable_token_keeps_the_secret_out_of_the_address(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, granted())
+    respond(internet, granted())
     wechat.fetch_token(STABLE)
     (call,) = internet.calls
     assert "s3cr3t" not in call.address
 
 
 def test_another_host_takes_over_where_it_is_configured(internet: Internet) -> None:
-    answer(internet, granted())
+    respond(internet, granted())
     assert WeChat(f"{internet.address}/api2/", WECOM, lambda: NOW).fetch_token(PUBLIC)
     assert internet.calls[0].url == "api2/cgi-bin/token"
 
 
-# --- what an answer means
+# --- what a response means
 
 
 def test_a_life_counts_from_the_moment_before_the_request(internet: Internet) -> None:
     # Given a call that takes five seconds
     now = iter([NOW, NOW + 5, NOW + 5])
-    answer(internet, granted("value", 7100))
+    respond(internet, granted("value", 7100))
     # When WeChat grants a token
     grant = WeChat(internet.address, WECOM, lambda: next(now)).fetch_token(PUBLIC)
     # Then it is as old as the request
@@ -251,7 +251,7 @@ def test_a_life_counts_from_the_moment_before_the_request(internet: Internet) ->
 
 
 def test_wecoms_errcode_0_is_a_success(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, '{"errcode": 0, "errmsg": "ok", "access_token": "value", "expires_in": 7200}')
+    respond(internet, '{"errcode": 0, "errmsg": "ok", "access_token": "value", "expires_in": 7200}')
     assert wechat.fetch_token(CORP) == Grant("value", 7200, NOW)
 
 
@@ -261,13 +261,13 @@ def test_harmless_variations_of_a_success_are_accepted(
     wechat: WeChat, internet: Internet, errcode: str, expires_in: str
 ) -> None:
     # When a token arrives, then it is taken: it was minted all the same
-    answer(internet, f'{{{errcode} "access_token": "value", "expires_in": {expires_in}}}')
+    respond(internet, f'{{{errcode} "access_token": "value", "expires_in": {expires_in}}}')
     assert wechat.fetch_token(PUBLIC) == Grant("value", 7200, NOW)
 
 
 @pytest.mark.parametrize("errcode", ["40125", '"40125"', "40125.0"])
 def test_harmless_variations_of_a_refusal_are_accepted(wechat: WeChat, internet: Internet, errcode: str) -> None:
-    answer(internet, f'{{"errcode": {errcode}, "errmsg": "invalid appsecret"}}')
+    respond(internet, f'{{"errcode": {errcode}, "errmsg": "invalid appsecret"}}')
     error = refused(wechat)
     assert (error.errcode, error.failure_class, error.outcome_known) == (40125, FailureClass.CONFIGURATION, True)
 
@@ -305,9 +305,9 @@ def test_each_errcode_calls_for_something(
     wechat: WeChat, internet: Internet, errcode: int, failure_class: FailureClass
 ) -> None:
     # When a token endpoint refuses
-    answer(internet, json.dumps({"errcode": errcode, "errmsg": "some reason rid: 617682e0-09059ac5"}))
+    respond(internet, json.dumps({"errcode": errcode, "errmsg": "some reason rid: 617682e0-09059ac5"}))
     error = refused(wechat)
-    # Then the error tells its class, WeChat's own words with the rid, and what to do; nothing was minted
+    # Then the error has its class, WeChat's own words with the rid, and what to do; nothing was minted
     assert (error.failure_class, error.errcode) == (failure_class, errcode)
     assert error.errmsg == "some reason rid: 617682e0-09059ac5"
     assert error.remedy
@@ -315,10 +315,8 @@ def test_each_errcode_calls_for_something(
 
 
 @pytest.mark.parametrize("errcode", [40001, 40014, 42001])
-def test_on_a_call_that_carries_a_token_it_is_the_token_that_is_refused(
-    wechat: WeChat, internet: Internet, errcode: int
-) -> None:
-    answer(internet, json.dumps({"errcode": errcode, "errmsg": "invalid credential"}))
+def test_an_error_on_a_call_with_a_token_refers_to_the_token(wechat: WeChat, internet: Internet, errcode: int) -> None:
+    respond(internet, json.dumps({"errcode": errcode, "errmsg": "invalid credential"}))
     error = refused(wechat, FETCHES["ticket"])
     assert (error.failure_class, error.errcode) == (FailureClass.CREDENTIAL, errcode)
 
@@ -339,7 +337,7 @@ def test_on_a_call_that_carries_a_token_it_is_the_token_that_is_refused(
 def test_an_address_that_is_not_allowed_is_named(
     wechat: WeChat, internet: Internet, errcode: int, errmsg: str, address: str
 ) -> None:
-    answer(internet, json.dumps({"errcode": errcode, "errmsg": errmsg}))
+    respond(internet, json.dumps({"errcode": errcode, "errmsg": errmsg}))
     assert address in refused(wechat).remedy
 
 
@@ -354,14 +352,14 @@ def test_an_address_that_is_not_allowed_is_named(
     ids=["escape sequences", "controls", "writing direction", "half a pair"],
 )
 def test_a_message_cannot_steer_a_terminal(wechat: WeChat, internet: Internet, errmsg: str) -> None:
-    answer(internet, json.dumps({"errcode": 40125, "errmsg": errmsg}))
+    respond(internet, json.dumps({"errcode": 40125, "errmsg": errmsg}))
     error = refused(wechat)
     for text in (error.errmsg, str(error)):
         assert text.isprintable()
         assert re.search("invalid.* appsecret", text)
 
 
-BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
+BAD_RESPONSES: dict[str, tuple[str | bytes, int]] = {
     "nothing": (b"", 200),
     "null": (b"null", 200),
     "a list": (b"[]", 200),
@@ -399,12 +397,12 @@ BAD_ANSWERS: dict[str, tuple[str | bytes, int]] = {
 }
 
 
-@pytest.mark.parametrize(("body", "status"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_what_is_not_wechats_answer_is_a_failure_of_unknown_outcome(
+@pytest.mark.parametrize(("body", "status"), BAD_RESPONSES.values(), ids=BAD_RESPONSES)
+def test_a_response_not_from_wechat_leaves_the_outcome_unknown(
     wechat: WeChat, internet: Internet, body: str | bytes, status: int
 ) -> None:
-    # When something else comes than one of WeChat's answers
-    answer(internet, body, status=status)
+    # When something else comes than one of WeChat's responses
+    respond(internet, body, status=status)
     error = refused(wechat)
     # Then it is to be tried again, and a token may have been minted
     assert (error.failure_class, error.errcode, error.outcome_known) == (FailureClass.TRANSIENT, None, False)
@@ -414,8 +412,8 @@ def test_what_is_not_wechats_answer_is_a_failure_of_unknown_outcome(
 def test_a_redirect_is_not_followed(wechat: WeChat, internet: Internet) -> None:
     # Given a WeChat that sends us elsewhere
     with Internet() as elsewhere:
-        answer(elsewhere, granted())
-        answer(internet, "", status=302, headers={"Location": f"{elsewhere.address}/"})
+        respond(elsewhere, granted())
+        respond(internet, "", status=302, headers={"Location": f"{elsewhere.address}/"})
         # When any call is made
         for fetch in FETCHES.values():
             error = refused(wechat, fetch)
@@ -429,7 +427,7 @@ def test_a_redirect_is_not_followed(wechat: WeChat, internet: Internet) -> None:
 
 @contextmanager
 def server(reply: bytes | None) -> Iterator[str]:
-    """A real server for one call, which it answers with these bytes before it closes; with None it does not listen."""
+    """A real server for one call, to which it responds with these bytes before it closes; with None it does not listen."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         if reply is None:
@@ -514,8 +512,8 @@ def peer(talk: Callable[[socket.socket], object], **options: Any) -> Iterator[st
         thread.join()
 
 
-def test_an_answer_without_end_is_not_read_to_its_end() -> None:
-    # Given an answer that does not end
+def test_a_response_without_end_is_not_read_to_its_end() -> None:
+    # Given a response that does not end
     sent = list[int]()
 
     def talk(connection: socket.socket) -> None:
@@ -575,7 +573,7 @@ def test_an_attempt_ends_in_time_however_slowly_a_peer_drips(
     # Given a peer none of whose bytes is late, but which has too many of them
     with peer(drip(*drops)) as address:
         error = refused(WeChat(address, address, lambda: NOW))
-        # Then its whole answer is not waited for
+        # Then its whole response is not waited for
         assert time.monotonic() - began_at < ENDS_WITHIN
     assert not error.outcome_known
     assert_discreet(error)
@@ -606,7 +604,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 def test_all_addresses_of_a_host_share_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "CONNECT_TIMEOUT", 0.3)
     with deaf() as (address, port):
-        # Given a name with so many addresses of which none answers that each with a time of its own would take two minutes
+        # Given a name with so many addresses of which none responds that each with a time of its own would take two minutes
         resolve(monkeypatch, *[address] * 400)
         began_at = time.monotonic()
         error = refused(WeChat(f"http://host.test:{port}", WECOM, lambda: NOW))
@@ -616,7 +614,7 @@ def test_all_addresses_of_a_host_share_the_time_to_connect(monkeypatch: pytest.M
 
 def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyPatch, internet: Internet) -> None:
     # Given a host whose first address has no server
-    answer(internet, granted("value"))
+    respond(internet, granted("value"))
     resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
     assert WeChat(f"http://host.test:{urlsplit(internet.address).port}", WECOM).fetch_token(PUBLIC).value == "value"
 
@@ -692,7 +690,7 @@ ALIVE = '{"ip_list": ["101.89.0.1"]}'
 def test_the_errcode_says_whether_a_token_works(
     wechat: WeChat, internet: Internet, kind: Kind, reply: str, alive: bool
 ) -> None:
-    answer(internet, reply)
+    respond(internet, reply)
     assert wechat.accepts(kind, TOKEN) is alive
     host = WECOM if kind is Kind.CORP_TOKEN else WECHAT
     assert sent(internet) == ("GET", f"{host}/cgi-bin/get_api_domain_ip", {"access_token": TOKEN}, None)
@@ -701,21 +699,21 @@ def test_the_errcode_says_whether_a_token_works(
 @pytest.mark.parametrize(
     "reply", ["{}", '{"ip_list": null}', '{"errcode": 45009, "errmsg": "reach max api daily quota limit"}', "oops"]
 )
-def test_without_a_clear_answer_nothing_is_said_of_a_token(wechat: WeChat, internet: Internet, reply: str) -> None:
-    answer(internet, reply)
+def test_a_check_without_a_clear_response_decides_nothing(wechat: WeChat, internet: Internet, reply: str) -> None:
+    respond(internet, reply)
     with pytest.raises(WeChatError):
         wechat.accepts(Kind.TOKEN, TOKEN)
 
 
 def test_the_probes_of_one_run_share_a_connection(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, ALIVE)
+    respond(internet, ALIVE)
     with wechat.probe_session() as session:
         assert all(wechat.accepts(Kind.TOKEN, TOKEN, session) for _ in range(5))
     assert len({call.connection for call in internet.calls}) == 1
 
 
 def test_calls_without_a_session_share_no_connection(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, ALIVE)
+    respond(internet, ALIVE)
     assert all(wechat.accepts(Kind.TOKEN, TOKEN) for _ in range(3))
     assert len({call.connection for call in internet.calls}) == 3
 
@@ -727,7 +725,7 @@ def test_a_probe_is_repeated_once_where_a_kept_connection_breaks(wechat: WeChat,
             call.connection.shutdown(socket.SHUT_RDWR)
         return 200, {}, ALIVE
 
-    internet.answers = reply
+    internet.responses = reply
     with wechat.probe_session() as session:
         assert [wechat.accepts(Kind.TOKEN, TOKEN, session) for _ in range(3)] == [True] * 3
 
@@ -739,24 +737,24 @@ def test_a_probe_is_repeated_no_more_than_once(wechat: WeChat, internet: Interne
         call.connection.shutdown(socket.SHUT_RDWR)
         return 200, {}, ALIVE
 
-    internet.answers = reply
+    internet.responses = reply
     with wechat.probe_session() as session, pytest.raises(WeChatError):
         wechat.accepts(Kind.TOKEN, TOKEN, session if with_session else None)
     assert len(internet.calls) == (2 if with_session else 1)
 
 
-def test_a_probe_that_got_an_answer_or_none_in_time_is_not_repeated(
+def test_a_probe_is_not_repeated_after_a_response_or_a_timeout(
     wechat: WeChat, internet: Internet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with wechat.probe_session() as session:
-        answer(internet, "", status=502)
+        respond(internet, "", status=502)
         with pytest.raises(WeChatError):
             wechat.accepts(Kind.TOKEN, TOKEN, session)
         assert len(internet.calls) == 1
         # And the same where it takes too long
         monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.1)
         late = threading.Event()
-        internet.answers = lambda _: (200 if late.wait(5) else 500, {}, ALIVE)
+        internet.responses = lambda _: (200 if late.wait(5) else 500, {}, ALIVE)
         with pytest.raises(WeChatError):
             wechat.accepts(Kind.TOKEN, TOKEN, session)
         assert len(internet.calls) == 2
@@ -796,7 +794,7 @@ def test_a_message_that_repeats_what_was_sent_is_masked(
         sent = TOKEN if "access_token" in call.query else SECRET
         return 200, {}, json.dumps({"errcode": errcode, "errmsg": f"invalid: {sent} rid: 617682e0"})
 
-    internet.answers = repeat
+    internet.responses = repeat
     # When it refuses
     error = refused(wechat, fetch)
     # Then the rest of the message is kept
@@ -819,23 +817,25 @@ def test_a_message_that_repeats_what_was_sent_is_masked(
 def test_a_secret_is_masked_wherever_it_stands_in_the_message(
     wechat: WeChat, internet: Internet, errmsg: object
 ) -> None:
-    answer(internet, json.dumps({"errcode": 40125, "errmsg": errmsg}))
+    respond(internet, json.dumps({"errcode": 40125, "errmsg": errmsg}))
     error = refused(wechat)
     assert "s3cr3t" not in f"{error} {error.errmsg} {error.remedy}"
     assert len(error.errmsg) <= 600
 
 
-@pytest.mark.parametrize(("body", "status"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_no_bad_answer_gives_anything_away(wechat: WeChat, internet: Internet, body: str | bytes, status: int) -> None:
-    # Given an answer that holds what was sent, beside what is wrong with it
+@pytest.mark.parametrize(("body", "status"), BAD_RESPONSES.values(), ids=BAD_RESPONSES)
+def test_no_bad_response_gives_anything_away(
+    wechat: WeChat, internet: Internet, body: str | bytes, status: int
+) -> None:
+    # Given a response that holds what was sent, beside what is wrong with it
     body = body.encode() if isinstance(body, str) else body
-    answer(internet, body.replace(b'"v"', f'"{TOKEN}"'.encode()) + f" {SECRET}".encode(), status=status)
+    respond(internet, body.replace(b'"v"', f'"{TOKEN}"'.encode()) + f" {SECRET}".encode(), status=status)
     for fetch in FETCHES.values():
         assert_discreet(refused(wechat, fetch))
 
 
 def test_a_short_secret_is_masked_too(wechat: WeChat, internet: Internet) -> None:
-    answer(internet, '{"errcode": 40125, "errmsg": "invalid appsecret hunter22"}')
+    respond(internet, '{"errcode": 40125, "errmsg": "invalid appsecret hunter22"}')
     error = refused(wechat, lambda wechat: wechat.fetch_token(Account("main", "wx1", "hunter22", Kind.TOKEN)))
     assert "hunter22" not in f"{error} {error.errmsg}"
 
@@ -855,6 +855,6 @@ def test_a_remedy_names_the_accounts_own_console(
     wechat: WeChat, internet: Internet, account: Account, errcode: int, where: str
 ) -> None:
     # When WeChat refuses what an operator can correct
-    answer(internet, f'{{"errcode": {errcode}, "errmsg": "refused"}}')
+    respond(internet, f'{{"errcode": {errcode}, "errmsg": "refused"}}')
     # Then the remedy says where, on the platform of that account
     assert where in refused(wechat, lambda wechat: wechat.fetch_token(account)).remedy

@@ -28,7 +28,7 @@ public class KeeperCpConfig extends WxCpDefaultConfigImpl {
     try {
       keeper.reportCurrent();
     } catch (IllegalStateException error) {
-      // What WeChat answered is what the caller has to see.
+      // What WeChat returned is what the caller has to see.
     }
   }
 }

@@ -6,8 +6,9 @@
 //   wxCpService.setWxCpConfigStorage(new KeeperCpConfig(TokenKeeper.corp(url, "wtk_…", "ww…")));  // 企业微信
 //
 // Checked: compiled with Java 17 and run against the local stack by the tests, WxJava's classes being stubs of what is
-// overridden; compiled by hand with WxJava's own classes (4.7.2.B), which were read, not run. WxJava itself tries once more
-// where a token is refused. Note that it logs the URL of a failed call, with the token, at WARN.
+// overridden; compiled by hand with WxJava's own classes (4.7.2.B), of which 企业微信's were also run by hand, and the others
+// read. WxJava itself tries once more where a token is refused. Note that it logs the URL of a failed call, with the token,
+// at WARN.
 package tokenkeeper;
 
 import java.io.IOException;

@@ -163,7 +163,7 @@ class Cache:
         with self._lock:
             before = self._entries.get(name)
             if before is not None and before.asked_at.monotonic > asked_at.monotonic:
-                return before  # an answer that was overtaken by a later one
+                return before  # superseded by a later response
             known_since = before.known_since if before is not None and before.value == received.value else asked_at
             entry = Entry(received.value, asked_at, known_since, received.cache_for, received.expires_in)
             self._entries[name] = entry
@@ -186,7 +186,7 @@ class Cache:
         raise NotEnoughTimeError(
             f"The current value is promised for {int(self._seconds_left(entry))} s, not for {minimum_seconds:g} s",
             "Ask again after its renewal, at most 5 minutes before it ends; no value is promised longer than 2 hours, "
-            "and a consumer with --cache-for is told less.",
+            "and a consumer with --cache-for gets less.",
             retry_after=max(1, entry.cache_for - self._clock.age(entry.asked_at)),
         )
 

@@ -38,7 +38,7 @@ class _ConsumerKey(ABC):
 
     @abstractmethod
     def _ticket_call(self, ticket_type: str) -> tuple[str, dict[str, str]]:
-        """The path of the call for that ticket, and its query but for the token."""
+        """The path of the call for that ticket, and its query except the token."""
 
     def ticket(self, ticket_type: str, current_token: Callable[[], str]) -> Received:
         path, query = self._ticket_call(ticket_type)

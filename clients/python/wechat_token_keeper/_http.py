@@ -64,14 +64,14 @@ def send(method: str, url: str, body: bytes | None = None, headers: Mapping[str,
     request = urllib.request.Request(url, data=body, headers=dict(headers or {}), method=method)  # noqa: S310
     ends_at = time.monotonic() + TIMEOUT
     try:
-        with _opener().open(request, timeout=TIMEOUT) as answer:
+        with _opener().open(request, timeout=TIMEOUT) as reply:
             received = b""
-            while len(received) <= MAX_BODY_BYTES and (piece := answer.read1(MAX_BODY_BYTES)):
+            while len(received) <= MAX_BODY_BYTES and (piece := reply.read1(MAX_BODY_BYTES)):
                 received += piece
                 if time.monotonic() > ends_at:
                     raise TimeoutError
-            names_in_lower_case = {name.lower(): value for name, value in answer.headers.items()}
-            return Response(answer.status, names_in_lower_case, received[:MAX_BODY_BYTES])
+            names_in_lower_case = {name.lower(): value for name, value in reply.headers.items()}
+            return Response(reply.status, names_in_lower_case, received[:MAX_BODY_BYTES])
     except urllib.error.URLError as error:
         cause = _described(error.reason if isinstance(error.reason, Exception) else error)
     except (OSError, http.client.HTTPException) as error:

@@ -66,12 +66,12 @@ class IamAccount:
     def jsapi_signature(self, url: str, ticket_type: str, ticket: Callable[[], str]) -> JsapiSignature:
         # The keeper signs, so that the identity needs no permission to read the ticket.
         query = {"url": checked_page(url)} | ({} if ticket_type == "jsapi" else {"type": ticket_type})
-        answer = self._call("GET", "/jsapi-signature?" + urlencode(query, quote_via=quote, safe=""))
+        reply = self._call("GET", "/jsapi-signature?" + urlencode(query, quote_via=quote, safe=""))
         return {
-            "appId": str(answer["appId"]),
-            "timestamp": int(answer["timestamp"]),
-            "nonceStr": str(answer["nonceStr"]),
-            "signature": str(answer["signature"]),
+            "appId": str(reply["appId"]),
+            "timestamp": int(reply["timestamp"]),
+            "nonceStr": str(reply["nonceStr"]),
+            "signature": str(reply["signature"]),
         }
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def _seconds(retry_after: str | None) -> float:
 def _clock_remedy(date: str | None, now: int) -> str | None:
     """What to do where the signature was not accepted because this machine's clock is wrong."""
     try:
-        answered_at = parsedate_to_datetime(date or "")
+        responded_at = parsedate_to_datetime(date or "")
     except ValueError:
         return None
-    skew = round(now - answered_at.timestamp())
+    skew = round(now - responded_at.timestamp())
     if abs(skew) < MAX_CLOCK_SKEW:
         return None
     return f"This machine's clock is wrong by {skew} s, and AWS accepts signatures within {MAX_CLOCK_SKEW} s: set it."

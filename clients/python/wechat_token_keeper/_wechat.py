@@ -12,7 +12,7 @@ REFUSED_TOKEN = {40001, 40014, 42001}
 """WeChat's errcodes for a token that is invalid, malformed or expired."""
 
 MAX_ERROR_BYTES = 4096
-"""WeChat's error answers have some 200; what is longer holds data."""
+"""WeChat's error responses have some 200; what is longer holds data."""
 
 _IN_URL = re.compile(r"(access_token=)[^&\s\"'#]+")
 
@@ -42,19 +42,19 @@ def with_token(url: str, token: str) -> str:
 
 
 def may_be_error(content_type: str) -> bool:
-    """Whether an answer of this type can be one of WeChat's errors, so that it is worth reading."""
+    """Whether a response of this type can be one of WeChat's errors, so that it is worth reading."""
     return content_type.startswith(("application/json", "text/"))
 
 
 def refuses_token(body: bytes) -> bool:
-    """Whether this answer says that the access token is not valid."""
+    """Whether this response says that the access token is not valid."""
     if len(body) > MAX_ERROR_BYTES or b"errcode" not in body:
         return False
     try:
-        answer = json.loads(body)
+        response = json.loads(body)
     except ValueError:
         return False
-    return isinstance(answer, dict) and answer.get("errcode") in REFUSED_TOKEN
+    return isinstance(response, dict) and response.get("errcode") in REFUSED_TOKEN
 
 
 def keep_out_of_log(logger_name: str) -> None:

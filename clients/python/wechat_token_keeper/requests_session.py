@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wechat_token_keeper.keeper import Keeper
 
 DEFAULT_TIMEOUT = (5, 30)
-"""Seconds to connect and between two pieces of an answer, where the caller says nothing: requests itself waits for ever."""
+"""Seconds to connect and between two pieces of a response, where the caller says nothing: requests itself waits for ever."""
 
 
 class KeeperSession(requests.Session):
@@ -82,7 +82,7 @@ class TokenAdapter(HTTPAdapter):
 
 
 def _rewind(request: requests.PreparedRequest) -> bool:
-    """Make the body ready to be sent again; tells whether it can be."""
+    """Make the body ready to be sent again; returns whether it can be."""
     if request.body is None or isinstance(request.body, bytes | str):
         return True
     if not isinstance(request._body_position, int):

@@ -10,7 +10,7 @@ from token_keeper.summary import failure_shown
 from token_keeper.table.items import Entry
 
 UNCLEAR_WORTH_SHOWING = 3600
-"""Seconds without a clear answer of WeChat about a token."""
+"""Seconds in which WeChat did not say clearly whether a token works."""
 
 
 def account_health(

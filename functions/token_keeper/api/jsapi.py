@@ -21,7 +21,7 @@ def requested_page(raw_query: str) -> tuple[str, str]:
     """
     parameters: dict[str, str] = {}
     for name, _, value in (part.partition("=") for part in raw_query.split("&") if part):
-        if name == "_":  # by which scripts keep caches from answering
+        if name == "_":  # by which scripts bypass caches
             continue
         if name not in ("url", "type"):
             raise ValueError(

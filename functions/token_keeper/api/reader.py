@@ -195,7 +195,7 @@ class Reader:
             try:
                 self._refresher.renew(account, name)
             except RefresherUnavailableError as error:
-                # It may have published and answered too late.
+                # It may have published and responded too late.
                 _, reading = self._read_table(account, name)
                 if reading is not None:
                     return reading

@@ -30,13 +30,13 @@ class Refresher:
 
     def _invoke(self, event: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
-            summary: dict[str, Any] = json.load(answer["Payload"])
+            reply = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
+            summary: dict[str, Any] = json.load(reply["Payload"])
         except aws_errors.refusals() as error:
             response: Any = error.response  # type: ignore[attr-defined]
             raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from None
         except aws_errors.outages() as error:
             raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from None
-        if "FunctionError" in answer:
+        if "FunctionError" in reply:
             raise RefresherUnavailableError("RefreshFunction failed")
         return summary

@@ -38,7 +38,7 @@ TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
 WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
 """As WeChat sends it; SDKs look for its beginning."""
 
-type Answer = dict[str, Any]
+type Response = dict[str, Any]
 
 
 class InvalidRequestError(KeeperError):
@@ -73,12 +73,12 @@ class Api:
             "GET /v1/accounts/{account}/jsapi-signature": self._signature,
         }
 
-    def answer(self, event: Mapping[str, Any]) -> Answer:
-        """Answer an API Gateway request (payload format 2.0)."""
+    def handle(self, event: Mapping[str, Any]) -> Response:
+        """Handle an API Gateway request (payload format 2.0)."""
         if event["routeKey"].partition(" ")[2].startswith("/cgi-bin/"):
-            return _answer(200, self._compatible.answer(event), content_type=WECHATS_CONTENT_TYPE)
+            return _response(200, self._compatible.handle(event), content_type=WECHATS_CONTENT_TYPE)
         try:
-            return _answer(200, self._routes[event["routeKey"]](event))
+            return _response(200, self._routes[event["routeKey"]](event))
         except KeeperError as error:
             return _problem(error)
 
@@ -181,7 +181,7 @@ def _handed_out(event: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     }
 
 
-def _problem(error: KeeperError) -> Answer:
+def _problem(error: KeeperError) -> Response:
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
     problem: dict[str, Any] = {"title": error.code.replace("_", " "), "status": status, "code": error.code}
     problem["detail"] = str(error)
@@ -190,15 +190,15 @@ def _problem(error: KeeperError) -> Answer:
         headers = {"Retry-After": str(error.retry_after)}
     if isinstance(error, NoValidValueError):
         problem["cause"] = error.cause and failure_shown(error.cause)
-    return _answer(status, problem, headers, content_type="application/problem+json")
+    return _response(status, problem, headers, content_type="application/problem+json")
 
 
-def _answer(
+def _response(
     status: int,
     body: Mapping[str, Any],
     headers: Mapping[str, str] | None = None,
     content_type: str = "application/json",
-) -> Answer:
+) -> Response:
     return {
         "statusCode": status,
         "headers": {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})},

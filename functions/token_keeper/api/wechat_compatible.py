@@ -57,7 +57,7 @@ ERRMSG = {
     47001: "data format error",
     48001: "api unauthorized",
 }
-"""WeChat's words for its codes (公众号 and 企业微信 documentation, global return codes; answers quoted in SDKs' issues)."""
+"""WeChat's words for its codes (公众号 and 企业微信 documentation, global return codes; responses quoted in SDKs' issues)."""
 
 _CORP_ERRMSG = {40013: "invalid corpid", 41002: "corpid missing", 41004: "corpsecret missing"}
 
@@ -111,7 +111,7 @@ class Permit:
 
 
 class CompatibleApi:
-    """Answers WeChat's calls. `routes`: the keys of the routes it answers."""
+    """Handles WeChat's calls. `routes`: the keys of the routes it handles."""
 
     def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
         self._table = table
@@ -130,8 +130,8 @@ class CompatibleApi:
             "GET /cgi-bin/ticket/get": self._agent_ticket,
         }
 
-    def answer(self, event: Mapping[str, Any]) -> Body:
-        """Answer an API Gateway request (payload format 2.0) with a body for HTTP 200, whatever happens."""
+    def handle(self, event: Mapping[str, Any]) -> Body:
+        """Handle an API Gateway request (payload format 2.0) with a body for HTTP 200, whatever happens."""
         route = event["routeKey"]
         if route not in self.routes:
             path = (event.get("pathParameters") or {}).get("proxy", "")
@@ -147,7 +147,7 @@ class CompatibleApi:
         except (NoValidValueError, StoreUnavailableError) as error:
             logger.warning("no value", extra={"route": route, "error": str(error)})
             errcode, hint = -1, _NOTHING_USABLE
-        except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other answer than WeChat's
+        except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other response than WeChat's
             logger.error("failed", extra={"route": route, "error": type(error).__name__})
             errcode, hint = -1, ""
         return _error(event, errcode, hint)

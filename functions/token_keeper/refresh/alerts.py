@@ -1,12 +1,12 @@
-"""What others are told of a credential, and when: pure functions of the credential as the table holds it.
+"""The events of a credential, and when they are made: pure functions of the credential as the table holds it.
 
 A write that makes a transition also stores its event, in the credential's `unsent`: so each transition has one event,
-whichever instance makes it, and none is lost while EventBridge does not answer.
+whichever instance makes it, and none is lost while EventBridge does not respond.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -16,7 +16,7 @@ from token_keeper.summary import failure_shown
 from token_keeper.table.credentials import AlertState, Transition
 
 ALERT_BEFORE = 180
-"""Seconds. A failure is told when the next attempt leaves less than this of the token's life."""
+"""Seconds. A failure makes an event when the next attempt leaves less than this of the token's life."""
 
 MAX_UNSENT = 20
 """Events that an item keeps. More than that only wait where EventBridge refuses them for hours; the newest count."""
@@ -62,7 +62,7 @@ def without(unsent: str, sent: Iterable[str]) -> str:
 
 
 def needs_alert(failure: Failure, failures: int, next_attempt_at: int, usable_until: int | None) -> bool:
-    """Whether others are told of a failure, the `failures`-th in a row: it needs an operator; or the next attempt comes
+    """Whether an event is made of a failure, the `failures`-th in a row: it needs an operator; or the next attempt comes
     less than `ALERT_BEFORE` seconds before the value's end, or later.
 
     `usable_until`: of the value; None where there has been none, which one lost call does not make worth an alert.
@@ -112,6 +112,14 @@ def recovered(now: int, published: Credential | None = None) -> Transition:
         return 0, _append(seen.unsent, Event(EventType.RECOVERED, now, _detail(published or seen)))
 
     return change
+
+
+def removed(credential: Credential, now: int) -> Credential:
+    """The credential as it was deleted, with the events that are left to send; an open alert is over."""
+    if not credential.failing_since:
+        return credential
+    detail = {**_detail(credential), "fingerprint": None, "expires_at": None, "removed": True}
+    return replace(credential, unsent=_append(credential.unsent, Event(EventType.RECOVERED, now, detail)))
 
 
 def invalidated(now: int) -> Transition:

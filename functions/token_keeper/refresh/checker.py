@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
-from token_keeper.model import ACCESS_TOKEN, Credential, Due, Probed, Progress, Verdict, Verified, due_task
+from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, Task, Verdict, Verified, task_of
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
@@ -19,7 +19,7 @@ PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
 PROBE_TIME = 45
-"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to answer; dead tokens whose renewal
+"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to respond; dead tokens whose renewal
 there is no time for are the next guard's."""
 
 UNCLEAR_AT_MOST = 1000
@@ -35,7 +35,7 @@ class Checker:
         self._wechat = wechat
         self._clock = clock
 
-    def check(self, account: str, reported: str) -> Verified | Due:
+    def check(self, account: str, reported: str) -> Verified | Task:
         """What is to be said of an access token, named by its fingerprint, that a client saw refused; a task if it is dead.
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
@@ -61,7 +61,7 @@ class Checker:
         self._table.credentials.end_check(token, accepted_at=now if accepts else None)
         return _verified(token, Verdict.STILL_VALID if accepts else Verdict.UNVERIFIED)
 
-    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Due] | Probed]:
+    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Task] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones as tasks, batch by batch, and at last the counts.
 
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
@@ -96,7 +96,7 @@ class Checker:
             self._table.put_progress(reached)
         yield Probed(counts[True], counts[False], counts[None], len(queue))
 
-    def _invalidate(self, token: Credential) -> Due | None:
+    def _invalidate(self, token: Credential) -> Task | None:
         """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
         # A renewal of our own whose outcome is unknown may be the reason, too.
         foreign = token.at_risk_since is None
@@ -106,10 +106,10 @@ class Checker:
         if refused is None:
             return None
         self._events.add(refused)
-        return due_task(token)
+        return task_of(token)
 
     def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
-        """Whether WeChat accepts the token; None where it gave no clear answer."""
+        """Whether WeChat accepts the token; None where it neither accepted nor refused it."""
         try:
             return self._wechat.accepts(token.kind, token.value or "", session)
         except Exception:  # noqa: BLE001 - WeChatError, or a defect, which must not keep the other accounts from being probed

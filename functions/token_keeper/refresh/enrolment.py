@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from token_keeper import renewal
-from token_keeper.errors import AppIdTakenError, InvalidRecordError, KeeperError, RecordChangedError
+from token_keeper.errors import (
+    AppIdTakenError,
+    InvalidRecordError,
+    KeeperError,
+    ParametersUnavailableError,
+    RecordChangedError,
+    RecordOvertakenError,
+)
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
@@ -15,7 +22,8 @@ from token_keeper.model import (
     FailureClass,
     Kind,
     Skipped,
-    due_task,
+    Task,
+    task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
@@ -51,24 +59,32 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def permit(self, task: Due, account: Account, version: str | None) -> Due | Skipped | None:
-        """The task with the epoch for which the account may fetch: that version of its record is in force, and it owns its
-        appid. None where that is not so. Raises `StoreUnavailableError`.
+    def permit(self, task: Due, record: Record) -> Task | Skipped | None:
+        """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
+
+        None where that is not so. A record that Parameter Store does not give is the renewer's to report.
+        Raises `StoreUnavailableError`.
         """
-        credential = self._table.accounts.in_force(account, task.credential, version)
+        if isinstance(record.content, ParametersUnavailableError):
+            credential = self._table.credentials.get(task.account, task.credential)
+        elif isinstance(record.content, Account):
+            credential = self._table.accounts.in_force(record.content, task.credential, record.version)
+        else:
+            return None
         if credential is None:
             return None
-        if task.epoch is not None:
+        if isinstance(task, Task):
             return task
         if not renewal.is_still_due(task, credential, self._now()):
             return Skipped(task.account, task.credential, "not due any more")
-        return replace(task, epoch=credential.epoch)
+        return task_of(credential)
 
-    def apply(self, name: str, record: Record) -> list[Due | Failed]:
+    def apply(self, name: str, record: Record) -> list[Task | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
-        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again.
+        `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again. After
+        `RecordOvertakenError` at once, because health may show what this record deserved, and not the newest.
         """
         try:
             if record.content is None:
@@ -83,18 +99,18 @@ class Enrolment:
     def mark_invalid(self, name: str, error: KeeperError) -> Failed:
         """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
         failure = error.failure(self._now())
-        wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
-        retry_at = failure.at + wait
+        is_taken = isinstance(error, AppIdTakenError)
+        retry_at = failure.at + (CLAIM_RETRY if is_taken else renewal.retry_after(failure, 1))
         entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
         self._table.accounts.put_entry(replace(entry, version=None))
         self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
-        self._show_record_error(name, failure, retry_at)
+        self._show_record_error(name, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
         for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
                 self._table.credentials.reschedule(credential, due_at=retry_at)
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[Due | Failed]:
+    def _enrol(self, account: Account, version: str | None) -> list[Task | Failed]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
@@ -109,23 +125,24 @@ class Enrolment:
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
         self._table.accounts.put_entry(entry, applying=version)
         owner = self._table.accounts.claim(account, now=self._now())
-        if owner != account.name:
-            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+        is_owner = owner == account.name
         for name, kind in account.credentials.items():
-            # What others were told of the account stays open where another appid takes its place, until its first renewal.
-            before = dropped.get(name) if name == ACCESS_TOKEN else None
-            self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
-        is_known = old is not None and old.version == version
-        found = [self._schedule(account, name, kind, is_known) for name, kind in account.credentials.items()]
+            if is_owner or name == ACCESS_TOKEN:  # which shows what is wrong
+                # An alert about it stays open where another appid takes its place, until its first renewal.
+                before = dropped.pop(name, None)
+                self._table.credentials.enrol(
+                    account.name, name, kind, account.app_id, due_at=self._now(), before=before
+                )
+        self._report_removed(dropped.values())
+        if not is_owner:
+            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+        found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
-            raise RecordChangedError("the account's record has changed once more; that change is being applied")
+            raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
-    def _schedule(self, account: Account, name: str, kind: Kind, is_known: bool) -> Due | Failed | None:
-        """What a created or changed record makes due. A live value is never rotated early for it.
-
-        `is_known`: this very record was applied before, and its secret checked.
-        """
+    def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:
+        """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
         while (credential := self._table.credentials.get(account.name, name)) is not None:
             now = self._now()
@@ -136,24 +153,24 @@ class Enrolment:
             elif credential.kind is not kind:
                 self._change_kind(credential, kind)
             elif credential.due_at <= now:
-                return due_task(credential)
+                return task_of(credential)
             elif not credential.failures and now < renewal.usable_until(credential):
-                return None if is_known else self._check_change(account, credential)
+                return self._check_change(account, credential)
             else:
                 self._table.credentials.reschedule(credential, due_at=now)
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> Due | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> Task | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
             self._table.credentials.reschedule(token, due_at=self._now())
-            return due_task(token)
+            return task_of(token)
         if token.name != ACCESS_TOKEN:
             return None
         if self._is_refused(token) and self._table.credentials.mark_refused(token, now=self._now(), foreign=False):
-            return due_task(token)
+            return task_of(token)
         failure = self._secret_failure(account)
         if failure is not None and failure.failure_class is FailureClass.QUOTA:
             return None  # WeChat has not looked at the secret
@@ -187,8 +204,13 @@ class Enrolment:
             return error.failure(self._now())
         return None
 
-    def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
-        """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
+    def _show_record_error(
+        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
+    ) -> None:
+        """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
+
+        `alert_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
+        """
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
             return
@@ -196,7 +218,9 @@ class Enrolment:
         transition = None
         if failure is None:
             transition = alerts.recovered(self._now())
-        elif alerts.needs_alert(failure, token.failures + 1, next_attempt_at, usable_until):
+        elif _is_shown_for(token, failure, alert_after) and alerts.needs_alert(
+            failure, token.failures + 1, next_attempt_at, usable_until
+        ):
             transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
         shown = self._table.credentials.set_record_error(account, ACCESS_TOKEN, failure, transition)
         if shown is not None:
@@ -206,7 +230,8 @@ class Enrolment:
         entry = self._table.accounts.entry(name)
         if entry is None:
             return
-        self._give_up(entry, entry.credentials)
+        dropped = self._give_up(entry, entry.credentials)
+        self._report_removed(dropped.values())
         self._table.accounts.drop_entry(name)
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
@@ -225,8 +250,16 @@ class Enrolment:
         )
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
+    def _report_removed(self, dropped: Iterable[Credential]) -> None:
+        for credential in dropped:
+            self._events.add(alerts.removed(credential, self._now()))
+
     def _now(self) -> int:
         return int(self._clock())
+
+
+def _is_shown_for(token: Credential, failure: Failure, seconds: int) -> bool:
+    return not seconds or (token.last_error is not None and failure.at - token.last_error.at >= seconds)
 
 
 def _written_at(version: str | None) -> float:

@@ -72,10 +72,10 @@ class Events:
                 self._remove(account, credential, texts)
 
     def _put(self, texts: Sequence[str]) -> list[bool] | None:
-        """Which of them EventBridge has taken; None where it does not answer."""
+        """Which of them EventBridge has taken; None where it does not respond."""
         try:
-            answer = self._client.put_events(Entries=[self._entry(text) for text in texts])
-            refused = [entry.get("ErrorCode") for entry in answer["Entries"]]
+            reply = self._client.put_events(Entries=[self._entry(text) for text in texts])
+            refused = [entry.get("ErrorCode") for entry in reply["Entries"]]
         except ClientError as error:
             refused = [error.response["Error"]["Code"]] * len(texts)
         except BotoCoreError as error:

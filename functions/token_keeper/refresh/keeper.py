@@ -2,15 +2,14 @@
 works the checker's, and one renewal the renewer's matter."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile
 
 from token_keeper import budget, renewal
-from token_keeper.errors import KeeperError, ParametersUnavailableError
+from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordOvertakenError
 from token_keeper.model import (
     ACCESS_TOKEN,
-    Account,
     Credential,
     Due,
     Failed,
@@ -18,9 +17,10 @@ from token_keeper.model import (
     Probed,
     Renewed,
     Skipped,
+    Task,
     Verdict,
     Verified,
-    due_task,
+    task_of,
 )
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -37,11 +37,19 @@ MIN_TIME = 45
 """Seconds of run time that must be left to begin with a credential: three calls to WeChat of 11 s each, and what is read and
 written around them."""
 
+SYNC_TIME = 120
+"""Seconds after which another run goes on with a sync that has not ended: the function's timeout."""
+
+OUT_OF_TIME = "out of time; the next run continues"
+
+OVERTAKEN = "overtaken"
+"""Stands for the version that was applied where a newer change was begun meanwhile; no version is like it."""
+
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows what it tells of."""
 
-type Found = list[Due | Failed] | KeeperError | None
+type Found = list[Task | Failed] | KeeperError | None
 
 
 class Keeper:
@@ -68,21 +76,27 @@ class Keeper:
         self._renewer = Renewer(table, wechat, self._checker, events, clock)
 
     def tick(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
-        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store, if there is
-        time left for that.
+        """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store.
+
+        What there is no time left for is the next guard's.
 
         Raises `ParametersUnavailableError` or `StoreUnavailableError`, after the renewals.
         """
         now = self._now()
-        listed = self._table.credentials.due(None)
-        tasks = [task for task in listed if renewal.due_for_tick(task, now)]
-        yield from self._renew_all(tasks, time_left)
-        if time_left() >= MIN_TIME:
-            yield from self._sync(self._changed({(task.account, task.credential) for task in listed}), time_left)
+        listed, is_sync_pending = self._table.due(None)
+        yield from self._renew_all([task for task in listed if renewal.due_for_tick(task, now)], time_left)
+        yield from self._sync_changed(listed, is_sync_pending, time_left)
 
-    def guard(self, time_left: Callable[[], float]) -> list[Outcome]:
-        """The guard schedule: renew what is due. Raises `StoreUnavailableError`."""
-        return self._renew_all(self._table.credentials.due(self._now()), time_left)
+    def guard(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
+        """The guard schedule: renew what is due, then go on with a sync that was not finished.
+
+        Raises `StoreUnavailableError`; with such a sync `ParametersUnavailableError`, too.
+        """
+        tasks, is_sync_pending = self._table.due(self._now())
+        yield from self._renew_all(tasks, time_left)
+        if is_sync_pending:
+            listed, _ = self._table.due(None)
+            yield from self._sync_changed(listed, is_sync_pending, time_left)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[Outcome | Probed]:
         """The probe schedule: ask WeChat whether each live access token still works, and replace what is dead.
@@ -120,13 +134,13 @@ class Keeper:
         token = self._table.credentials.get(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
         outcomes = []
         if token is not None and token.due_at <= self._now():
-            outcomes = self._renew_all([due_task(token)], time_left)
-        return outcomes + self._renew_all([due_task(found)], time_left, rotate=rotate)
+            outcomes = self._renew_all([task_of(token)], time_left)
+        return outcomes + self._renew_all([task_of(found)], time_left, rotate=rotate)
 
     def verify(self, account: str, reported: str, time_left: Callable[[], float]) -> list[Outcome]:
         """A client saw an access token refused, named by its fingerprint: check it, and replace it if it is dead."""
         found = self._checker.check(account, reported)
-        if not isinstance(found, Due):
+        if not isinstance(found, Task):
             return [found]
         outcomes = self._renew_all([found], time_left)
         for renewed in (outcome for outcome in outcomes if isinstance(outcome, Renewed)):
@@ -180,22 +194,16 @@ class Keeper:
         for task in tasks:
             if time_left() < MIN_TIME:
                 return [*outcomes, _out_of_time(task.account)]
-            content = record.content
             try:
-                if isinstance(content, ParametersUnavailableError):
-                    permitted: Due | Skipped | None = task  # the renewer records that as the failure
-                elif isinstance(content, Account):
-                    permitted = self._enrolment.permit(task, content, record.version)
-                else:
-                    permitted = None
-                if content is None or permitted is None:
+                permitted = self._enrolment.permit(task, record)
+                if record.content is None or permitted is None:
                     return outcomes + self._sync([task.account], time_left)
             except KeeperError as error:
                 return [*outcomes, not_stored(task.account, task.credential, error.failure(self._now()))]
             if isinstance(permitted, Skipped):
                 outcomes.append(permitted)
             else:
-                outcomes += self._renewer.renew(permitted, content, rotate=rotate)
+                outcomes += self._renewer.renew(permitted, record.content, rotate=rotate)
         return outcomes
 
     # --- which accounts are kept
@@ -210,15 +218,33 @@ class Keeper:
             self._sleep(READ_AGAIN_AFTER)
         return entry is not None or version is not None
 
-    def _changed(self, listed: Collection[tuple[str, str]]) -> set[str]:
+    def _sync_changed(self, listed: list[Due], is_pending: bool, time_left: Callable[[], float]) -> Iterator[Outcome]:
+        """Bring all accounts in line with Parameter Store. Where the time is up before that, the guard goes on with it.
+
+        `is_pending`: an earlier run did not finish it.
+        """
+        if is_pending:
+            self._table.sync_pending_from(self._now() + SYNC_TIME)  # no other run is to do the same meanwhile
+        is_finished = False
+        if time_left() >= MIN_TIME:
+            outcomes = self._sync(self._changed(listed), time_left)
+            is_finished = not any(map(_is_out_of_time, outcomes))
+            yield from outcomes
+        if not is_finished:
+            self._table.sync_pending_from(self._now())
+        elif is_pending:
+            self._table.end_sync()
+
+    def _changed(self, listed: Iterable[Due]) -> set[str]:
         """The accounts whose record is not the one that is enrolled, or that lost an item."""
         # The directory is read first: an account that is enrolled in between is then not taken for a deleted one.
         entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
+        kept = {(task.account, task.credential) for task in listed}
         lost = {
             entry.account
             for entry in entries.values()
-            if any((entry.account, name) not in listed for name in entry.credentials)
+            if any((entry.account, name) not in kept for name in entry.credentials)
         }
         known = {name: entry.version for name, entry in entries.items()}
         return lost | {name for name in known.keys() | versions.keys() if known.get(name) != versions.get(name)}
@@ -229,22 +255,24 @@ class Keeper:
         `raising`: let out what hinders that, and do not note it as a failure.
         """
         outcomes: list[Outcome] = []
-        tasks: list[Due] = []
+        tasks: list[Task] = []
         pending = list(names)
         while pending:
             applied: dict[str, str | None] = {}
             for name, version, found in self._apply_all(pending, time_left):
                 if found is None:
                     outcomes.append(_out_of_time(name))
+                elif isinstance(found, RecordOvertakenError):
+                    applied[name] = OVERTAKEN
                 elif isinstance(found, KeeperError):
                     if raising:
                         raise found
                     outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
                 else:
                     applied[name] = version
-                    tasks += [task for task in found if isinstance(task, Due)]
+                    tasks += [task for task in found if isinstance(task, Task)]
                     outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
-            # Where a record changed meanwhile, this may have overwritten the newer change: it is applied again.
+            # Where a record changed meanwhile, this may have overwritten the newer change: that is applied again.
             pending = [
                 name
                 for name, record in self._read(applied, time_left)
@@ -273,4 +301,8 @@ class Keeper:
 
 
 def _out_of_time(account: str) -> Skipped:
-    return Skipped(account, ACCESS_TOKEN, "out of time; the next run continues")
+    return Skipped(account, ACCESS_TOKEN, OUT_OF_TIME)
+
+
+def _is_out_of_time(outcome: Outcome) -> bool:
+    return isinstance(outcome, Skipped) and outcome.reason == OUT_OF_TIME

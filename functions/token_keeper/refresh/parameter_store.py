@@ -119,7 +119,7 @@ class Accounts:
             yield name, _record(name, found.get(f"{self._path}/{name}"))
 
     def _read_each(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
-        """One parameter that cannot be decrypted has all ten refused: so each is asked for by itself, until none answers."""
+        """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down."""
         outage: Record | None = None
         for name in names:
             if outage is not None:
@@ -148,7 +148,7 @@ def _record(name: str, parameter: Any) -> Record:
 
 
 def record_version(parameter: Any) -> str:
-    """What names the state of a parameter, as Parameter Store answers with it: another after each change."""
+    """What names the state of a parameter, as Parameter Store returns it: another after each change."""
     # The version number alone starts at 1 again when a parameter is deleted and created.
     return f"{parameter['Version']}@{parameter['LastModifiedDate'].timestamp():.3f}"
 

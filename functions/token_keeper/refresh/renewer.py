@@ -14,7 +14,6 @@ from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
     Credential,
-    Due,
     Failed,
     Failure,
     FailureClass,
@@ -23,6 +22,7 @@ from token_keeper.model import (
     Outcome,
     Renewed,
     Skipped,
+    Task,
     Usage,
     fingerprint,
 )
@@ -36,7 +36,7 @@ DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be re
 
 
 class _NoTokenError(WeChatError):
-    """There is no token to ask for a ticket with; others are told of that as the token's failure."""
+    """There is no token to ask for a ticket with; the event is that of the token's failure."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Renewer:
         self._checker = checker
         self._clock = clock
 
-    def renew(self, task: Due, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+    def renew(self, task: Task, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
         """Renew what the task names, with the account's record (or why there is none); `rotate`: even a live value.
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
@@ -184,7 +184,7 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        others += self.renew(found, account) if isinstance(found, Due) else [found]
+        others += self.renew(found, account) if isinstance(found, Task) else [found]
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:

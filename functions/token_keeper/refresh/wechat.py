@@ -29,17 +29,17 @@ CONNECT_TIMEOUT = 3
 """Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
 
 READ_TIMEOUT = 8
-"""Seconds from then on until the whole answer is there, however slowly it drips. So an attempt takes both at most, 11
+"""Seconds from then on until the whole response is there, however slowly it drips. So an attempt takes both at most, 11
 seconds, and what the system needs to look up the host's name."""
 
 KEPT_CONNECTIONS = 50
 """Idle connections to one host that a `Session` keeps: more threads than that do not probe."""
 
-ANSWER_LIMIT = 64 * 1024
-"""Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's answer."""
+RESPONSE_LIMIT = 64 * 1024
+"""Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's response."""
 
 LONGEST_LIFE = 86400
-"""Seconds. WeChat documents "within 7200, may change"; an answer that claims more than a day is not believed."""
+"""Seconds. WeChat documents "within 7200, may change"; a life of more than a day is not believed."""
 
 IP_NOT_ALLOWED = {40164, 61004, 45035, 60020}
 """WeChat's and WeCom's codes for a caller whose address is not on the list; their message names the address."""
@@ -180,18 +180,18 @@ class WeChat:
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
         try:
-            answer = _parse(_send(call, session))
+            reply = _parse(_send(call, session))
         except _BrokenConnectionError:
             if session is None:
                 raise
-            answer = _parse(_send(call, session))
-        errcode = _errcode(answer)
+            reply = _parse(_send(call, session))
+        errcode = _errcode(reply)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
         if errcode != 0:
-            raise _refusal(errcode, answer.get("errmsg"), call)
-        if not isinstance(answer.get("ip_list"), list):
-            raise _no_answer("WeChat's answer holds no ip_list")
+            raise _refusal(errcode, reply.get("errmsg"), call)
+        if not isinstance(reply.get("ip_list"), list):
+            raise _no_response("WeChat's response holds no ip_list")
         return True
 
     def _token_call(self, account: Account, kind: Kind, force: bool) -> _Call:
@@ -205,19 +205,19 @@ class WeChat:
 
     def _fetch(self, call: _Call) -> Grant:
         asked_at = int(self._clock())
-        answer = _parse(_send(call))
-        errcode = _errcode(answer)
+        reply = _parse(_send(call))
+        errcode = _errcode(reply)
         if errcode != 0:
-            raise _refusal(errcode, answer.get("errmsg"), call)
-        value, expires_in = answer.get(call.value), _whole_number(answer.get("expires_in"))
+            raise _refusal(errcode, reply.get("errmsg"), call)
+        value, expires_in = reply.get(call.value), _whole_number(reply.get("expires_in"))
         if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
-            raise _no_answer(f"WeChat's answer holds no usable {call.value}")
+            raise _no_response(f"WeChat's response holds no usable {call.value}")
         if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
-            raise _no_answer("WeChat's answer holds no usable expires_in")
+            raise _no_response("WeChat's response holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
 
 
-def _no_answer(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
+def _no_response(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
@@ -329,41 +329,43 @@ def _send(call: _Call, kept: Session | None = None) -> bytes:
                 call.method, url, redirect=False, body=sent, headers=headers, preload_content=False
             ) as response,
         ):
-            body = response.read(ANSWER_LIMIT + 1, decode_content=True)
+            body = response.read(RESPONSE_LIMIT + 1, decode_content=True)
             status = response.status
     except HTTPError as error:
         failure = _transport_failure(error)
     else:
-        if status == 200 and len(body) <= ANSWER_LIMIT:
+        if status == 200 and len(body) <= RESPONSE_LIMIT:
             return body
-        failure = _no_answer(f"HTTP {status} instead of WeChat's answer" if status != 200 else "the answer is too long")
+        failure = _no_response(
+            f"HTTP {status} instead of WeChat's response" if status != 200 else "the response is too long"
+        )
     raise failure
 
 
 def _transport_failure(error: HTTPError) -> WeChatError:
     if isinstance(error, NewConnectionError):
         reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
-        return _no_answer(f"WeChat could not be reached ({reason})", outcome_known=True)
+        return _no_response(f"WeChat could not be reached ({reason})", outcome_known=True)
     kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
-    errmsg = f"the connection broke before WeChat's answer was complete ({type(error).__name__})"
+    errmsg = f"the connection broke before WeChat's response was complete ({type(error).__name__})"
     return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(body)
+        reply = json.loads(body)
     except (ValueError, RecursionError):
-        answer = None  # the exception holds the body; it must not become the context of ours
-    if not isinstance(answer, dict):
-        raise _no_answer("WeChat's answer is not a JSON object")
-    return answer
+        reply = None  # the exception holds the body; it must not become the context of ours
+    if not isinstance(reply, dict):
+        raise _no_response("WeChat's response is not a JSON object")
+    return reply
 
 
-def _errcode(answer: Mapping[str, Any]) -> int:
+def _errcode(reply: Mapping[str, Any]) -> int:
     """0 where there is none."""
-    errcode = 0 if answer.get("errcode") is None else _whole_number(answer["errcode"])
+    errcode = 0 if reply.get("errcode") is None else _whole_number(reply["errcode"])
     if errcode is None:
-        raise _no_answer("WeChat's answer holds an errcode that is no number")
+        raise _no_response("WeChat's response holds an errcode that is no number")
     return errcode
 
 
@@ -377,7 +379,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
-    # What is not printable could steer the terminal of someone who reads it; and half a surrogate pair, which JSON can
+    # What is not printable could steer the terminal of an operator who reads it; and half a surrogate pair, which JSON can
     # hold, fits in no log line. It goes first, so that no secret stands there in one piece because of it.
     message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):

@@ -7,21 +7,22 @@ claim on an appid, one per consumer, one for the probe.
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
 | `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
 | `probe` | `progress` | how far the probe has come (`model.Progress`) |
+| `sync` | `pending` | from when on the guard is to go on with a sync that was not finished |
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
 | `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
-The index `due` lists every credential by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
+The index `due` lists every credential, and such a sync, by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
 value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: no rule relies
 on it.
 """
 
 from typing import TYPE_CHECKING
 
-from token_keeper.model import Consumer, Progress
+from token_keeper.model import Consumer, Due, Progress
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
 from token_keeper.table.dynamodb import Items
-from token_keeper.table.items import CONSUMERS, PROGRESS, to_consumer
+from token_keeper.table.items import CONSUMERS, PROGRESS, SYNC, to_consumer, to_due
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -39,6 +40,23 @@ class Table:
         """A consumer by its key, read consistently: a revoked key stops working at once."""
         item = self._items.get({"pk": CONSUMERS, "sk": key_digest})
         return to_consumer(item) if item else None
+
+    def due(self, until: int | None) -> tuple[list[Due], bool]:
+        """The credentials that the index lists as due at `until` or before (all that it lists, where that is None), and
+        whether it lists a sync that was not finished.
+        """
+        condition = "due = :due" if until is None else "due = :due AND due_at <= :until"
+        items = list(self._items.index("due", condition, {":due": "due", ":until": until}))
+        tasks = [to_due(item) for item in items if item["pk"] != SYNC["pk"]]
+        return tasks, len(tasks) < len(items)
+
+    def sync_pending_from(self, due_at: int) -> None:
+        """Have the guard go on with the sync from that time on."""
+        self._items.put({**SYNC, "due": "due", "due_at": due_at})
+
+    def end_sync(self) -> None:
+        """The sync is finished."""
+        self._items.delete(SYNC)
 
     def progress(self) -> Progress:
         """How far the probe has come."""

@@ -9,10 +9,10 @@ from typing import Any
 from token_keeper.model import (
     ACCESS_TOKEN,
     Credential,
-    Due,
     Failure,
     Grant,
     Kind,
+    Task,
     Usage,
     digest,
     fingerprint,
@@ -24,7 +24,6 @@ from token_keeper.table.items import (
     account_of,
     credential_key,
     to_credential,
-    to_due,
 )
 
 BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
@@ -75,15 +74,10 @@ class Credentials:
         found = self._items.index(index, f"{index} = :fingerprint", {":fingerprint": token_fingerprint})
         return next((account_of(item) for item in found if item["sk"] == ACCESS_TOKEN), None)
 
-    def due(self, until: int | None) -> list[Due]:
-        """What the index lists as due at `until` or before; everything it lists, where that is None."""
-        condition = "due = :due" if until is None else "due = :due AND due_at <= :until"
-        return [to_due(item) for item in self._items.index("due", condition, {":due": "due", ":until": until})]
-
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(self, due: Due, *, now: int, until: int) -> Credential | None:
-        """Take the right to renew; None if another instance has it, or the credential is not any more as it was seen.
+    def take_lease(self, task: Task, *, now: int, until: int) -> Credential | None:
+        """Take the right to renew; None if another instance has it, or has had it since the task was made.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
         lease ends, and at risk from now on (unless it already was).
@@ -92,16 +86,9 @@ class Credentials:
             |-----------------|----------------------|------------------------------------> (time)
                             now = at_risk_since    until = due_at: the next guard takes it
         """
-        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
-        if due.epoch is None:
-            # The main tick looks ahead: what it saw must still be so, and must not be a failure's next attempt.
-            as_it_was_seen = "(due_at <= :now OR (due_at = :seen AND failures = :zero))"
-            values |= {":seen": due.due_at, ":zero": 0}
-        else:
-            as_it_was_seen = "epoch = :seen"
-            values[":seen"] = due.epoch
-        key = credential_key(due.account, due.credential)
-        item = self._update(key, f"{BEGIN} ADD epoch :one", f"lease_until <= :now AND {as_it_was_seen}", values)
+        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING, ":epoch": task.epoch}
+        key = credential_key(task.account, task.credential)
+        item = self._update(key, f"{BEGIN} ADD epoch :one", "lease_until <= :now AND epoch = :epoch", values)
         return to_credential(item) if item else None
 
     def begin_forced(self, leased: Credential, usage: Usage, *, now: int) -> bool:
@@ -141,15 +128,8 @@ class Credentials:
         if grant.value == leased.value:
             removed += ", refused_fingerprints"
         else:
-            update += ", #value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
-            values |= {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
-            if leased.value is not None:
-                update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :until"
-                values |= {
-                    ":previous": fingerprint(leased.value),
-                    ":digest": digest(leased.value),
-                    ":until": previous_until,
-                }
+            replaced, new = _new_value(leased, grant, previous_until)
+            update, values = f"{update}, {replaced}", values | new
         return self._update_leased(leased, f"{update} REMOVE {removed}", values, transition)
 
     def record_failure(
@@ -332,6 +312,17 @@ class Credentials:
             return self._items.update(key, update, condition, values)
         except ConditionFailedError:
             return None
+
+
+def _new_value(leased: Credential, grant: Grant, previous_until: int) -> tuple[str, dict[str, Any]]:
+    """What replaces a value by another, and remembers the one before."""
+    update = "#value = :value, fingerprint = :fingerprint, fetched_at = :fetched_at"
+    values = {":value": grant.value, ":fingerprint": fingerprint(grant.value), ":fetched_at": grant.asked_at}
+    if leased.value is None:
+        return update, values
+    update += ", previous_fingerprint = :previous, previous_digest = :digest, previous_until = :until"
+    values |= {":previous": fingerprint(leased.value), ":digest": digest(leased.value), ":until": previous_until}
+    return update, values
 
 
 def _alert_state(credential: Credential) -> AlertState:

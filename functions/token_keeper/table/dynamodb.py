@@ -44,8 +44,8 @@ class Items:
     def get(self, key: Key) -> Item | None:
         """One item, read consistently."""
         with _translated_errors():
-            answer = self._dynamodb.get_item(TableName=self._name, Key=_wire(key), ConsistentRead=True)
-        return _plain(answer["Item"]) if "Item" in answer else None
+            reply = self._dynamodb.get_item(TableName=self._name, Key=_wire(key), ConsistentRead=True)
+        return _plain(reply["Item"]) if "Item" in reply else None
 
     def get_all(self, keys: Iterable[Key], *, consistent: bool = True) -> list[Item]:
         """All of these items that there are, in any order."""
@@ -56,11 +56,11 @@ class Items:
                 raise StoreUnavailableError("DynamoDB: it does not get to all that was asked for")
             rounds -= 1
             with _translated_errors():
-                answer: Any = self._dynamodb.batch_get_item(
+                reply: Any = self._dynamodb.batch_get_item(
                     RequestItems={self._name: {"Keys": left[:BATCH_GET_LIMIT], "ConsistentRead": consistent}}
                 )
-            left = answer["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + left[BATCH_GET_LIMIT:]
-            items += [_plain(item) for item in answer["Responses"].get(self._name, [])]
+            left = reply["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + left[BATCH_GET_LIMIT:]
+            items += [_plain(item) for item in reply["Responses"].get(self._name, [])]
         return items
 
     def partition(
@@ -78,9 +78,9 @@ class Items:
         if after is not None:
             query["ExclusiveStartKey"] = _wire({"pk": pk, "sk": after})
         with _translated_errors():
-            answer = self._dynamodb.query(**query)
-        last = answer.get("LastEvaluatedKey")
-        return [_plain(item) for item in answer["Items"]], _plain(last)["sk"] if last else None
+            reply = self._dynamodb.query(**query)
+        last = reply.get("LastEvaluatedKey")
+        return [_plain(item) for item in reply["Items"]], _plain(last)["sk"] if last else None
 
     def index(self, name: str, condition: str, values: Mapping[str, Any]) -> Iterator[Item]:
         """What an index lists, which may lag, page after page."""
@@ -88,11 +88,11 @@ class Items:
         query["ExpressionAttributeValues"] = _wire(values)
         while True:
             with _translated_errors():
-                answer = self._dynamodb.query(**query)
-            yield from map(_plain, answer["Items"])
-            if "LastEvaluatedKey" not in answer:
+                reply = self._dynamodb.query(**query)
+            yield from map(_plain, reply["Items"])
+            if "LastEvaluatedKey" not in reply:
                 return
-            query["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+            query["ExclusiveStartKey"] = reply["LastEvaluatedKey"]
 
     def put(self, item: Mapping[str, Any], condition: str = "", values: Mapping[str, Any] | None = None) -> None:
         """Write a whole item."""
@@ -103,7 +103,7 @@ class Items:
         """Change an item; returns it as it is then."""
         names = {f"#{reserved}": reserved for reserved in _RESERVED if f"#{reserved}" in update + condition}
         with _translated_errors():
-            answer = self._dynamodb.update_item(
+            reply = self._dynamodb.update_item(
                 TableName=self._name,
                 Key=_wire(key),
                 UpdateExpression=update,
@@ -111,15 +111,15 @@ class Items:
                 **_only_if(condition, values),
                 **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
             )
-        return _plain(answer["Attributes"])
+        return _plain(reply["Attributes"])
 
     def delete(self, key: Key, condition: str = "", values: Mapping[str, Any] | None = None) -> Item | None:
         """Delete an item; returns it as it was, or None where there was none."""
         with _translated_errors():
-            answer = self._dynamodb.delete_item(
+            reply = self._dynamodb.delete_item(
                 TableName=self._name, Key=_wire(key), ReturnValues="ALL_OLD", **_only_if(condition, values)
             )
-        return _plain(answer["Attributes"]) if "Attributes" in answer else None
+        return _plain(reply["Attributes"]) if "Attributes" in reply else None
 
 
 def _only_if(condition: str, values: Mapping[str, Any] | None) -> Any:

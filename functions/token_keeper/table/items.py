@@ -16,6 +16,7 @@ HOUSEKEEPING = 7 * 86400
 ACCOUNTS = "accounts"
 CONSUMERS = "consumers"
 PROGRESS: Key = {"pk": "probe", "sk": "progress"}
+SYNC: Key = {"pk": "sync", "sk": "pending"}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""`uv run python -m tests.reports.benchmark`: how fast readers start and answer in the real Lambda runtime, ours and others.
+"""`uv run python -m tests.reports.benchmark`: how fast readers start and respond in the real Lambda runtime, ours and others.
 
 It builds the project, runs each contender in a fresh runtime in turn, several times over, against DynamoDB Local, and
-prints minimum, median and maximum with their ratios. All figures are this machine's: only ratios travel. Nobody speaks TLS
-here, which makes the contenders' first answers equally too fast.
+prints minimum, median and maximum with their ratios. All figures are this machine's: only ratios travel. None speaks TLS
+here, which makes the contenders' first responses equally too fast.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.table import Table as Printed
 from tests.support import dynamodb_local
 from tests.support.lambda_runtime import PROJECT, LambdaRuntime, build
 from tests.support.world import create_table, gateway_event
-from token_keeper.model import ACCESS_TOKEN, Due, Grant, Kind, Usage
+from token_keeper.model import ACCESS_TOKEN, Grant, Kind, Usage, task_of
 from token_keeper.table import Table
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -33,12 +33,12 @@ BARE, FLOOR, USUAL, OURS = "bare handler", "floor: boto3, get_item", "usual: Pow
 GOALS = {"cold": (0.65, FLOOR), "memory": (1.6, BARE), "table": (1.1, FLOOR)}
 """At most this much of that contender's median."""
 
-COLUMNS = {"cold": "init + first answer", "memory": "warm, from memory", "table": "warm, table read"}
+COLUMNS = {"cold": "init + first response", "memory": "warm, from memory", "table": "warm, table read"}
 
 
 @dataclass
 class Contender:
-    """What is compared: code that answers the API's event for an account's token. Milliseconds in `measured`."""
+    """What is compared: code that handles the API's event for an account's token. Milliseconds in `measured`."""
 
     name: str
     code: Path
@@ -65,9 +65,9 @@ class Contender:
 
     def _ask(self, runtime: LambdaRuntime, account: str) -> None:
         path = f"/v1/accounts/{account}/access-token"
-        answer = runtime.invoke(gateway_event(path) | _ROUTED | {"rawPath": path})
-        if answer.get("statusCode") != 200:
-            raise RuntimeError(f"{self.name} does not answer: {answer}")
+        response = runtime.invoke(gateway_event(path) | _ROUTED | {"rawPath": path})
+        if response.get("statusCode") != 200:
+            raise RuntimeError(f"{self.name} does not respond: {response}")
 
     def _add(self, what: str, milliseconds: list[float]) -> None:
         self.measured.setdefault(what, []).extend(milliseconds)
@@ -112,7 +112,7 @@ def main() -> None:
                     contender.run(environment, accounts, Path(directory, "log"))
                     progress.advance(task)
         sizes = {name: zipped(built / name, Path(directory)) for name in ("ApiFunction", "RefreshFunction")}
-    tell(console, {contender.name: contender for contender in contenders}, asked.rounds, asked.reads)
+    show(console, {contender.name: contender for contender in contenders}, asked.rounds, asked.reads)
     for name, size in sizes.items():
         console.print(f"zip of {name}: {size / 1e6:.2f} MB")
 
@@ -126,12 +126,12 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
         kept, now = Table(dynamodb, "tokens"), int(time.time())
         for account in accounts:
             kept.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
-            leased = kept.credentials.take_lease(
-                Due(account, ACCESS_TOKEN, Kind.TOKEN, now, 0), now=now, until=now + 60
-            )
+            enrolled = kept.credentials.get(account, ACCESS_TOKEN)
+            assert enrolled is not None
+            leased = kept.credentials.take_lease(task_of(enrolled), now=now, until=now + 60)
             assert leased is not None
-            times = {"expires_at": now + 7200, "due_at": now + 6660, "minted_at": now}
-            kept.credentials.publish(leased, Grant("t" * 512, 7200, now), Usage(), **times)
+            grant = Grant("t" * 512, 7200, now)
+            kept.credentials.publish(leased, grant, Usage(), expires_at=now + 7200, due_at=now + 6660, minted_at=now)
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",
@@ -147,7 +147,7 @@ def zipped(code: Path, directory: Path) -> int:
     return Path(shutil.make_archive(str(directory / code.name), "zip", code)).stat().st_size
 
 
-def tell(console: Console, contenders: Mapping[str, Contender], rounds: int, reads: int) -> None:
+def show(console: Console, contenders: Mapping[str, Contender], rounds: int, reads: int) -> None:
     """Print the figures and what was aimed at."""
     printed = Printed(
         title=f"milliseconds: min / median / max of {rounds} cold starts, {reads} reads of each kind after each"

@@ -1,7 +1,7 @@
 """`uv run python -m tests.reports.scale [ACCOUNTS ...]`: how long RefreshFunction takes with so many accounts, measured.
 
 The real handler runs with its real libraries and threads, each instance a process of its own, against a process that
-stands in for WeChat, DynamoDB and Parameter Store and answers as slowly as they do (`stand_ins`). An instance gets the share of
+stands in for WeChat, DynamoDB and Parameter Store and responds as slowly as they do (`stand_ins`). An instance gets the share of
 a processor that Lambda gives to the function's memory size: whenever it has used more, it is stopped until that has
 evened out. It is killed when the function's timeout is over. The clock is real while something runs, and jumps to the next event
 of the schedules when nothing does. Figures are this machine's; on Linux only. With every size it takes about an hour.
@@ -62,7 +62,7 @@ WECHAT_DELAY = 0.15
 
 LIMITS = (
     "What limits the number of accounts: Parameter Store holds 10,000 standard parameters in a region of an AWS account, and "
-    "answers 40 calls a second by default."
+    "serves 40 calls a second by default."
 )
 
 
@@ -124,7 +124,7 @@ class _Process:
         self.ready = self._read()
 
     def ask(self, message: Mapping[str, Any], timeout: float | None = None) -> Any:
-        """Say something and return the answer. TimeoutError after so many seconds."""
+        """Say something and return the response. TimeoutError after so many seconds."""
         assert self.process.stdin is not None
         with self._lock:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -227,7 +227,7 @@ class Deployment:
         instance = self._idle.pop() if self._idle else self._start()
         began = time.monotonic()
         try:
-            told: dict[str, Any] = instance.ask({"event": {"wake": wake}, "ahead": self._ahead}, TIMEOUT)
+            reply: dict[str, Any] = instance.ask({"event": {"wake": wake}, "ahead": self._ahead}, TIMEOUT)
         except TimeoutError:
             self.megabytes = max(self.megabytes, instance.megabytes)
             self._all.remove(instance)
@@ -235,7 +235,7 @@ class Deployment:
             return {"error": "timed out", "seconds": TIMEOUT}
         self.megabytes = max(self.megabytes, instance.megabytes)
         self._idle.append(instance)
-        return told | {"seconds": time.monotonic() - began}
+        return reply | {"seconds": time.monotonic() - began}
 
     def _start(self) -> Instance:
         instance = Instance(self._environment)
@@ -285,12 +285,12 @@ class Deployment:
                 finished, _ = wait(running, timeout=max(min(next_at, 2.0), 0.0), return_when=FIRST_COMPLETED)
                 for one in finished:
                     wake, retried = running.pop(one)
-                    told = one.result()
-                    measured.longest = max(measured.longest, told["seconds"])
-                    measured.processor += told.get("cpu", 0.0)
-                    self.largest_summary = max(self.largest_summary, told.get("bytes", 0))
-                    if "error" in told:
-                        measured.errors[told["error"]] += 1
+                    reply = one.result()
+                    measured.longest = max(measured.longest, reply["seconds"])
+                    measured.processor += reply.get("cpu", 0.0)
+                    self.largest_summary = max(self.largest_summary, reply.get("bytes", 0))
+                    if "error" in reply:
+                        measured.errors[reply["error"]] += 1
                         if retried and not over:
                             heappush(upcoming, (self.now() + RETRY_AFTER, -1, wake, None, False))
                 over = look() or over
@@ -401,7 +401,7 @@ def main() -> int:
     console = Console()
     console.width = max(console.width, 150)
     console.print(
-        f"RefreshFunction with {SHARE:.2f} of a processor and {TIMEOUT} s; WeChat answers in {WECHAT_DELAY * 1000:.0f} ms"
+        f"RefreshFunction with {SHARE:.2f} of a processor and {TIMEOUT} s; WeChat responds in {WECHAT_DELAY * 1000:.0f} ms"
     )
     well = True
     for accounts in asked.accounts:

@@ -1,4 +1,4 @@
-"""A process that is one instance of RefreshFunction: it takes events as lines of JSON and answers with what became of each.
+"""A process that is one instance of RefreshFunction: it takes events as lines of JSON and responds with what became of each.
 
 `ahead` is by how many seconds the function's clock is ahead of this machine's.
 """
@@ -28,22 +28,22 @@ class Context:
 
 def main(timeout: float) -> None:
     """Serve until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log's lines are made, and go nowhere
     ahead = 0.0
     handler = refresh.create_handler(os.environ, lambda: time.time() + ahead)
 
-    def answer(something: dict[str, Any]) -> None:
-        answers.write(json.dumps(something) + "\n")
-        answers.flush()
+    def respond(something: dict[str, Any]) -> None:
+        responses.write(json.dumps(something) + "\n")
+        responses.flush()
 
-    answer({})
+    respond({})
     for line in sys.stdin:
         message = json.loads(line)
         ahead = message["ahead"]
         began = time.process_time()
-        told = _invoke(lambda: handler(message["event"], Context(timeout)))  # noqa: B023
-        answer(told | {"cpu": time.process_time() - began})
+        result = _invoke(lambda: handler(message["event"], Context(timeout)))  # noqa: B023
+        respond(result | {"cpu": time.process_time() - began})
 
 
 def _invoke(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A process that stands in for WeChat, DynamoDB and Parameter Store, and answers as slowly as they do.
+"""A process that stands in for WeChat, DynamoDB and Parameter Store, and responds as slowly as they do.
 
 WeChat speaks TLS, with a certificate for 127.0.0.1; the AWS services speak HTTP, over connections that boto3 keeps. The
 waiting stands for the network and for their work. What a handshake, a request and its parsing cost the caller's
@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -26,7 +27,8 @@ from botocore.exceptions import ClientError
 
 from infra import stack
 from infra.local.simulated_wechat import SimulatedWeChat
-from tests.simulation.memory_aws import Item, MemoryAws
+from tests.simulation.expressions import Item
+from tests.simulation.memory_aws import MemoryAws
 
 ACCOUNTS_PATH = "/wechat-token-keeper/accounts"
 
@@ -34,7 +36,7 @@ DYNAMODB_DELAY, PARAMETER_STORE_DELAY = 0.005, 0.02
 """Seconds."""
 
 PARAMETER_STORE_LIMIT = 40
-"""Calls a second that Parameter Store answers by default, all readings together."""
+"""Calls a second that Parameter Store serves by default, all readings together."""
 
 PAGE_OF_PARAMETERS = 10
 """The most that GetParametersByPath returns."""
@@ -45,11 +47,11 @@ CIPHERTEXT = "A" * 300
 DUE_BEFORE = 540
 """Seconds before its end at which a `token` is due."""
 
-type Answering = Callable[[str, str, Mapping[str, str], bytes], Awaitable[tuple[int, bytes]]]
+type Handler = Callable[[str, str, Mapping[str, str], bytes], Awaitable[tuple[int, bytes]]]
 
 
 class Aws(MemoryAws):
-    """The table and the parameters. Queries are answered from indexes: ten thousand items are not searched one by one.
+    """The table and the parameters. Queries are served from indexes: ten thousand items are not searched one by one.
 
     `lost` counts the tokens that had expired when their successors were written. `renewed` holds the accounts whose tokens
     have been replaced since all were made due; `written` is called when a token is.
@@ -106,7 +108,7 @@ class Aws(MemoryAws):
 
 
 class StandIns:
-    """Everything outside of the function, for so many accounts. `wechat_delay`: seconds until WeChat answers."""
+    """Everything outside of the function, for so many accounts. `wechat_delay`: seconds until WeChat responds."""
 
     def __init__(self, accounts: int, wechat_delay: float) -> None:
         self.calls: Counter[str] = Counter()
@@ -138,9 +140,9 @@ class StandIns:
         if url.path.endswith("get_api_domain_ip"):
             self.checked.add(query["access_token"])
             self._progress()
-        answer = self._wechat.answer(method, url.path, query, body)
+        reply = self._wechat.handle(method, url.path, query, body)
         await asyncio.sleep(self.wechat_delay)
-        return answer.status, answer.body
+        return reply.status, reply.body
 
     async def aws(self, _method: str, _target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         began = time.monotonic()
@@ -153,19 +155,19 @@ class StandIns:
                 self.calls["SSM throttled"] += 1
                 raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, operation)
             if operation == "GetParametersByPath":
-                answer = self._page(asked)
+                reply = self._page(asked)
             elif operation == "PutEvents":
-                answer = {"FailedEntryCount": 0, "Entries": [{"EventId": "0"} for _ in asked["Entries"]]}
+                reply = {"FailedEntryCount": 0, "Entries": [{"EventId": "0"} for _ in asked["Entries"]]}
             else:
-                answer = getattr(self._clients[service], xform_name(operation))(**asked) or {}
+                reply = getattr(self._clients[service], xform_name(operation))(**asked) or {}
             status = 200
         except ClientError as error:
             response: Any = error.response
             failed = {"__type": response["Error"]["Code"], "message": response["Error"]["Message"]}
-            status, answer = 400, failed | ({"Item": response["Item"]} if "Item" in response else {})
+            status, reply = 400, failed | ({"Item": response["Item"]} if "Item" in response else {})
         delay = DYNAMODB_DELAY if service == "DynamoDB" else PARAMETER_STORE_DELAY
         await asyncio.sleep(max(0.0, began + delay - time.monotonic()))
-        return status, json.dumps(answer, default=lambda moment: moment.timestamp()).encode()
+        return status, json.dumps(reply, default=lambda moment: moment.timestamp()).encode()
 
     def _allows(self) -> bool:
         now = time.monotonic()
@@ -188,7 +190,7 @@ class StandIns:
         self._ahead += seconds
 
     def slow_down(self, wechat_delay: float) -> None:
-        """Have WeChat answer after so many seconds from now on."""
+        """Have WeChat respond after so many seconds from now on."""
         self.wechat_delay = wechat_delay
 
     def make_all_due(self) -> int:
@@ -218,16 +220,16 @@ def _number(item: Item, name: str) -> int:
     return int(item[name]["N"])
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answering: Answering) -> None:
+async def _serve(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
         while True:
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             method, target, _ = first.split()
-            status, answer = await answering(method, target, headers, body)
-            head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
-            writer.write(head.encode() + answer)
+            status, reply = await handler(method, target, headers, body)
+            head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(reply)}\r\n\r\n"
+            writer.write(head.encode() + reply)
             await writer.drain()
     writer.close()
 
@@ -237,14 +239,9 @@ async def _main(accounts: int, wechat_delay: float, certificate: Path) -> None:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate)
     ports = []
-    for answering, context in ((stand_ins.wechat, tls), (stand_ins.aws, None)):
-        server = await asyncio.start_server(
-            lambda reader, writer, answering=answering: _serve(reader, writer, answering),
-            "127.0.0.1",
-            0,
-            ssl=context,
-            backlog=1000,
-        )
+    for handler, context in ((stand_ins.wechat, tls), (stand_ins.aws, None)):
+        serve = partial(_serve, handler)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context, backlog=1000)
         ports.append(server.sockets[0].getsockname()[1])
     _say({"wechat_url": f"https://127.0.0.1:{ports[0]}", "aws_url": f"http://127.0.0.1:{ports[1]}"})
 

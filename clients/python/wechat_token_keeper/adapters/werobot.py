@@ -20,7 +20,7 @@ class WeRoBotClient(werobot.client.Client):  # type: ignore[misc]
         return self._keeper.token()
 
     def request(self, method: str, url: str, **options: Any) -> Any:
-        """Make a call; raises werobot's ClientException where WeChat answers an errcode."""
+        """Make a call; raises werobot's ClientException where WeChat returns an errcode."""
         if isinstance(options.get("data"), dict):
             options["data"] = json.dumps(options["data"], ensure_ascii=False).encode()
         response = self._session.request(method, url, **options)

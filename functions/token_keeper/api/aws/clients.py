@@ -1,6 +1,6 @@
 """AWS without boto3, whose loading alone takes longer than all the rest of a reader's cold start.
 
-`client` makes what `boto3.client` would, as far as the readers use it: the same methods, arguments and answers. Nothing that
+`client` makes what `boto3.client` would, as far as the readers use it: the same methods, arguments and responses. Nothing that
 AWS or the network says is repeated in an error but AWS's error code: AWS quotes a badly signed request with its token.
 """
 
@@ -69,11 +69,11 @@ class _Service:
             service=self.name,
             at=self._clock(),
         )
-        answer = self._endpoint.post(path, signed, body)
-        if answer.status < 300:
-            return answer
-        code = _error_code(answer)
-        raise RefusedError(code, retryable=answer.status >= 500 or code in _THROTTLED)
+        response = self._endpoint.post(path, signed, body)
+        if response.status < 300:
+            return response
+        code = _error_code(response)
+        raise RefusedError(code, retryable=response.status >= 500 or code in _THROTTLED)
 
 
 class _DynamoDB(_Service):
@@ -96,7 +96,7 @@ class _DynamoDB(_Service):
 
 
 class _Lambda(_Service):
-    """Lambda's Invoke. A function that gave no answer in time may still run, so it is not asked again."""
+    """Lambda's Invoke. A function that gave no response in time may still run, so it is not asked again."""
 
     name = "lambda"
     attempts = 1
@@ -104,10 +104,10 @@ class _Lambda(_Service):
 
     def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         path = f"/2015-03-31/functions/{quote(FunctionName, safe='')}/invocations"
-        answer = self._post(path, {"Content-Type": "application/json"}, Payload.encode())
-        failed = answer.headers.get("X-Amz-Function-Error")
+        response = self._post(path, {"Content-Type": "application/json"}, Payload.encode())
+        failed = response.headers.get("X-Amz-Function-Error")
         error = {"FunctionError": failed} if failed else {}
-        return {"StatusCode": answer.status, "Payload": io.BytesIO(answer.body), **error}
+        return {"StatusCode": response.status, "Payload": io.BytesIO(response.body), **error}
 
 
 _SERVICES: dict[str, type[_Service]] = {"dynamodb": _DynamoDB, "lambda": _Lambda}
@@ -119,17 +119,17 @@ def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
     return configured or f"https://{service}.{region}.{suffix}"
 
 
-def _error_code(answer: Response) -> str:
+def _error_code(response: Response) -> str:
     """AWS's error code; what does not look like one is left out."""
-    code: object = answer.headers.get("x-amzn-ErrorType")
+    code: object = response.headers.get("x-amzn-ErrorType")
     if not code:
         try:
-            code = json.loads(answer.body)["__type"]
+            code = json.loads(response.body)["__type"]
         except (ValueError, LookupError, TypeError, RecursionError):
             code = None
     # As AWS's protocols have it: "namespace#Code:address".
     found = _CODE.fullmatch(str(code).rpartition("#")[2].partition(":")[0]) if code else None
-    return found.group() if found else f"HTTP {answer.status}"
+    return found.group() if found else f"HTTP {response.status}"
 
 
 def _credentials(environment: Mapping[str, str]) -> Credentials:

@@ -14,7 +14,7 @@ CONNECT_TIMEOUT = 1
 
 IDLE = 60
 """Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
-out by waiting for an answer. A new one costs a few milliseconds."""
+out by waiting for a response. A new one costs a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Endpoint:
     def _exchange(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
-        answer = Response(response.status, response.headers, response.read())
+        reply = Response(response.status, response.headers, response.read())
         if response.will_close:
             connection.close()
         else:
             self._unused.append((connection, self._clock()))
-        return answer
+        return reply

@@ -52,14 +52,14 @@ func main() {
 		}
 		response, err := client.Get(wechat + "/cgi-bin/get_api_domain_ip?access_token=" + token)
 		if err != nil {
-			fmt.Println("no answer of WeChat's")
+			fmt.Println("no response of WeChat's")
 			continue
 		}
-		var answer struct {
+		var reply struct {
 			Errcode int `json:"errcode"`
 		}
-		err = json.NewDecoder(response.Body).Decode(&answer)
+		err = json.NewDecoder(response.Body).Decode(&reply)
 		response.Body.Close()
-		fmt.Println(answer.Errcode)
+		fmt.Println(reply.Errcode)
 	}
 }

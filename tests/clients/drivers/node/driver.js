@@ -12,8 +12,8 @@ api.prefix = `${wechat}/cgi-bin/`;
     try {
       // As the SDK's own methods begin; the simulated WeChat knows this call only.
       const { accessToken } = await api.ensureAccessToken();
-      const answer = await api.request(`${api.prefix}get_api_domain_ip?access_token=${accessToken}`);
-      console.log(answer.ip_list.length > 0 ? 0 : 'no addresses');
+      const reply = await api.request(`${api.prefix}get_api_domain_ip?access_token=${accessToken}`);
+      console.log(reply.ip_list.length > 0 ? 0 : 'no addresses');
     } catch (error) {
       const shown = `${error.message} ${error.stack}`;
       console.log(shown.includes('simulated_token') ? 'the error shows the token' : error.code ?? error.message);

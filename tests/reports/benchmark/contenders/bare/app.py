@@ -2,9 +2,9 @@
 
 from typing import Any
 
-ANSWER = {"statusCode": 200, "headers": {"Content-Type": "application/json"}, "body": '{"access_token":"value"}'}
+RESPONSE = {"statusCode": 200, "headers": {"Content-Type": "application/json"}, "body": '{"access_token":"value"}'}
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """AWS Lambda's entry."""
-    return ANSWER
+    return RESPONSE

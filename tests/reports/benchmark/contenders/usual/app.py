@@ -15,7 +15,7 @@ tracer = Tracer(service="usual")
 table = boto3.resource("dynamodb").Table(os.environ["TABLE_NAME"])
 
 
-@app.get("/v1/accounts/<account>/access-token")  # type: ignore[untyped-decorator]
+@app.get("/v1/accounts/<account>/access-token")
 @tracer.capture_method
 def access_token(account: str) -> dict[str, Any]:
     """The account's access token."""

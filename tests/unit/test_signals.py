@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from infra.cli.terminal import until_stopped
+from infra.signals import until_stopped
 wait = until_stopped()
 print("ready", flush=True)
 wait()
@@ -19,8 +19,8 @@ sys.stdin.read()
 @pytest.mark.parametrize("signals", [1, 500])
 def test_any_number_of_signals_at_once_stops_a_program(signals: int) -> None:
     # Given a program that runs until it is stopped
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], text=True, **pipes) as program:
+    command, pipe = [sys.executable, "-c", PROGRAM], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         # When signals come, each perhaps while the one before is handled
