@@ -12,10 +12,15 @@ import pytest
 from botocore.loaders import Loader
 
 import infra.local  # noqa: F401 - with it botocore parses each description once
+from tests.support import dynamodb_local
 
 # Workers, and the programs that tests start again and again, keep their bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+dynamodb_url = dynamodb_local.dynamodb_url
+"""Here, so that one DynamoDB Local serves all tests of a worker: each file that defined the fixture would start its own."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,5 @@
 """One `token-keeper local` for all tests that drive it, and one build for all that look at it or run it. Each have their xdist
-group; the last of `test_local` stops the first."""
+group, the build that of DynamoDB Local, with which it runs; the last of `test_local` stops the first."""
 
 import os
 import shutil

@@ -21,7 +21,6 @@ from infra.local.access_keys import OPERATOR
 from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import Server
 from infra.local.simulated_wechat import SimulatedWeChat
-from tests.support import dynamodb_local
 from tests.support.lambda_runtime import LambdaRuntime
 from tests.support.world import create_table, gateway_event
 from token_keeper import renewal
@@ -30,9 +29,7 @@ from token_keeper.model import Kind
 GUARD_INTERVAL = 60
 TIMES = ("due_at", "lease_until", "fetched_at", "expires_at", "at_risk_since", "checked_at")
 
-pytestmark = pytest.mark.xdist_group("built")
-
-dynamodb_url = dynamodb_local.dynamodb_url
+pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
 
 class Aws(EmbeddedAws):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 APPID = "wx0123456789abcdef"
 CORPID, CORP_SECRET = "ww0123456789abcdef", "a-secret-of-the-corp"
 
-pytestmark = pytest.mark.xdist_group("local")
+pytestmark = pytest.mark.xdist_group("program")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 }
 """As a user's: what is started a dozen times may keep its bytecode, and the profile is of an AWS that is not asked."""
 
-pytestmark = pytest.mark.xdist_group("local")
+pytestmark = pytest.mark.xdist_group("program")
 
 
 class Local:

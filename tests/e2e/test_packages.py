@@ -19,7 +19,7 @@ STRAYS = (
     "token_keeper/__pycache__/model.cpython-313.pyc",
 )
 
-pytestmark = pytest.mark.xdist_group("built")
+pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
 type Package = dict[str, str]
 """Digests of a package's files by path."""

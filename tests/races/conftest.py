@@ -11,11 +11,8 @@ from botocore.config import Config
 from moto import mock_aws
 
 from tests.races.race import DEADLINE, RUNNERS, RaceWorld
-from tests.support import dynamodb_local
 from tests.support.world import REGION, create_table
 from token_keeper.table import Table
-
-dynamodb_url = dynamodb_local.dynamodb_url
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from tests.simulation.memory_aws import MemoryAws
-from tests.support import dynamodb_local
 from tests.support.world import REGION, create_table
 from token_keeper.model import Account, Failure, FailureClass, Grant, Kind, Progress, Usage, task_of
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
-
-dynamodb_url = dynamodb_local.dynamodb_url
 
 FAILURE = Failure(FailureClass.TRANSIENT, -1, "busy", "wait", 5)
 
