@@ -296,15 +296,15 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     """What an invocation of RefreshFunction did, in plain lines; none for one that found nothing to do."""
     if summary["renewed"] or summary["failed"]:
         yield f"woken by {summary['woken_by']}"
-    for one in summary["renewed"]:
+    for item in summary["renewed"]:
         yield (
-            f"  renewed {one['account']} {one['credential']}: fingerprint {one['fingerprint']}, "
-            f"promised until {one['promised_until']}, expires {one['expires_at']}"
+            f"  renewed {item['account']} {item['credential']}: fingerprint {item['fingerprint']}, "
+            f"promised until {item['promised_until']}, expires {item['expires_at']}"
         )
-    for one in summary["failed"]:
-        errcode = "" if one["errcode"] is None else f" {one['errcode']}"
-        yield f"  failed {one['account']} {one['credential']} ({one['class']}{errcode}): {one['errmsg']}"
-        yield f"    {one['remedy']} Next attempt: {one['next_attempt_at']}"
+    for item in summary["failed"]:
+        errcode = "" if item["errcode"] is None else f" {item['errcode']}"
+        yield f"  failed {item['account']} {item['credential']} ({item['class']}{errcode}): {item['errmsg']}"
+        yield f"    {item['remedy']} Next attempt: {item['next_attempt_at']}"
 
 
 def run(

@@ -162,7 +162,7 @@ def test_a_token_is_fetched_by_the_main_schedule_and_handed_out(deployed: Deploy
     # When the main schedule fires
     summary = deployed.wake("tick")
     # Then its token is handed out, and WeChat accepts it
-    assert [one["account"] for one in summary["renewed"]] == ["main"], summary
+    assert [each["account"] for each in summary["renewed"]] == ["main"], summary
     handed_out = deployed.read("main")
     assert deployed.wechat.accepts(handed_out["access_token"])
     assert 6600 < handed_out["expires_in"] < 7200

@@ -119,8 +119,8 @@ def entries(table: Table) -> None:
     # Given more entries than DynamoDB hands out at once: a page is a megabyte
     long = " ".join(["x" * 1000] * 250)
     wanted = [Entry(name, APP_ID, Kind.TOKEN, tuple(long.split()), None) for name in "abcdef"]
-    for one in reversed(wanted):
-        table.accounts.put_entry(one)
+    for each in reversed(wanted):
+        table.accounts.put_entry(each)
     # When they are read
     # Then all come, by name
     assert list(table.accounts.entries()) == wanted
@@ -134,7 +134,7 @@ def page(table: Table) -> None:
     first, following = table.accounts.page(2, None)
     rest, end = table.accounts.page(2, following)
     # Then two come, and then the last one
-    assert [one.account for one in (*first, *rest)] == ["a", "b", "c"]
+    assert [each.account for each in (*first, *rest)] == ["a", "b", "c"]
     assert (following, end) == ("b", None)
 
 
@@ -343,7 +343,7 @@ def tokens(table: Table) -> None:
     other = enrolled(table, "other")
     table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
     # Then their tokens come, and nothing of an account that is not kept
-    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
+    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda each: each.account) == [token, other]
 
 
 def in_force(table: Table) -> None:
@@ -569,7 +569,7 @@ def token_and_ticket(table: Table) -> None:
     assert table.credentials.token_and_ticket("other", "jsapi") == (None, None)
 
 
-def holder_of_token(table: Table) -> None:
+def account_of_token(table: Table) -> None:
     # Given a token that has been renewed once, and a ticket
     published(table, "first")
     give(table, leased(table, DUE), "second", asked_at=DUE)
@@ -581,11 +581,11 @@ def holder_of_token(table: Table) -> None:
     give(table, held, "ticket")
     # Then each index finds its own value, and no ticket
     found = {
-        (index, value): table.credentials.holder_of_token(index, fingerprint(value))
+        (index, value): table.credentials.account_of_token(index, fingerprint(value))
         for index in ("fingerprint", "previous_fingerprint")
         for value in ("first", "second", "ticket")
     }
-    assert {asked for asked, holder in found.items() if holder == "main"} == {
+    assert {asked for asked, owner in found.items() if owner == "main"} == {
         ("fingerprint", "second"),
         ("previous_fingerprint", "first"),
     }
@@ -597,7 +597,7 @@ METHODS: dict[str, Callable[[Table], None]] = {
         *(get, of, entry, entries, page, due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
-        *(consumer, token_and_ticket, holder_of_token, claims),
+        *(consumer, token_and_ticket, account_of_token, claims),
         *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
         *(drop, drop_entry),

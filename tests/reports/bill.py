@@ -260,7 +260,7 @@ def egress(accounts: int) -> dict[str, Usage]:
 def worst_day() -> float:
     """Requests of a day in which all open routes are asked without a valid key, as fast as their limits let through."""
     resources = translate()["Resources"].values()
-    (stage,) = (one["Properties"] for one in resources if one["Type"] == "AWS::ApiGatewayV2::Stage")
+    (stage,) = (each["Properties"] for each in resources if each["Type"] == "AWS::ApiGatewayV2::Stage")
     return float(sum(limit["ThrottlingRateLimit"] for limit in stage["RouteSettings"].values()) * 86400)
 
 
@@ -304,8 +304,8 @@ def main() -> None:
         totals = [f"[bold]{dollars(bill[title]):.2f}" for bill in bills.values()]
         printed.add_row(f"[bold]{title}", "", "", "", *totals, end_section=True)
     console.print(printed)
-    one, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
-    console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
+    each, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
+    console.print(f"each further account: {(many - each) / 9999:.4f} $ a month")
     console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
     requests = worst_day()
     console.print(

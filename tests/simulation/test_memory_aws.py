@@ -90,9 +90,9 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
         case "note":
             return table.credentials.set_record_error(account, "access_token", FAILURE if now % 2 else None)
         case "claim":
-            holder = table.accounts.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
+            owner = table.accounts.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (
-                holder,
+                owner,
                 table.accounts.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
                 table.accounts.claims("app0"),
             )

@@ -265,7 +265,7 @@ class World:
     def health(self, name: str = "main", credential: str = "access_token") -> dict[str, Any]:
         """One credential's health."""
         _, body = self.get(f"/v1/accounts/{name}")
-        return next(one for one in body["credentials"] if one["credential"] == credential)
+        return next(element for element in body["credentials"] if element["credential"] == credential)
 
     def calls(self, path: str = "/cgi-bin/token") -> int:
         """How often WeChat was called there."""

@@ -166,7 +166,7 @@ def test_other_fields_of_a_record_are_not_passed_on() -> None:
 
 def test_an_account_without_a_token_has_an_empty_lane() -> None:
     state = History().state([ACCOUNT | {"credentials": [health(None)]}], START)
-    assert [one["tokens"] for one in state["lanes"]] == [[]]
+    assert [item["tokens"] for item in state["lanes"]] == [[]]
 
 
 # --- the page's Chinese

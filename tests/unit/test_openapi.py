@@ -54,7 +54,7 @@ def test_its_examples_are_what_it_describes() -> None:
         for _, _, operation in operations()
         for response in operation["responses"].values()
         for media in resolved(response)["content"].values()
-        for example in [media.get("example"), *(one["value"] for one in media.get("examples", {}).values())]
+        for example in [media.get("example"), *(each["value"] for each in media.get("examples", {}).values())]
         if example is not None
     ]
     assert len(examples) > 15

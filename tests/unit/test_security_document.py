@@ -36,7 +36,7 @@ def test_its_figures_are_those_of_the_code() -> None:
 
 def test_no_route_has_cors() -> None:
     template = translate()
-    (api,) = (one["Properties"] for one in template["Resources"].values() if one["Type"] == "AWS::ApiGatewayV2::Api")
+    (api,) = (item["Properties"] for item in template["Resources"].values() if item["Type"] == "AWS::ApiGatewayV2::Api")
     assert "CorsConfiguration" not in api
     assert "x-amazon-apigateway-cors" not in api["Body"]
     assert not [route for route in routes(template) if route.method == "OPTIONS"]

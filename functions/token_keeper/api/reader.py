@@ -141,7 +141,7 @@ class Reader:
         except StoreUnavailableError as error:
             raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
-    def holder(self, access_token: str) -> str | None:
+    def account_of_token(self, access_token: str) -> str | None:
         """The account whose current access token this is, as far as this reader remembers."""
         now, asked = self._now(), access_token.encode()
         for (account, name), (credential, read_at) in list(self._remembered.items()):

@@ -100,8 +100,8 @@ class Accounts:
     def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
         owned, values = "account = :account", {":account": account}
-        for claim, holder in self.claims(app_id).items():
-            if holder != account or claim == but:
+        for claim, owner in self.claims(app_id).items():
+            if owner != account or claim == but:
                 continue
             with suppress(ConditionFailedError):
                 if free_at <= now:

@@ -69,7 +69,7 @@ class Credentials:
         found = {item["sk"]: to_credential(item) for item in items}
         return found.get(ACCESS_TOKEN), found.get(ticket)
 
-    def holder_of_token(self, index: str, token_fingerprint: str) -> str | None:
+    def account_of_token(self, index: str, token_fingerprint: str) -> str | None:
         """The account whose access token has, or had, that fingerprint by the index, which may lag."""
         found = self._items.index(index, f"{index} = :fingerprint", {":fingerprint": token_fingerprint})
         return next((account_of(item) for item in found if item["sk"] == ACCESS_TOKEN), None)

@@ -283,9 +283,9 @@ class Deployment:
                     continue
                 next_at = upcoming[0][0] - self.now() if upcoming and not over else 2.0
                 finished, _ = wait(running, timeout=max(min(next_at, 2.0), 0.0), return_when=FIRST_COMPLETED)
-                for one in finished:
-                    wake, retried = running.pop(one)
-                    reply = one.result()
+                for item in finished:
+                    wake, retried = running.pop(item)
+                    reply = item.result()
                     measured.longest = max(measured.longest, reply["seconds"])
                     measured.processor += reply.get("cpu", 0.0)
                     self.largest_summary = max(self.largest_summary, reply.get("bytes", 0))
