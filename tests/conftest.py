@@ -3,14 +3,52 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from inspect import CO_VARKEYWORDS
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+import typer.testing
+from botocore import hooks
+from botocore.loaders import Loader
 
 import infra.local  # noqa: F401 - with it botocore parses each description once
 
 # Workers, and the programs that tests start again and again, keep their bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_work_of_libraries() -> Iterator[None]:
+    """Each session of botocore looks for all services on the disk, and inspects its handlers; each run of a typer program makes
+    all its commands. Here that is done once, or in a cheaper way, which halves the time of a command in a test."""
+    list_services = Loader.list_available_services
+    inspect_handler, alias = hooks.accepts_kwargs, hooks.EventAliaser._alias_event_name
+
+    @cache
+    def list_once(search_paths: tuple[str, ...], kind: str) -> Any:
+        return list_services(Loader(extra_search_paths=search_paths, include_default_search_paths=False), kind)
+
+    def accepts_kwargs(handler: Any) -> bool:
+        code = getattr(handler, "__code__", None)
+        return bool(code.co_flags & CO_VARKEYWORDS) if code else inspect_handler(handler)
+
+    @cache
+    def alias_once(name: str) -> str:
+        return alias(hooks.EventAliaser(hooks.HierarchicalEmitter()), name)
+
+    with (
+        patch.object(
+            Loader, "list_available_services", lambda self, type_name: list_once(tuple(self.search_paths), type_name)
+        ),
+        patch.object(typer.testing, "_get_command", cache(typer.testing._get_command)),
+        patch.object(hooks, "accepts_kwargs", accepts_kwargs),
+        patch.object(hooks.EventAliaser, "_alias_event_name", lambda _self, name: alias_once(name)),
+    ):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -13,7 +13,7 @@ from infra.errors import OperatorError
 from token_keeper.model import ACCESS_TOKEN, rfc3339
 
 if TYPE_CHECKING:
-    from infra.cli.operations import Stack
+    from infra.cli.deployed_stack import DeployedStack
 
 PATIENCE = 60
 """Seconds to wait for WeChat's verdict on a record."""
@@ -59,12 +59,12 @@ def add_account(
 
     Exits with 1 where WeChat refuses it, and with 2 where no verdict is known after 60 seconds.
     """
-    from infra.cli import operations
+    from infra.cli import account_records
 
-    record = operations.new_record(appid, corpid, endpoint, operations.listed_tickets(tickets or []))
+    record = account_records.new_record(appid, corpid, endpoint, account_records.listed_tickets(tickets or []))
     stack = stack_of(ctx)
-    stack.refuse_if_taken(account, appid)
-    record = operations.with_secret(account, record, _read_secret())
+    account_records.refuse_if_taken(stack, account, appid)
+    record = account_records.with_secret(account, record, _read_secret())
     wait_for = None if no_wait else {ACCESS_TOKEN, *record["tickets"]}
     done, later = f"Added {account}", "its token is fetched"
     _store(stack, account, record, wait_for, done, later, "its token is kept", overwrite=False)
@@ -73,7 +73,7 @@ def add_account(
 @accounts.command("list")
 def list_accounts(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the accounts that are kept."""
-    document, _ = stack_of(ctx).health()
+    document, _ = stack_of(ctx).api.health()
     shown = [_shown(one) for one in document["accounts"]]
     if as_json:
         say(to_json({"accounts": shown}))
@@ -90,16 +90,17 @@ def list_accounts(ctx: typer.Context, as_json: AsJson = False) -> None:
 @accounts.command("show")
 def show_account(ctx: typer.Context, account: AccountName, as_json: AsJson = False) -> None:
     """Show an account's settings without its secret, and whether its record is the one in force."""
+    from infra.cli import account_records
     from infra.errors import UnknownAccountError
 
     stack = stack_of(ctx)
-    parameter, entry = stack.parameter(account), stack.directory().get(account)
+    parameter, entry = account_records.parameter_of(stack, account), account_records.directory(stack).get(account)
     if parameter is None and entry is None:
         raise UnknownAccountError(
             f"There is no account '{account}': `token-keeper accounts list` shows those there are."
         )
     try:
-        document, _ = stack.health(account)
+        document, _ = stack.api.health(account)
     except UnknownAccountError:
         document = {"account": account, "credentials": []}
     record: dict[str, Any] = {
@@ -136,17 +137,17 @@ def set_account(
 
     Exits as `accounts add` does.
     """
-    from infra.cli import operations
+    from infra.cli import account_records
 
     if endpoint is None and tickets is None:
         raise OperatorError("Nothing to change: give --endpoint, --tickets, or both.")
     stack = stack_of(ctx)
-    record = stack.record(account)
+    record = account_records.read_record(stack, account)
     had = record.get("tickets") or []
-    changed = operations.changed_record(
-        record, endpoint, None if tickets is None else operations.listed_tickets(tickets)
+    changed = account_records.changed_record(
+        record, endpoint, None if tickets is None else account_records.listed_tickets(tickets)
     )
-    operations.refuse_invalid(account, changed)
+    account_records.refuse_invalid(account, changed)
     if changed == record:
         say(f"{account} has these settings already: nothing was changed.")
         return
@@ -161,11 +162,11 @@ def set_secret(ctx: typer.Context, account: AccountName, no_wait: NoWait = False
 
     Exits as `accounts add` does.
     """
-    from infra.cli import operations
+    from infra.cli import account_records
 
     stack = stack_of(ctx)
-    record = stack.record(account)
-    record = operations.with_secret(account, record, _read_secret())
+    record = account_records.read_record(stack, account)
+    record = account_records.with_secret(account, record, _read_secret())
     wait_for = None if no_wait else {ACCESS_TOKEN}
     _store(stack, account, record, wait_for, f"Changed the secret of {account}", "it is checked", "it is in force")
 
@@ -175,15 +176,17 @@ def remove_account(
     ctx: typer.Context, account: AccountName, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Keep an account no longer. Its secret is deleted."""
+    from infra.cli import account_records
+
     stack = stack_of(ctx)
     if not yes:
         typer.confirm(f"Remove {account} with its secret? Its clients will no longer get a token.", abort=True)
-    stack.remove_record(account)
+    account_records.remove_record(stack, account)
     say(f"Removed {account}: it is dropped within seconds.")
 
 
 def _store(
-    stack: "Stack",
+    stack: "DeployedStack",
     account: str,
     record: dict[str, Any],
     wait_for: Collection[str] | None,
@@ -194,8 +197,11 @@ def _store(
     overwrite: bool = True,
 ) -> None:
     """Store a record. `wait_for`: the credentials whose verdict to wait for; with None say what happens `later`."""
-    before = {} if wait_for is None else stack.errors_of(account)
-    stack.put_record(account, record, overwrite=overwrite)
+    from infra.cli.account_records import put_record
+    from infra.cli.judgement import errors_of
+
+    before = {} if wait_for is None else errors_of(stack, account)
+    put_record(stack, account, record, overwrite=overwrite)
     if wait_for is None:
         say(f"{done}: {later} within seconds, see `token-keeper status {account}`.")
     else:
@@ -203,16 +209,19 @@ def _store(
 
 
 def _await_verdict(
-    stack: "Stack", account: str, credentials: Collection[str], before: dict[str, Any], done: str, accepted: str
+    stack: "DeployedStack", account: str, credentials: Collection[str], before: dict[str, Any], done: str, accepted: str
 ) -> None:
     """Say what WeChat makes of the record that was stored just now; exits with 1 where it refuses it."""
-    changed = stack.parameter(account)
+    from infra.cli.account_records import parameter_of
+    from infra.cli.judgement import judgement_now
+
+    changed = parameter_of(stack, account)
     if changed is None:
         raise OperatorError(f"{done}, but another operator has removed it.")
     ends, failures, trouble = monotonic() + PATIENCE, {}, ""
     while True:
         try:
-            judgement = stack.judgement(account, changed, credentials, before)
+            judgement = judgement_now(stack, account, changed, credentials, before)
         except OperatorError as error:  # what was stored is stored: it is looked at again
             trouble = f" ({error})"
         else:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli.program import app, stack_of
-from infra.cli.terminal import say, until_stopped
+from infra.cli.terminal import say
 from infra.console.history import SHOWN_BEFORE, History
 from infra.errors import OperatorError
+from infra.signals import until_stopped
 
 if TYPE_CHECKING:
-    from infra.cli.operations import Json, Stack
+    from infra.cli.aws_connection import Json
+    from infra.cli.deployed_stack import DeployedStack
 
 LOOK_EVERY = 10
 """Seconds: so often, at most, AWS is asked, however many pages are open. A look is one call of the API for every 50 accounts,
@@ -34,7 +36,7 @@ FILTER = "{ %s }" % " || ".join(f'($.message = "{message}")' for message in RECO
 class DeployedPage:
     """Makes the state of the page from the stack's health and RefreshFunction's log. `clock` gives epoch seconds (UTC)."""
 
-    def __init__(self, stack: "Stack", clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, stack: "DeployedStack", clock: Callable[[], float] = time.time) -> None:
         self._stack, self._clock = stack, clock
         self._history = History()
         self._accounts: list[Json] = []
@@ -66,7 +68,7 @@ class DeployedPage:
         """Ask for what is new; what cannot be had is said on the page, above what was known before."""
         self._trouble = None
         try:
-            document, now = self._stack.health()
+            document, now = self._stack.api.health()
             self._accounts, self._ahead = document["accounts"], now - self._clock()
         except OperatorError as error:
             self._trouble = str(error)
@@ -79,7 +81,7 @@ class DeployedPage:
         log = f"/aws/lambda/{self._stack.name}-refresh"
         since = self._read_until - LATE
         where: dict[str, Any] = {"logGroupName": log, "startTime": int(since * 1000), "filterPattern": FILTER}
-        found = self._stack.ask_all("logs", "filter_log_events", "events", log, **where)
+        found = self._stack.aws.ask_all("logs", "filter_log_events", "events", log, **where)
         self._read_until = self._clock()
         for event in sorted(found, key=lambda event: event["timestamp"]):
             if event["eventId"] not in self._read:
@@ -116,7 +118,7 @@ def show_page(
 
 
 @contextmanager
-def _served(stack: "Stack", port: int) -> Iterator[str]:
+def _served(stack: "DeployedStack", port: int) -> Iterator[str]:
     """Serve the page; its address, with the key that it asks for."""
     try:
         from infra.console.web import PageServer

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.program import AsJson, app, checked_name, group, stack_of
+from infra.cli.program import AsJson, account_patterns, app, checked_name, group, stack_of
 from infra.cli.terminal import complain, say, to_json
 from token_keeper.model import rfc3339
 
 if TYPE_CHECKING:
-    from infra.cli.operations import ConsumerKey, Stack
+    from infra.cli.consumer_keys import ConsumerKey
+    from infra.cli.deployed_stack import DeployedStack
 
 consumers = group()
 app.add_typer(
@@ -44,12 +45,13 @@ def add_consumer(
     ] = None,
 ) -> None:
     """Let another service ask. Standard output gets its key, this once."""
-    from infra.cli.operations import account_patterns
+    from infra.cli import consumer_keys
+    from infra.cli.account_records import directory
 
     patterns = account_patterns(accounts)
     stack = stack_of(ctx)
-    unmatched = _unmatched(patterns, stack.directory())
-    key = stack.add_consumer(name, patterns, may_report=may_report, cache_for=cache_for)
+    unmatched = _unmatched(patterns, directory(stack))
+    key = consumer_keys.add_consumer(stack, name, patterns, may_report=may_report, cache_for=cache_for)
     complain(f"Added {name}. Its key (use it as the AppSecret; it is shown only once):")
     _hand_out(stack, name, key, is_new=True)
     for pattern in unmatched:
@@ -64,7 +66,9 @@ def add_consumer(
 @consumers.command("list")
 def list_consumers(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the consumers."""
-    keys = stack_of(ctx).consumer_keys()
+    from infra.cli import consumer_keys
+
+    keys = consumer_keys.list_keys(stack_of(ctx))
     if as_json:
         say(to_json({"consumers": [_shown(key) for key in keys]}))
         return
@@ -86,8 +90,10 @@ def list_consumers(ctx: typer.Context, as_json: AsJson = False) -> None:
 @consumers.command("rotate")
 def rotate_consumer(ctx: typer.Context, name: ConsumerName) -> None:
     """Give a consumer a second key. Both work until `consumers revoke NAME --old`."""
+    from infra.cli import consumer_keys
+
     stack = stack_of(ctx)
-    key = stack.rotate_consumer(name)
+    key = consumer_keys.rotate_consumer(stack, name)
     complain(f"Rotated {name}. Its new key (use it as the AppSecret; it is shown only once):")
     _hand_out(stack, name, key, is_new=False)
     complain(f"The old key works too, until `token-keeper consumers revoke {name} --old`.")
@@ -100,19 +106,23 @@ def revoke_consumer(
     old: Annotated[bool, typer.Option("--old", help="Only the key that `rotate` has replaced.")] = False,
 ) -> None:
     """Let a consumer ask no longer."""
-    stack_of(ctx).revoke_consumer(name, old_only=old)
+    from infra.cli import consumer_keys
+
+    consumer_keys.revoke_consumer(stack_of(ctx), name, old_only=old)
     what = f"the old key of {name}" if old else name
     say(f"Revoked {what}: it is refused within 15 seconds. Tokens that it has already stay valid until they expire.")
 
 
-def _hand_out(stack: "Stack", name: str, key: str, *, is_new: bool) -> None:
+def _hand_out(stack: "DeployedStack", name: str, key: str, *, is_new: bool) -> None:
     """Write the key; where that fails, the key is lost, so a new consumer is taken back."""
     try:
         say(key)
         sys.stdout.flush()
     except OSError:
         if is_new:
-            stack.revoke_consumer(name)
+            from infra.cli import consumer_keys
+
+            consumer_keys.revoke_consumer(stack, name)
             complain(f"The key could not be written, so {name} was not added.")
         else:
             complain(f"The new key could not be written: revoke {name}, and add it again.")

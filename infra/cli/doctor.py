@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 
-from infra.cli.operations import Json, Kept, Parameter, Stack
+from infra.cli import account_records, consumer_keys, group_robots
+from infra.cli.account_records import Kept, Parameter
+from infra.cli.aws_connection import Json
+from infra.cli.deployed_stack import DeployedStack
 from infra.errors import OperatorError
 from token_keeper.errors import KeeperError
 from token_keeper.model import ACCOUNT_NAME
@@ -57,9 +60,9 @@ class Finding:
     remedy: str | None = None
 
 
-def examine(stack: Stack) -> Iterator[Finding]:
+def examine(stack: DeployedStack) -> Iterator[Finding]:
     """Look at everything. What cannot be looked at is a finding too; nothing is raised."""
-    looks: tuple[Callable[[Stack], Iterator[Finding]], ...] = (
+    looks: tuple[Callable[[DeployedStack], Iterator[Finding]], ...] = (
         _stack_itself,
         _code,
         _schedules,
@@ -82,7 +85,7 @@ def examine(stack: Stack) -> Iterator[Finding]:
             yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.UNKNOWN, says, "Deploy it again.")
 
 
-def _stack_itself(stack: Stack) -> Iterator[Finding]:
+def _stack_itself(stack: DeployedStack) -> Iterator[Finding]:
     if stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         yield Finding(f"stack {stack.name}", Verdict.OK, stack.status)
     elif stack.status.endswith("_IN_PROGRESS"):
@@ -92,9 +95,9 @@ def _stack_itself(stack: Stack) -> Iterator[Finding]:
         yield Finding(f"stack {stack.name}", Verdict.WRONG, stack.status, remedy)
 
 
-def _code(stack: Stack) -> Iterator[Finding]:
+def _code(stack: DeployedStack) -> Iterator[Finding]:
     function, ours = stack.outputs["RefreshFunctionName"], version("wechat-token-keeper")
-    configuration = stack.ask("lambda", "get_function_configuration", function, FunctionName=function)
+    configuration = stack.aws.ask("lambda", "get_function_configuration", function, FunctionName=function)
     deployed = configuration.get("Environment", {}).get("Variables", {}).get("VERSION")
     if deployed == ours:
         yield Finding("code", Verdict.OK, f"version {ours}, as this command line")
@@ -111,11 +114,11 @@ def _in_order(version_number: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version_number.split(".") if part.isdecimal())
 
 
-def _schedules(stack: Stack) -> Iterator[Finding]:
+def _schedules(stack: DeployedStack) -> Iterator[Finding]:
     for schedule in SCHEDULES:
         name = f"{stack.name}-{schedule}"
         try:
-            found = stack.ask("scheduler", "get_schedule", name, Name=name)
+            found = stack.aws.ask("scheduler", "get_schedule", name, Name=name)
         except OperatorError as error:
             remedy = (
                 "If it was deleted, nothing of it runs, and a deployment does not make it again: in CloudFormation's console, "
@@ -130,24 +133,26 @@ def _schedules(stack: Stack) -> Iterator[Finding]:
             yield Finding(f"schedule {name}", Verdict.WRONG, str(found["State"]).lower(), remedy)
 
 
-def _wake_ups(stack: Stack) -> Iterator[Finding]:
+def _wake_ups(stack: DeployedStack) -> Iterator[Finding]:
     """When the guard and the probe last ran, by RefreshFunction's log: the table would cost each of them a write."""
     if stack.is_local:  # it runs its schedules itself, and nothing keeps its log
         return
     function = stack.outputs["RefreshFunctionName"]
-    configuration = stack.ask("lambda", "get_function_configuration", function, FunctionName=function)
+    configuration = stack.aws.ask("lambda", "get_function_configuration", function, FunctionName=function)
     log = configuration.get("LoggingConfig", {}).get("LogGroup") or f"/aws/lambda/{function}"
     now = time.time()
     for wake, overdue in OVERDUE.items():
         pattern = f'{{ $.message = "woken" && $.woken_by = "{wake}" }}'
         since = {"startTime": int((now - LOG_SEARCHED) * 1000), "filterPattern": pattern}
-        found = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
+        found = stack.aws.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
         ended_at = [event["timestamp"] / 1000 for event in found if _says(event["message"], wake)]
         if ended_at and now - max(ended_at) <= overdue:
             yield Finding(f"last {wake}", Verdict.OK, _ago(now - max(ended_at)))
             continue
         schedule = f"{stack.name}-{wake}"
-        changed_at = stack.ask("scheduler", "get_schedule", schedule, Name=schedule)["LastModificationDate"].timestamp()
+        changed_at = stack.aws.ask("scheduler", "get_schedule", schedule, Name=schedule)[
+            "LastModificationDate"
+        ].timestamp()
         if now - changed_at <= overdue:
             says = f"has not run since its schedule was made or changed, {_ago(now - changed_at)}"
             minutes = math.ceil((changed_at + overdue - now) / 60)
@@ -170,10 +175,10 @@ def _says(line: str, wake: str) -> bool:
     return isinstance(entry, dict) and (entry.get("message"), entry.get("woken_by")) == ("woken", wake)
 
 
-def _concurrency(stack: Stack) -> Iterator[Finding]:
+def _concurrency(stack: DeployedStack) -> Iterator[Finding]:
     if stack.is_local:
         return
-    limit = stack.ask("lambda", "get_account_settings", "the AWS account")["AccountLimit"]["ConcurrentExecutions"]
+    limit = stack.aws.ask("lambda", "get_account_settings", "the AWS account")["AccountLimit"]["ConcurrentExecutions"]
     says = f"{limit} concurrent executions for all functions of the AWS account"
     if limit < FEW_EXECUTIONS:
         remedy = (
@@ -185,11 +190,11 @@ def _concurrency(stack: Stack) -> Iterator[Finding]:
         yield Finding("lambda quota", Verdict.OK, says)
 
 
-def _accounts(stack: Stack) -> Iterator[Finding]:
+def _accounts(stack: DeployedStack) -> Iterator[Finding]:
     # The directory is read first: a record that is applied in between is then not taken for one that is not.
-    directory = stack.directory()
-    stored = stack.parameters_below_path()
-    document, _ = stack.health()
+    directory = account_records.directory(stack)
+    stored = account_records.parameters_below_path(stack)
+    document, _ = stack.api.health()
     kept = {one["account"]: one for one in document["accounts"]}
     if not stored and not kept:
         yield Finding("accounts", Verdict.NOTE, "none is kept", "Add one: `token-keeper accounts add`.")
@@ -203,7 +208,7 @@ def _accounts(stack: Stack) -> Iterator[Finding]:
             yield _credential(name, credential)
 
 
-def _parameter(stack: Stack, name: str, parameter: Parameter, kept: Kept | None) -> Finding:
+def _parameter(stack: DeployedStack, name: str, parameter: Parameter, kept: Kept | None) -> Finding:
     subject = f"parameter {name}"
     if "/" in name:
         remedy = (
@@ -227,8 +232,8 @@ def _parameter(stack: Stack, name: str, parameter: Parameter, kept: Kept | None)
     return Finding(subject, Verdict.OK, "in force")
 
 
-def _consumers(stack: Stack) -> Iterator[Finding]:
-    keys = stack.consumer_keys()
+def _consumers(stack: DeployedStack) -> Iterator[Finding]:
+    keys = consumer_keys.list_keys(stack)
     for key in keys:
         subject = f"consumer {key.name or '(without a name)'}"
         if not key.is_registered:
@@ -265,7 +270,7 @@ def _credential(account: str, credential: Json) -> Finding:
     return Finding(subject, Verdict.OK, state)
 
 
-def _address(stack: Stack) -> Iterator[Finding]:
+def _address(stack: DeployedStack) -> Iterator[Finding]:
     mode = stack.parameters.get("EgressMode", "none")
     if mode in FIXED_ADDRESSES:
         own = stack.parameters.get("EgressAllocationId")
@@ -276,7 +281,7 @@ def _address(stack: Stack) -> Iterator[Finding]:
         remedy = "Put the address of their NAT gateway on every account's IP whitelist (IP白名单)."
         yield Finding("address", Verdict.NOTE, "calls to WeChat leave through your own subnets", remedy)
     else:
-        document, _ = stack.health()
+        document, _ = stack.api.health()
         errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
         refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
         remedy = f"Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with {', or '.join(FIXED_ADDRESSES.values())}."
@@ -284,20 +289,20 @@ def _address(stack: Stack) -> Iterator[Finding]:
         yield Finding("address", verdict, "calls to WeChat come from changing addresses", remedy)
 
 
-def _dead_letters(stack: Stack) -> Iterator[Finding]:
+def _dead_letters(stack: DeployedStack) -> Iterator[Finding]:
     url = stack.outputs["DeadLetterQueueUrl"]
     count = "ApproximateNumberOfMessages"
-    response = stack.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
-    if waiting := int(response["Attributes"][count]):
+    answer = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
+    if waiting := int(answer["Attributes"][count]):
         remedy = f"Read their attributes for the reason, correct that, then `aws sqs purge-queue --queue-url {url}`."
         yield Finding("dead letters", Verdict.WRONG, f"{waiting} event(s) could not be handled", remedy)
     else:
         yield Finding("dead letters", Verdict.OK, "none")
 
 
-def _alarms(stack: Stack) -> Iterator[Finding]:
+def _alarms(stack: DeployedStack) -> Iterator[Finding]:
     topic = stack.outputs["AlarmTopicArn"]
-    subscriptions = stack.ask_all("sns", "list_subscriptions_by_topic", "Subscriptions", topic, TopicArn=topic)
+    subscriptions = stack.aws.ask_all("sns", "list_subscriptions_by_topic", "Subscriptions", topic, TopicArn=topic)
     confirmed = [one for one in subscriptions if one["SubscriptionArn"].startswith("arn:")]
     for one in subscriptions:
         if one not in confirmed:
@@ -311,17 +316,17 @@ def _alarms(stack: Stack) -> Iterator[Finding]:
         remedy = "Deploy with AlarmEmail=…, or subscribe something else to the topic."
         yield Finding("alarm mail", Verdict.NOTE, "no subscriber", remedy)
     arguments = {"AlarmNamePrefix": f"{stack.name}-", "StateValue": "ALARM"}
-    firing = stack.ask_all("cloudwatch", "describe_alarms", "MetricAlarms", "its alarms", **arguments)
+    firing = stack.aws.ask_all("cloudwatch", "describe_alarms", "MetricAlarms", "its alarms", **arguments)
     for alarm in firing:
         yield Finding(f"alarm {alarm['AlarmName']}", Verdict.WRONG, "in ALARM state", alarm.get("AlarmDescription"))
     if not firing:
         yield Finding("alarms", Verdict.OK, "none firing")
 
 
-def _notifications(stack: Stack) -> Iterator[Finding]:
+def _notifications(stack: DeployedStack) -> Iterator[Finding]:
     if "NotifyFunctionName" not in stack.outputs:  # of the release before, which `_code` reports
         return
-    robots = stack.robots()
+    robots = group_robots.robots(stack)
     for name, robot in robots.items():
         if isinstance(robot, KeeperError):
             remedy = f"`token-keeper notifications remove {name}`, and add it again."
@@ -330,20 +335,21 @@ def _notifications(stack: Stack) -> Iterator[Finding]:
         remedy = "Where a team reads 企业微信, 飞书 or 钉钉: `token-keeper notifications add NAME`."
         yield Finding("notifications", Verdict.NOTE, "no group robot", remedy)
         return
-    failed = set() if stack.is_local else _failed_robots(stack)
-    for name in sorted(failed & robots.keys()):
+    failed = {} if stack.is_local else _failed_robots(stack)
+    for name in sorted(failed.keys() & robots.keys()):
         remedy = f"`token-keeper notifications test {name}` says whether it works now; is the robot still in its group?"
-        yield Finding(
-            f"robot {name}", Verdict.WRONG, f"did not write a message in the last {FAILED_HOURS} hours", remedy
-        )
-    if not failed & robots.keys():
+        what = f"did not write a message in the last {FAILED_HOURS} hours: {failed[name]}"
+        yield Finding(f"robot {name}", Verdict.WRONG, what, remedy)
+    if not failed.keys() & robots.keys():
         yield Finding("notifications", Verdict.OK, f"{len(robots)} group robot(s)")
 
 
-def _failed_robots(stack: Stack) -> set[str]:
-    """The robots that NotifyFunction's log says have failed lately."""
+def _failed_robots(stack: DeployedStack) -> dict[str, str]:
+    """The robots that NotifyFunction's log says have failed lately, and why they did last."""
     log = f"/aws/lambda/{stack.name}-notify"
     since = {"startTime": int((time.time() - FAILED_HOURS * 3600) * 1000), "filterPattern": ROBOT_FAILED}
-    events = stack.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
+    events = stack.aws.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
     entries = [json_object(event["message"]) or {} for event in events]
-    return {str(entry.get("robot")) for entry in entries if entry.get("message") == "robot failed"}
+    return {
+        str(entry.get("robot")): str(entry.get("reason")) for entry in entries if entry.get("message") == "robot failed"
+    }

@@ -17,8 +17,9 @@ from token_keeper.model import ACCESS_TOKEN
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from infra.cli.aws_connection import Json
+    from infra.cli.deployed_stack import DeployedStack
     from infra.cli.doctor import Finding
-    from infra.cli.operations import Json, Stack
 
 STATE_COLORS = {"fresh": "green", "due": "cyan", "failing": "yellow", "expired": "red", "never_fetched": "red"}
 HEALTHY_STATES = ("fresh", "due")
@@ -33,8 +34,8 @@ COLUMNS = ("account", "credential", "state", "fingerprint", "expires", "renews",
 
 @app.command()
 def token(ctx: typer.Context, account: AccountName, as_json: AsJson = False) -> None:
-    """Print an account's access token, and nothing else. With --json, the API's response."""
-    document = stack_of(ctx).token(account)
+    """Print an account's access token, and nothing else. With --json, what the API answers."""
+    document = stack_of(ctx).api.token(account)
     say(to_json(document) if as_json else str(document["access_token"]))
 
 
@@ -54,7 +55,7 @@ def status(
     if watch:
         _watch(stack, account)
         return
-    document, now = stack.health(account)
+    document, now = stack.api.health(account)
     shown = [document] if account is not None else document["accounts"]
     if as_json:
         say(to_json(document))
@@ -139,7 +140,7 @@ def _print_finding(finding: "Finding") -> None:
         console.print(Text(f"        → {plain(finding.remedy)}"))
 
 
-def _watch(stack: "Stack", account: str | None) -> None:
+def _watch(stack: "DeployedStack", account: str | None) -> None:
     """Show the health and look again every `WATCH_EVERY` seconds; what prevents that is shown, and tried again."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -150,7 +151,7 @@ def _watch(stack: "Stack", account: str | None) -> None:
         try:
             while True:
                 try:
-                    document, now = stack.health(account)
+                    document, now = stack.api.health(account)
                 except OperatorError as error:
                     live.update(Text(f"{error}\nRetrying. Press Ctrl-C to stop.", "red"), refresh=True)
                 else:

@@ -38,9 +38,9 @@ def run_local(
     ] = None,
 ) -> None:
     """Run the whole system on this machine, with a simulated WeChat and nothing to set up. It keeps nothing at its end."""
-    from infra.cli import operations
+    from infra.cli.account_records import real_record
 
-    record = operations.real_record(os.environ)
+    record = real_record(os.environ)
     for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
         os.environ.pop(name, None)  # of another AWS than the embedded one, which fails where there is no such profile
     try:

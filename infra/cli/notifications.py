@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.program import AsJson, app, checked_name, group, stack_of
+from infra.cli.program import AsJson, account_patterns, app, checked_name, group, stack_of
 from infra.cli.terminal import complain, plain, say, to_json
 from infra.errors import OperatorError
 
@@ -34,7 +34,7 @@ def add_robot(
 
     So is its signing secret (飞书: 签名校验, 钉钉: 加签), from the second line; leave it empty where there is none.
     """
-    from infra.cli.operations import account_patterns
+    from infra.cli import group_robots
     from token_keeper.notify.robots import RobotError, parse_robot, record_of
 
     patterns = account_patterns(accounts)
@@ -42,13 +42,13 @@ def add_robot(
     address, secret = _read_address()
     value = record_of(address, secret or None, list(patterns))
     reasons = []
-    for origins in stack.robot_origins():
+    for origins in group_robots.robot_origins(stack):
         try:
             robot = parse_robot(name, value, origins)
         except RobotError as error:
             reasons.append(str(error))
         else:
-            stack.put_robot(name, value)
+            group_robots.put_robot(stack, name, value)
             say(f"Added {name}: {PLATFORM_NAMES[robot.platform]}, for {', '.join(patterns)}.")
             say(f"Have it write a test message: `token-keeper notifications test {name}`.")
             return
@@ -58,9 +58,10 @@ def add_robot(
 @notifications.command("list")
 def list_robots(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the robots. Their addresses are not shown."""
+    from infra.cli import group_robots
     from token_keeper.notify.robots import Robot
 
-    robots = stack_of(ctx).robots()
+    robots = group_robots.robots(stack_of(ctx))
     shown = [
         {"name": name, "platform": robot.platform, "accounts": list(robot.accounts), "signed": robot.secret is not None}
         if isinstance(robot, Robot)
@@ -87,18 +88,22 @@ def list_robots(ctx: typer.Context, as_json: AsJson = False) -> None:
 @notifications.command("test")
 def test_robot(ctx: typer.Context, name: RobotName) -> None:
     """Have a robot write a test message. Exits with 1 where it does not."""
-    response = stack_of(ctx).test_robot(name)
-    if response["delivered"]:
+    from infra.cli import group_robots
+
+    answer = group_robots.send_test_message(stack_of(ctx), name)
+    if answer["delivered"]:
         say(f"{name} has written a test message.")
         return
-    complain(f"{name} has not: {plain(response['reason'])}.")
+    complain(f"{name} has not: {plain(answer['reason'])}.")
     raise typer.Exit(1)
 
 
 @notifications.command("remove")
 def remove_robot(ctx: typer.Context, name: RobotName) -> None:
     """Tell a group no longer."""
-    stack_of(ctx).remove_robot(name)
+    from infra.cli import group_robots
+
+    group_robots.remove_robot(stack_of(ctx), name)
     say(f"Removed {name}.")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,10 +18,12 @@ from infra.errors import OperatorError
 from token_keeper.model import ACCOUNT_NAME
 
 if TYPE_CHECKING:
-    from infra.cli.operations import Stack
+    from infra.cli.deployed_stack import DeployedStack
 
 STACK_OPTIONS = ("stack_name", "region", "local", "local_port")
 """Say which stack is meant, and may stand anywhere in a command."""
+
+ACCOUNT_PATTERN = re.compile(r"[a-z0-9*][a-z0-9*-]{0,63}")
 
 SOURCES = Path(__file__).parents[2]
 
@@ -133,19 +136,18 @@ def choose_stack(
     if not stack_name:  # AWS would describe any stack
         raise typer.BadParameter("is empty", ctx, param_hint="'--stack-name'")
 
-    def connect() -> "Stack":
-        from infra.cli.operations import (
-            Stack,
-        )  # AWS's client takes time to load, which help and usage errors need not wait for
+    def connect() -> "DeployedStack":
+        # AWS's client takes time to load, which help and usage errors need not wait for.
+        from infra.cli.deployed_stack import DeployedStack
 
-        return Stack(stack_name, region, local_port if local else None)
+        return DeployedStack(stack_name, region, local_port if local else None)
 
     ctx.obj = connect
 
 
-def stack_of(ctx: typer.Context) -> "Stack":
+def stack_of(ctx: typer.Context) -> "DeployedStack":
     """The stack that the command is for. Raises OperatorError where it is not found."""
-    connect: Callable[[], Stack] = ctx.obj
+    connect: Callable[[], DeployedStack] = ctx.obj
     return connect()
 
 
@@ -154,6 +156,14 @@ def checked_name(name: str | None) -> str | None:
     if name is not None and not ACCOUNT_NAME.fullmatch(name):
         raise typer.BadParameter("use up to 64 lower-case letters, digits and dashes, no dash first")
     return name
+
+
+def account_patterns(listed: str) -> list[str]:
+    """The names and patterns of accounts in a list with commas; refuses with OperatorError what is none."""
+    patterns = list(dict.fromkeys(pattern.strip() for pattern in listed.split(",")))
+    if wrong := [pattern for pattern in patterns if not ACCOUNT_PATTERN.fullmatch(pattern)]:
+        raise OperatorError(f"'{wrong[0]}' is no account: use names like main, or patterns like mini-*, with commas.")
+    return patterns
 
 
 AccountName = Annotated[

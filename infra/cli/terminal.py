@@ -1,14 +1,10 @@
-"""Writing to a terminal or a pipe, in whatever encoding it has, without the control characters of foreign text; and being
-stopped from one."""
+"""Writing to a terminal or a pipe, in whatever encoding it has, without the control characters of foreign text."""
 
 import codecs
 import io
 import json
 import re
-import signal
 import sys
-from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -37,17 +33,6 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Write a line to standard error."""
     print(text, file=sys.stderr)
-
-
-def until_stopped() -> Callable[[], object]:
-    """Take Ctrl-C and SIGTERM from now on. Returns what waits for the first of them.
-
-    Several may come at once: `uv run` passes on what the terminal, or a service manager, has sent to its process too.
-    """
-    stops = SimpleQueue[int]()  # the one queue that a signal's handler may interrupt while it is in use
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stops.put(number))
-    return stops.get
 
 
 def accept_any_encoding() -> None:

@@ -18,6 +18,9 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+LOCAL_STACK = "local"
+"""The name of the stack that `token-keeper local` runs."""
+
 REGION = "us-east-1"
 
 OPERATOR = "operator"

@@ -266,7 +266,7 @@ class EmbeddedAws:
     def _put_events(self, call: "_Call") -> Response:
         # Not moto's, which takes a library that is not installed, and does not know the functions.
         for entry in call.body["Entries"]:
-            event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [])
+            event = _event(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]), [], entry["Time"])
             self.emit(event)
             self._publish(event)
         taken = [{"EventId": str(uuid4())} for _ in call.body["Entries"]]
@@ -361,7 +361,9 @@ class EmbeddedAws:
                 for target in rule.targets:
                     name = target["Arn"].rpartition(":")[2]
                     if ":sqs:" in target["Arn"]:
-                        self.send(self._readers[name], {"Records": [{"body": json.dumps(event)}]})
+                        self.send(
+                            self._readers[name], {"Records": [{"messageId": event["id"], "body": json.dumps(event)}]}
+                        )
                     else:
                         self.send(self._logical_ids[name], event)
 
@@ -533,15 +535,18 @@ def _parameter_event(parameter: Any, operation: str) -> dict[str, Any]:
     return _event("aws.ssm", "Parameter Store Change", detail, resources)
 
 
-def _event(source: str, detail_type: str, detail: dict[str, Any], resources: list[str]) -> dict[str, Any]:
-    """An event as EventBridge delivers it."""
+def _event(
+    source: str, detail_type: str, detail: dict[str, Any], resources: list[str], at: float | None = None
+) -> dict[str, Any]:
+    """An event as EventBridge delivers it. `at`: epoch seconds, now where it is None."""
+    happened = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
     return {
         "version": "0",
         "id": str(uuid4()),
         "detail-type": detail_type,
         "source": source,
         "account": ACCOUNT,
-        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "time": f"{happened:%Y-%m-%dT%H:%M:%SZ}",
         "region": REGION,
         "resources": resources,
         "detail": detail,

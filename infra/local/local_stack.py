@@ -31,12 +31,10 @@ import api
 import notify
 import refresh
 from infra import stack
-from infra.cli.operations import LOCAL_STACK
-from infra.cli.terminal import until_stopped
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
-from infra.local.access_keys import OPERATOR, REGION, KeysError
+from infra.local.access_keys import LOCAL_STACK, OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
 from infra.local.loopback import (
     LOOPBACK,
@@ -49,6 +47,7 @@ from infra.local.loopback import (
 from infra.local.page import LocalPage
 from infra.local.simulated_robots import SimulatedRobots
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
+from infra.signals import until_stopped
 from token_keeper.errors import InvalidRecordError
 from token_keeper.model import ACCOUNT_NAME
 from token_keeper.refresh.parameter_store import parse_record

@@ -1,7 +1,8 @@
 """The group robots of 企业微信, 飞书 and 钉钉 on this machine, as their documentation of custom robots describes them.
 
 Any key is a robot's. One that ends in `-signed` wants its requests signed with `SIGNING_SECRET`, one that begins with `broken`
-refuses all; as the real ones do, with HTTP 200 and a code in the body.
+refuses all as a deleted robot does, and `busy` says, until it is told otherwise, that it gets too many messages; as the real ones
+do, with HTTP 200 and a code in the body.
 """
 
 import base64
@@ -26,6 +27,8 @@ class SimulatedRobots:
 
     def __init__(self, clock: Callable[[], float], emit: Callable[[str, str], None] = lambda robot, text: None) -> None:
         self.messages: list[tuple[str, str]] = []
+        self.refused: list[str] = []
+        self.busy = True
         self._clock, self._emit = clock, emit
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -42,6 +45,7 @@ class SimulatedRobots:
                 return {"code": 19021, "msg": "sign match fail or timestamp is not within one hour from current time"}
             refused: dict[str, Any] = {"code": 19001, "msg": "param invalid: incoming webhook access token invalid"}
             accepted: dict[str, Any] = {"code": 0, "data": {}, "msg": "success"}
+            busy: dict[str, Any] = {"code": 11232, "msg": "frequency limited"}
         else:
             is_dingtalk = request.path == "/robot/send"
             key = request.args.get("access_token" if is_dingtalk else "key", "")
@@ -52,8 +56,12 @@ class SimulatedRobots:
                 return {"errcode": 40058, "errmsg": "text.content exceed max length 2048"}
             refused = {"errcode": 300005, "errmsg": "token is not exist"} if is_dingtalk else {"errcode": 93000}
             accepted = {"errcode": 0, "errmsg": "ok"}
+            busy = {"errcode": 130101, "errmsg": "send too fast"} if is_dingtalk else {"errcode": 45009}
         if not key or key.startswith("broken") or not text:
+            self.refused.append(key)
             return refused
+        if key == "busy" and self.busy:
+            return busy
         self.messages.append((key, text))
         self._emit(key, text)
         return accepted

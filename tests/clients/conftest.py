@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from infra import stack
-from infra.cli import operations
+from infra.cli.consumer_keys import new_consumer
 from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
 from wechat_token_keeper import Keeper
@@ -81,7 +81,7 @@ def add_corp_account(running: LocalStack, name: str, corpid: str) -> None:
 def add_consumer(running: LocalStack, *accounts: str, may_report: bool = True) -> str:
     """A new consumer of these accounts; returns its key."""
     now = int(running.clock())
-    key, item = operations.new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
+    key, item = new_consumer(token_urlsafe(6), accounts, may_report=may_report, now=now)
     session = running.aws_session()
     table = running.environment("ApiFunction")["TABLE_NAME"]
     session.client("dynamodb", endpoint_url=running.aws_url).put_item(TableName=table, Item=item)

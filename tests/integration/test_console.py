@@ -23,7 +23,7 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
 from infra.cli.console import LATE, LOOK_EVERY, DeployedPage
-from infra.cli.operations import Stack
+from infra.cli.deployed_stack import DeployedStack
 from infra.console.web import PageServer
 from infra.local.loopback import Server
 from infra.stack import translate
@@ -79,7 +79,7 @@ class Deployed:
         self._logs = boto3.client("logs")
         self._logs.create_log_group(logGroupName=LOG)
         self._logs.create_log_stream(logGroupName=LOG, logStreamName="one")
-        self.page = DeployedPage(Stack(NAME), lambda: self.now)
+        self.page = DeployedPage(DeployedStack(NAME), lambda: self.now)
 
     def handle(self, status: int, document: dict[str, Any]) -> None:
         """What the health API returns from now on."""

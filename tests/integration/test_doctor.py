@@ -246,7 +246,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lambda]:
     for name, value in {**KEY, "aws_default_region": REGION, "token_keeper_stack": NAME}.items():
         monkeypatch.setenv(name.upper(), value)
     with HTTPServer(("127.0.0.1", 0), Handler) as server, mock_aws(), responses.RequestsMock() as api:
-        Thread(target=server.serve_forever).start()
+        Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", f"http://127.0.0.1:{server.server_port}")
         api.get(f"{API}/v1/accounts", json={"accounts": []})
         make_stack()

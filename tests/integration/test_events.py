@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
@@ -187,13 +188,111 @@ def test_an_account_that_fails_recovers_under_another_appid(world: World) -> Non
     assert events_of(world) == [("Recovered", "main")]
 
 
-def test_an_account_that_is_removed_does_not_recover(world: World) -> None:
+def test_removing_a_failing_account_ends_its_failure(world: World) -> None:
+    # Given
     world.wechat.fail(TOKEN, Fault.error(40013))
     world.add_account()
-    events_of(world)
+    assert events_of(world) == [("Failing", "main")]
+    # When
     world.delete_parameter("main")
+    # Then the failure is over, and nothing recovers
+    (entry,) = world.sent
+    assert entry["DetailType"] == "Credential Recovered"
+    assert entry["Detail"] == {
+        **{"stack": "production", "account": "main", "credential": "access_token"},
+        **{"fingerprint": None, "expires_at": None, "removed": True},
+    }
+    events_of(world)
     pass_minutes(world, 3)
     assert events_of(world, renewals=True) == []
+
+
+def test_removing_an_account_that_works_is_no_event(world: World) -> None:
+    world.add_account(tickets=["jsapi"])
+    events_of(world)
+    world.delete_parameter("main")
+    assert events_of(world, renewals=True) == []
+
+
+def test_removing_a_failing_ticket_ends_its_failure(world: World) -> None:
+    # Given
+    world.wechat.fail("/cgi-bin/ticket/getticket", Fault.error(48001))
+    world.add_account(tickets=["jsapi"])
+    assert events_of(world) == [("Failing", "main")]
+    # When
+    world.add_account()
+    # Then
+    (entry,) = world.sent
+    assert (entry["Detail"]["credential"], entry["Detail"]["removed"]) == ("jsapi", True)
+
+
+def test_what_waits_to_be_sent_survives_the_accounts_removal(world: World) -> None:
+    # Given
+    failing_account(world)
+    with world.down("eventbridge"):
+        world.wake("tick")
+    assert events_of(world) == []
+    # When
+    world.delete_parameter("main")
+    # Then
+    assert events_of(world) == [("Failing", "main"), ("Recovered", "main")]
+
+
+def test_a_ticket_that_fails_recovers_under_another_appid(world: World) -> None:
+    # Given
+    world.wechat.fail("/cgi-bin/ticket/getticket", Fault.error(48001))
+    world.add_account(tickets=["jsapi"])
+    events_of(world)
+    # When
+    world.add_account(appid="wx00000000other", tickets=["jsapi"])
+    # Then
+    (recovered,) = [entry["Detail"] for entry in world.sent if entry["DetailType"] == "Credential Recovered"]
+    assert (recovered["credential"], "removed" in recovered) == ("jsapi", False)
+
+
+def test_a_failure_stays_open_under_an_appid_that_is_taken(world: World) -> None:
+    # Given an account that fails, and another one
+    world.wechat.fail(TOKEN, Fault.error(40013))
+    world.add_account()
+    world.add_account("shop", appid="wx00000000other")
+    assert events_of(world) == [("Failing", "main")]
+    # When the first is given the appid of the second
+    world.add_account(appid="wx00000000other")
+    pass_minutes(world, 3)
+    # Then it goes on failing
+    assert events_of(world) == []
+    # When the second is removed
+    world.delete_parameter("shop")
+    pass_minutes(world, 2)
+    # Then
+    assert events_of(world) == [("Recovered", "main")]
+
+
+def test_renaming_an_account_is_no_failure(world: World) -> None:
+    # Given
+    world.add_account()
+    events_of(world)
+    # When the new name comes before the old one is gone, and its event twice
+    world.add_account("renamed")
+    world.clock.sleep(1)
+    world.parameter_event("renamed")
+    world.delete_parameter("main")
+    pass_minutes(world, 3)
+    # Then
+    assert events_of(world, renewals=True) == [("Renewed", "renamed")]
+
+
+def test_two_accounts_of_one_appid_are_a_failure(world: World) -> None:
+    # Given
+    world.add_account()
+    events_of(world)
+    # When
+    world.add_account("other")
+    # Then it is shown at once, and others hear of it when a minute has not changed it
+    assert "already kept, as account main" in world.health("other")["last_error"]["errmsg"]
+    assert events_of(world) == []
+    pass_minutes(world, 5)
+    assert events_of(world) == [("Failing", "other")]
 
 
 # --- tokens that die early
@@ -307,6 +406,25 @@ def test_only_the_entries_that_were_refused_are_sent_again(world: World, monkeyp
     pass_minutes(world, 5)
     # Then
     assert events_of(world) == [("Failing", "main"), ("Recovered", "main")]
+
+
+def test_an_event_that_is_sent_twice_can_be_recognised(world: World) -> None:
+    # Given an event that was sent, which could not be noted
+    failing_account(world)
+
+    def refuse_after_sending(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.UpdateItem" and world.sent:
+            raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
+
+    world.before_aws = refuse_after_sending
+    world.wake("tick")
+    world.before_aws = None
+    (first,) = world.sent
+    # When the next attempt sends it once more
+    pass_minutes(world, 5)
+    # Then the copy is the same, its time included
+    assert [entry for entry in world.sent if entry["DetailType"] == first["DetailType"]] == [first, first]
+    assert first["Time"] == START + MAIN_TICK
 
 
 def test_an_item_keeps_the_newest_events_only(world: World) -> None:

@@ -28,7 +28,7 @@ from infra.stack import translate
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.leaks import QUIET, Said, forms, listening, spellings
 from tests.support.world import APPID, Clock, World, gateway_event
-from token_keeper.model import fingerprint
+from token_keeper.model import fingerprint, rfc3339
 from token_keeper.notify import messages
 from token_keeper.notify.messages import News
 from token_keeper.refresh import wechat
@@ -191,7 +191,8 @@ def rig() -> Iterator[Rig]:
     with listening() as said:
         made = Rig(said)
         yield made
-        if news := [News(entry["DetailType"], entry["Detail"]) for entry in made.world.sent if is_news(entry)]:
+        sent = [entry for entry in made.world.sent if is_news(entry)]
+        if news := [News(entry["DetailType"], rfc3339(entry["Time"]), entry["Detail"]) for entry in sent]:
             said.add("messages", messages.text(news))
             said.add("messages", messages.subject(news))
         said.add("aws", json.dumps(list(made.aws.items.values())))

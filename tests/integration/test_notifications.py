@@ -14,6 +14,7 @@ from infra.local.loopback import Server
 from infra.local.simulated_robots import SIGNING_SECRET, SimulatedRobots
 from infra.local.simulated_wechat import Fault
 from tests.support.world import APPID, REGION, SECRET, START, Clock, World
+from token_keeper.model import rfc3339
 from token_keeper.notify.robots import MAX_BYTES, PATHS, RobotError, parse_robot
 
 PATH = "/wechat-token-keeper/notifications"
@@ -37,7 +38,8 @@ class People:
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:mail")
         urls = {f"{name.upper()}_ROBOT_URL": self._server.url for name in PATHS}
         self.environment = {"TOPIC_ARN": topic, "NOTIFICATIONS_PATH": PATH, **urls}
-        self._handler = notify.create_handler(self.environment, self.clock, session.client)
+        self._client = session.client
+        self.restart()
 
     def add_robot(self, name: str, address: str, **record: Any) -> None:
         """A robot at that path of the simulated platforms."""
@@ -47,13 +49,22 @@ class People:
     def put_parameter(self, name: str, value: str) -> None:
         self._ssm.put_parameter(Name=f"{PATH}/{name}", Value=value, Type="SecureString")
 
-    def deliver(self, events: list[dict[str, Any]]) -> None:
-        """Deliver what the rule lets through of these events, as one batch of the queue."""
+    def deliver(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Deliver what the rule lets through of these events, as one batch of the queue. Returns what is to come again."""
         wanted = [entry for entry in events if entry["DetailType"] != "Credential Renewed"]
         if not wanted:
-            return
-        bodies = [{"detail-type": entry["DetailType"], "detail": entry["Detail"]} for entry in wanted]
-        self._handler({"Records": [{"body": json.dumps(body)} for body in bodies]}, None)
+            return []
+        bodies = [
+            {"detail-type": entry["DetailType"], "time": rfc3339(entry["Time"]), "detail": entry["Detail"]}
+            for entry in wanted
+        ]
+        records = [{"messageId": str(number), "body": json.dumps(body)} for number, body in enumerate(bodies)]
+        answer = self._handler({"Records": records}, None)
+        return [wanted[int(failure["itemIdentifier"])] for failure in answer["batchItemFailures"]]
+
+    def restart(self) -> None:
+        """A cold start: a new instance of the function, which remembers nothing."""
+        self._handler = notify.create_handler(self.environment, self.clock, self._client)
 
     def test(self, name: str) -> dict[str, Any]:
         return self._handler({"test": name}, None)
@@ -79,13 +90,21 @@ def people() -> Iterator[People]:
         made.stop()
 
 
-def failing(account: str = "main", **detail: Any) -> dict[str, Any]:
+def failing(account: str = "main", at: int = START, **detail: Any) -> dict[str, Any]:
     trouble = {
         **{"stack": "production", "account": account, "credential": "access_token", "fingerprint": None},
         **{"expires_at": None, "class": "configuration", "errcode": 40125, "errmsg": "invalid appsecret"},
         **{"remedy": "Copy it again.", "next_attempt_at": "2026-09-21T14:18:20Z", "usable_until": None},
     }
-    return {"DetailType": "Credential Failing", "Detail": trouble | detail}
+    return {"DetailType": "Credential Failing", "Time": at, "Detail": trouble | detail}
+
+
+def recovered(account: str = "main", at: int = START, **detail: Any) -> dict[str, Any]:
+    well = {
+        **{"stack": "production", "account": account, "credential": "access_token"},
+        **{"fingerprint": "9f86d081884c7d65", "expires_at": "2026-09-21T16:13:20Z"},
+    }
+    return {"DetailType": "Credential Recovered", "Time": at, "Detail": well | detail}
 
 
 # --- from cause to message
@@ -156,6 +175,23 @@ def test_a_token_that_another_client_kills_is_one_message(world: World, people: 
     assert "被提前作废" in text
 
 
+def test_a_failing_account_that_is_removed_has_not_recovered(world: World, people: People) -> None:
+    # Given
+    people.add_robot("ops", f"{WECOM}ops")
+    world.wechat.fail(TOKEN, Fault.error(40013))
+    world.add_account()
+    # When
+    world.delete_parameter("main")
+    world.sent = world.sent[-1:]
+    people.deliver(world.sent)
+    # Then people are told that, too
+    ((_, text),) = people.written()
+    assert "已移除，不再维护 | Removed, kept no longer" in text
+    assert "🟢" not in text
+    (mail,) = people.mails()
+    assert mail["Subject"] == "WeChat tokens removed: main"
+
+
 # --- robots
 
 
@@ -195,15 +231,131 @@ def test_a_signed_request_is_signed_as_documented(people: People, address: str) 
 
 
 @pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
-def test_an_error_with_http_200_is_delivered_again(people: People, address: str) -> None:
-    # Given
+def test_a_robot_that_refuses_for_good_is_not_tried_again(
+    people: People, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    # Given a robot that was deleted, and one that works
     people.add_robot("gone", f"{address}broken")
     people.add_robot("ops", f"{WECOM}ops")
     # When
-    with pytest.raises(notify.NotDeliveredError, match="gone"):
-        people.deliver([failing()])
-    # Then the others get the message
+    left = people.deliver([failing()])
+    # Then the others are told, once, and the queue delivers nothing again
+    assert left == []
     assert [robot for robot, _ in people.written()] == ["ops"]
+    assert people.robots.refused == ["broken"]
+    # And the log, which `token-keeper doctor` reads, and a mail say what is wrong, and what to do
+    (failed,) = [record for record in caplog.records if record.message == "robot failed"]
+    assert vars(failed)["robot"] == "gone"
+    assert "HTTP 200, code" in vars(failed)["reason"]
+    _, mail = people.mails()
+    assert mail["Subject"] == "WeChat tokens: group robots that get no message"
+    assert "gone: it refused the message" in mail["Message"]
+    assert "add it with its new address" in mail["Message"]
+    # But not each time
+    people.deliver([failing(at=START + 300)])
+    assert len(people.mails()) == 1
+
+
+@pytest.mark.parametrize("address", [WECOM, FEISHU, DINGTALK])
+def test_a_robot_that_is_busy_gets_the_message_later(people: People, address: str) -> None:
+    # Given a robot that has had too many messages this minute, one that works, and a mail
+    people.add_robot("storm", f"{address}busy")
+    people.add_robot("shops", f"{WECOM}shops", accounts=["shop-*"])
+    people.add_robot("ops", f"{WECOM}ops", accounts=["main"])
+    # When
+    left = people.deliver([failing(), failing("shop-1")])
+    # Then all is to be delivered again, and the others are told at once
+    assert [entry["Detail"]["account"] for entry in left] == ["main", "shop-1"]
+    assert sorted(robot for robot, _ in people.written()) == ["ops", "shops"]
+    assert len(people.mails()) == 1
+    # When the queue does so
+    people.robots.busy = False
+    left = people.deliver(left)
+    # Then the one that has not got it gets it, and no other
+    assert left == []
+    ((robot, text),) = people.written()
+    assert robot == "busy"
+    assert "main" in text
+    assert "shop-1" in text
+    assert people.mails() == []
+
+
+def test_only_what_a_busy_robot_waits_for_is_delivered_again(people: People) -> None:
+    people.add_robot("shops", f"{WECOM}busy", accounts=["shop-*"])
+    assert people.deliver([failing(), failing("shop-1")]) == [failing("shop-1")]
+
+
+def test_a_new_instance_tells_all_again_rather_than_none(people: People) -> None:
+    people.add_robot("storm", f"{WECOM}busy")
+    people.add_robot("ops", f"{WECOM}ops")
+    left = people.deliver([failing()])
+    people.written()
+    people.restart()
+    people.robots.busy = False
+    assert people.deliver(left) == []
+    assert sorted(robot for robot, _ in people.written()) == ["busy", "ops"]
+
+
+def test_an_event_that_comes_twice_is_told_once(people: People) -> None:
+    people.add_robot("ops", f"{WECOM}ops")
+    people.deliver([failing(), failing()])
+    ((_, text),) = people.written()
+    people.deliver([failing()])
+    assert text.count("main") == 1
+    assert people.written() == []
+    # But the same failure at another time is another one
+    people.deliver([failing(at=START + 1)])
+    assert len(people.written()) == 1
+
+
+# --- in order
+
+
+def test_a_message_says_when_it_happened_in_beijing(people: People) -> None:
+    people.add_robot("ops", f"{WECOM}ops")
+    people.clock.sleep(7200)
+    people.deliver([failing("a", at=START + 65), failing("b", at=START)])
+    ((_, text),) = people.written()
+    assert "时间 | Time: 09-21 22:13:20 (UTC+8) – 09-21 22:14:25 (UTC+8)" in text
+
+
+def test_an_old_failure_is_no_alarm_after_the_recovery(people: People) -> None:
+    # Given a recovery that people have heard of
+    people.add_robot("ops", f"{WECOM}ops")
+    people.deliver([recovered(at=START + 300)])
+    people.written()
+    people.mails()
+    # When the failure before it comes late, and a new failure of another credential with it
+    people.deliver([failing(at=START), failing(at=START, credential="jsapi_ticket")])
+    # Then the first is told as what it is
+    ((_, text),) = people.written()
+    now, _, before = text.partition("⚪")
+    assert "🔴" in now
+    assert "jsapi_ticket" in now
+    assert "access_token" not in now
+    assert "曾续期失败，此后已恢复 | Failed earlier, has recovered since" in before
+    assert "处理 | Do" not in before
+    assert "09-21 22:13:20 (UTC+8)" in before
+    # And alone it is no alarm at all
+    people.deliver([failing(at=START - 1)])
+    ((_, text),) = people.written()
+    assert "🔴" not in text
+    assert [mail["Subject"] for mail in people.mails()] == [
+        "WeChat tokens failing: main",
+        "WeChat tokens earlier: main",
+    ]
+
+
+def test_an_old_recovery_does_not_hide_a_failure(people: People) -> None:
+    people.add_robot("ops", f"{WECOM}ops")
+    # When both come in one batch
+    people.deliver([recovered(at=START), failing(at=START + 300)])
+    # Then
+    ((_, text),) = people.written()
+    assert "🟢" not in text
+    assert text.index("🔴") < text.index("Recovered earlier, has failed again since")
+    (mail,) = people.mails()
+    assert mail["Subject"] == "WeChat tokens failing: main"
 
 
 def test_a_group_gets_the_messages_of_its_accounts_only(people: People) -> None:
@@ -230,9 +382,8 @@ def test_a_robot_that_does_not_respond_shows_no_address(people: People, caplog: 
     caplog.set_level(logging.DEBUG)
     people.add_robot("ops", f"{WECOM}s3cret-key")
     people.stop()
-    with pytest.raises(notify.NotDeliveredError) as raised:
-        people.deliver([failing()])
-    said = f"{raised.value!r} {raised.value.__cause__} {caplog.text} {[vars(record) for record in caplog.records]}"
+    assert people.deliver([failing()]) == [failing()]
+    said = f"{caplog.text} {[vars(record) for record in caplog.records]}"
     assert "s3cret-key" not in said
     assert "robot failed" in said
 

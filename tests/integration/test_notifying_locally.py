@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from infra.cli import app, doctor
 from infra.local.local_stack import DEMO_RECORD, LocalStack
 from infra.local.simulated_robots import SIGNING_SECRET
-from token_keeper.notify.robots import PATHS, parse_robot
+from token_keeper.notify.robots import PATHS
 
 pytestmark = pytest.mark.xdist_group("local")
 
@@ -116,18 +116,29 @@ def test_doctor_shows_a_robot_that_cannot_be_used(local: Local) -> None:
 
 def test_doctor_shows_a_robot_that_failed_lately() -> None:
     # Given the log of a deployed stack's NotifyFunction
-    origins = dict.fromkeys(PATHS, "https://robots.example")
-    urls = {name: json.dumps({"url": f"https://robots.example{path}1"}) for name, path in PATHS.items()}
+    variables = {f"{name.upper()}_ROBOT_URL": "https://robots.example" for name in PATHS}
+    records = [
+        {"Name": f"/robots/{name}", "Value": json.dumps({"url": f"https://robots.example{path}1"})}
+        for name, path in PATHS.items()
+    ]
     line = json.dumps({"message": "robot failed", "robot": "feishu", "reason": "it refused the message"})
+    listed = {"ssm": records, "logs": [{"message": line}, {"message": "no JSON"}]}
+    aws = SimpleNamespace(
+        local_port=None,
+        ask=lambda *_, **__: {"Environment": {"Variables": variables}},
+        ask_all=lambda service, *_, **__: listed[service],
+    )
     stack = SimpleNamespace(
         name="production",
         is_local=False,
+        aws=aws,
         outputs={"NotifyFunctionName": "notify"},
-        robots=lambda: {name: parse_robot(name, value, origins) for name, value in urls.items()},
-        ask_all=lambda *_, **__: [{"message": line}, {"message": "no JSON"}],
+        notify_function="notify",
+        notifications_path="/robots",
     )
     # When
     findings = list(doctor._notifications(cast(Any, stack)))
     # Then
     assert [(finding.subject, finding.verdict) for finding in findings] == [("robot feishu", "wrong")]
+    assert "in the last 24 hours: it refused the message" in findings[0].says
     assert "notifications test feishu" in (findings[0].remedy or "")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli.operations import new_consumer
+from infra.cli.consumer_keys import new_consumer
 from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (

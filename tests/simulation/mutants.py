@@ -10,7 +10,7 @@ from unittest.mock import patch
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, Due, Failed, Grant, Probed, task_of
+from token_keeper.model import ACCESS_TOKEN, Due, Failed, Grant, Probed, Skipped, Task, task_of
 from token_keeper.refresh import renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -99,7 +99,10 @@ def _claims_first(self: Enrolment, name: str) -> None:
 
 def _owner_unasked(self: Enrolment, task: Due, record: Any) -> Any:
     credential = self._table.credentials.get(task.account, task.credential)
-    return credential and task_of(credential)
+    if credential is None or isinstance(task, Task):
+        return credential and task
+    is_due = renewal.is_still_due(task, credential, self._now())
+    return task_of(credential) if is_due else Skipped(task.account, task.credential, "not due any more")
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:

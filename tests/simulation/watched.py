@@ -17,6 +17,10 @@ from token_keeper.refresh import wechat
 RUN_TIME = 120
 """Seconds RefreshFunction has."""
 
+PATHS = {"token": "/cgi-bin/token", "stable_token": "/cgi-bin/stable_token", "corp": "/cgi-bin/gettoken"}
+TICKET_PATHS = ("/cgi-bin/ticket/getticket", "/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get")
+CHECK_PATH = "/cgi-bin/get_api_domain_ip"
+
 SKEWS = (0, -2, 3)
 """Seconds an instance's clock is off: no two by more than the margin."""
 

@@ -11,8 +11,8 @@ from openapi_schema_validator import OAS31Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-DOCUMENT: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).parents[2] / "infra" / "openapi.yaml").read_text(encoding="utf-8")
+DOCUMENT: dict[str, Any] = yaml.load(
+    (Path(__file__).parents[2] / "infra" / "openapi.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader
 )
 
 

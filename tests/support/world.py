@@ -28,7 +28,7 @@ from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutErr
 import api
 import refresh
 from infra import stack
-from infra.cli import operations
+from infra.cli.consumer_keys import new_consumer
 from infra.local.loopback import gateway_body
 from infra.local.simulated_wechat import SimulatedWeChat
 from token_keeper.model import digest
@@ -168,7 +168,7 @@ class World:
 
     def add_consumer(self, name: str, accounts: Iterable[str], *, may_report: bool = False) -> str:
         """Keep a consumer; returns its key."""
-        key, item = operations.new_consumer(name, accounts, may_report=may_report, now=int(self.clock()))
+        key, item = new_consumer(name, accounts, may_report=may_report, now=int(self.clock()))
         self.secrets.add(key)
         self.dynamodb.put_item(TableName=self.environment["TABLE_NAME"], Item=item)
         return key

@@ -10,8 +10,6 @@ import pytest
 from infra.stack import TEMPLATE, parse, translate
 from tests.support.tools import needed
 
-PROVIDER_SCHEMA_MANAGER = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER
-
 POLICY = TEMPLATE.parent / "infra" / "docs" / "deployer-policy.json"
 LARGEST = 6144
 """Characters without white space: IAM's limit for a managed policy."""
@@ -54,11 +52,13 @@ def types() -> set[str]:
 
 
 def actions_of(resource_type: str) -> Iterator[str]:
-    schema: Any = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource_type).schema
+    schemas = needed("cfnlint.schema.manager").PROVIDER_SCHEMA_MANAGER  # here, since it takes seconds to load
+    schema: Any = schemas.get_resource_schema("us-east-1", resource_type).schema
     for operation in ("create", "read", "update", "delete"):
         yield from schema.get("handlers", {}).get(operation, {}).get("permissions", [])
 
 
+@pytest.mark.xdist_group("cfn-lint")
 @pytest.mark.parametrize("resource_type", sorted(types()))
 def test_a_deployer_may_do_what_each_type_needs(resource_type: str) -> None:
     allowed = [action for statement in statements() for action in statement["Action"]]

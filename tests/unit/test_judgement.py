@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli.operations import judge
+from infra.cli.judgement import judge
 
 REFUSED = {"class": "configuration", "errcode": 40125, "errmsg": "invalid appsecret", "at": "2026-11-22T13:24:00Z"}
 UNCONFIRMED = {**REFUSED, "class": "confirmation", "errcode": 89503}

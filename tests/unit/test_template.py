@@ -560,7 +560,11 @@ def test_what_people_are_told_of_goes_through_a_queue(template: Template) -> Non
     assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["NotifyQueue", "Arn"]}]
     assert mapping["MaximumBatchingWindowInSeconds"] <= 60
     assert mapping["BatchSize"] >= 100  # a storm is one message
-    assert queue["VisibilityTimeout"] > properties(template, "NotifyFunction")["Timeout"]
+    # AWS's advice: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    window, timeout = mapping["MaximumBatchingWindowInSeconds"], properties(template, "NotifyFunction")["Timeout"]
+    assert queue["VisibilityTimeout"] >= 6 * timeout + window
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == DEAD_LETTERS
     assert queue["SqsManagedSseEnabled"] == {"Fn::If": ["HasKmsKey", NOTHING, True]}
 

@@ -28,8 +28,28 @@ MAX_BYTES = {"wecom": 2048, "feishu": 18_000, "dingtalk": 18_000}
 """Of a message's text. WeCom documents 2048, the two others 20,000 for the whole request."""
 
 
+_GONE = "the address is no robot's any more; remove it here, and add it with its new address"
+_STOPPED = "the robot is switched off, or not in its group any more; see the group's settings"
+_SECURITY = "see its security settings: they must be the signature alone, with the secret that was given here"
+
+REFUSALS = {
+    "wecom": {93000: _GONE, 93004: _STOPPED, 93008: _STOPPED},
+    "feishu": {19001: _GONE, 19021: _SECURITY, 19022: _SECURITY, 19024: _SECURITY},
+    "dingtalk": {
+        **{300005: _GONE, 310000: _SECURITY, 400013: "the group was dissolved", 400101: _GONE, 400102: _STOPPED},
+        400106: _GONE,
+    },
+}
+"""Each platform's codes that no other try changes (its documentation of custom robots), and what to do. All others, as those for
+too many messages a minute, are retried."""
+
+
 class RobotError(KeeperError):
-    """A robot cannot be used, or has refused a message. The text never holds its address."""
+    """A robot cannot be used, or has not taken a message. The text never holds its address."""
+
+
+class RobotRefusedError(RobotError):
+    """It refuses every message until an operator changes something: see `REFUSALS`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +121,7 @@ class Robots:
                 yield name, error
 
     def send(self, robot: Robot, text: str) -> None:
-        """Have the robot write the text into its group. Raises `RobotError`."""
+        """Have the robot write the text into its group. Raises `RobotRefusedError` where another try is of no use, `RobotError`."""
         # 飞书 reads `<at …>` in a text as a mention, which WeChat's message could hold.
         url, body = self._request(robot, _cut(text.replace("<", "＜"), MAX_BYTES[robot.platform]))
         try:
@@ -110,9 +130,13 @@ class Robots:
             raise RobotError(type(error).__name__) from None  # its text holds the address
         found = json_object(response.data.decode(errors="replace")) or {}
         code = found.get("errcode", found.get("code"))
-        if response.status != 200 or code != 0:
-            shown = code if isinstance(code, int) else "none"
-            raise RobotError(f"it refused the message: HTTP {response.status}, code {shown}")
+        if response.status == 200 and code == 0:
+            return
+        shown = code if isinstance(code, int) else None
+        refused = f"it refused the message: HTTP {response.status}, code {shown}"
+        if shown in REFUSALS[robot.platform]:
+            raise RobotRefusedError(f"{refused}: {REFUSALS[robot.platform][shown]}")
+        raise RobotError(refused)
 
     def _request(self, robot: Robot, text: str) -> tuple[str, dict[str, Any]]:
         """The address and the body of a message, signed as the platform documents it."""

@@ -6,7 +6,7 @@ whichever instance makes it, and none is lost while EventBridge does not respond
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -112,6 +112,14 @@ def recovered(now: int, published: Credential | None = None) -> Transition:
         return 0, _append(seen.unsent, Event(EventType.RECOVERED, now, _detail(published or seen)))
 
     return change
+
+
+def removed(credential: Credential, now: int) -> Credential:
+    """The credential as it was deleted, with the events that are left to send; an open alert is over."""
+    if not credential.failing_since:
+        return credential
+    detail = {**_detail(credential), "fingerprint": None, "expires_at": None, "removed": True}
+    return replace(credential, unsent=_append(credential.unsent, Event(EventType.RECOVERED, now, detail)))
 
 
 def invalidated(now: int) -> Transition:

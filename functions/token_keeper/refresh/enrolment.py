@@ -99,12 +99,12 @@ class Enrolment:
     def mark_invalid(self, name: str, error: KeeperError) -> Failed:
         """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
         failure = error.failure(self._now())
-        wait = CLAIM_RETRY if isinstance(error, AppIdTakenError) else renewal.retry_after(failure, 1)
-        retry_at = failure.at + wait
+        is_taken = isinstance(error, AppIdTakenError)
+        retry_at = failure.at + (CLAIM_RETRY if is_taken else renewal.retry_after(failure, 1))
         entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
         self._table.accounts.put_entry(replace(entry, version=None))
         self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
-        self._show_record_error(name, failure, retry_at)
+        self._show_record_error(name, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
         for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
                 self._table.credentials.reschedule(credential, due_at=retry_at)
@@ -125,12 +125,17 @@ class Enrolment:
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
         self._table.accounts.put_entry(entry, applying=version)
         owner = self._table.accounts.claim(account, now=self._now())
-        if owner != account.name:
-            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+        is_owner = owner == account.name
         for name, kind in account.credentials.items():
-            # What others were told of the account stays open where another appid takes its place, until its first renewal.
-            before = dropped.get(name) if name == ACCESS_TOKEN else None
-            self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=self._now(), before=before)
+            if is_owner or name == ACCESS_TOKEN:  # which shows what is wrong
+                # An alert about it stays open where another appid takes its place, until its first renewal.
+                before = dropped.pop(name, None)
+                self._table.credentials.enrol(
+                    account.name, name, kind, account.app_id, due_at=self._now(), before=before
+                )
+        self._report_removed(dropped.values())
+        if not is_owner:
+            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
             raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
@@ -199,8 +204,13 @@ class Enrolment:
             return error.failure(self._now())
         return None
 
-    def _show_record_error(self, account: str, failure: Failure | None, next_attempt_at: int) -> None:
-        """Say in the token's health what is wrong with its account's record (None: nothing any more), and tell others."""
+    def _show_record_error(
+        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
+    ) -> None:
+        """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
+
+        `alert_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
+        """
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None:
             return
@@ -208,7 +218,9 @@ class Enrolment:
         transition = None
         if failure is None:
             transition = alerts.recovered(self._now())
-        elif alerts.needs_alert(failure, token.failures + 1, next_attempt_at, usable_until):
+        elif _is_shown_for(token, failure, alert_after) and alerts.needs_alert(
+            failure, token.failures + 1, next_attempt_at, usable_until
+        ):
             transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
         shown = self._table.credentials.set_record_error(account, ACCESS_TOKEN, failure, transition)
         if shown is not None:
@@ -218,7 +230,8 @@ class Enrolment:
         entry = self._table.accounts.entry(name)
         if entry is None:
             return
-        self._give_up(entry, entry.credentials)
+        dropped = self._give_up(entry, entry.credentials)
+        self._report_removed(dropped.values())
         self._table.accounts.drop_entry(name)
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
@@ -237,8 +250,16 @@ class Enrolment:
         )
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
+    def _report_removed(self, dropped: Iterable[Credential]) -> None:
+        for credential in dropped:
+            self._events.add(alerts.removed(credential, self._now()))
+
     def _now(self) -> int:
         return int(self._clock())
+
+
+def _is_shown_for(token: Credential, failure: Failure, seconds: int) -> bool:
+    return not seconds or (token.last_error is not None and failure.at - token.last_error.at >= seconds)
 
 
 def _written_at(version: str | None) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from infra.cli.terminal import until_stopped
+from infra.signals import until_stopped
 wait = until_stopped()
 print("ready", flush=True)
 wait()
