@@ -17,7 +17,7 @@ from token_keeper.notify.robots import RobotError, Robots
 logger = logging.getLogger("notify")
 logger.setLevel(logging.INFO)
 
-# At DEBUG these write whole requests and answers, and so addresses of robots; urllib3 names the URL even in a warning.
+# At DEBUG these write whole requests and responses, and so addresses of robots; urllib3 names the URL even in a warning.
 for chatty in ("botocore", "boto3"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)

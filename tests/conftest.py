@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from inspect import CO_VARKEYWORDS
 from typing import Any
@@ -26,7 +26,10 @@ def shared_work_of_libraries() -> Iterator[None]:
     """Each session of botocore looks for all services on the disk, and inspects its handlers; each run of a typer program makes
     all its commands. Here that is done once, or in a cheaper way, which halves the time of a command in a test."""
     list_services = Loader.list_available_services
-    inspect_handler, alias = hooks.accepts_kwargs, hooks.EventAliaser._alias_event_name
+    inspect_handler = hooks.accepts_kwargs
+    aliaser: Any = hooks.EventAliaser
+    alias: Callable[..., str] = aliaser._alias_event_name
+    testing: Any = typer.testing
 
     @cache
     def list_once(search_paths: tuple[str, ...], kind: str) -> Any:
@@ -34,19 +37,19 @@ def shared_work_of_libraries() -> Iterator[None]:
 
     def accepts_kwargs(handler: Any) -> bool:
         code = getattr(handler, "__code__", None)
-        return bool(code.co_flags & CO_VARKEYWORDS) if code else inspect_handler(handler)
+        return bool(code.co_flags & CO_VARKEYWORDS) if code else bool(inspect_handler(handler))
 
     @cache
     def alias_once(name: str) -> str:
-        return alias(hooks.EventAliaser(hooks.HierarchicalEmitter()), name)
+        return alias(aliaser(hooks.HierarchicalEmitter()), name)
 
     with (
         patch.object(
             Loader, "list_available_services", lambda self, type_name: list_once(tuple(self.search_paths), type_name)
         ),
-        patch.object(typer.testing, "_get_command", cache(typer.testing._get_command)),
+        patch.object(testing, "_get_command", cache(testing._get_command)),
         patch.object(hooks, "accepts_kwargs", accepts_kwargs),
-        patch.object(hooks.EventAliaser, "_alias_event_name", lambda _self, name: alias_once(name)),
+        patch.object(aliaser, "_alias_event_name", lambda _self, name: alias_once(name)),
     ):
         yield
 

@@ -195,7 +195,7 @@ def _accounts(stack: DeployedStack) -> Iterator[Finding]:
     directory = account_records.directory(stack)
     stored = account_records.parameters_below_path(stack)
     document, _ = stack.api.health()
-    kept = {one["account"]: one for one in document["accounts"]}
+    kept = {item["account"]: item for item in document["accounts"]}
     if not stored and not kept:
         yield Finding("accounts", Verdict.NOTE, "none is kept", "Add one: `token-keeper accounts add`.")
     for name, parameter in sorted(stored.items()):
@@ -282,7 +282,7 @@ def _address(stack: DeployedStack) -> Iterator[Finding]:
         yield Finding("address", Verdict.NOTE, "calls to WeChat leave through your own subnets", remedy)
     else:
         document, _ = stack.api.health()
-        errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
+        errors = [each["last_error"] for item in document["accounts"] for each in item["credentials"]]
         refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
         remedy = f"Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with {', or '.join(FIXED_ADDRESSES.values())}."
         verdict = Verdict.WRONG if refused else Verdict.NOTE
@@ -292,8 +292,8 @@ def _address(stack: DeployedStack) -> Iterator[Finding]:
 def _dead_letters(stack: DeployedStack) -> Iterator[Finding]:
     url = stack.outputs["DeadLetterQueueUrl"]
     count = "ApproximateNumberOfMessages"
-    answer = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
-    if waiting := int(answer["Attributes"][count]):
+    response = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
+    if waiting := int(response["Attributes"][count]):
         remedy = f"Read their attributes for the reason, correct that, then `aws sqs purge-queue --queue-url {url}`."
         yield Finding("dead letters", Verdict.WRONG, f"{waiting} event(s) could not be handled", remedy)
     else:
@@ -303,13 +303,13 @@ def _dead_letters(stack: DeployedStack) -> Iterator[Finding]:
 def _alarms(stack: DeployedStack) -> Iterator[Finding]:
     topic = stack.outputs["AlarmTopicArn"]
     subscriptions = stack.aws.ask_all("sns", "list_subscriptions_by_topic", "Subscriptions", topic, TopicArn=topic)
-    confirmed = [one for one in subscriptions if one["SubscriptionArn"].startswith("arn:")]
-    for one in subscriptions:
-        if one not in confirmed:
+    confirmed = [item for item in subscriptions if item["SubscriptionArn"].startswith("arn:")]
+    for item in subscriptions:
+        if item not in confirmed:
             remedy = (
                 "Open the mail from AWS Notifications and confirm; if it is lost or older than 3 days, deploy again."
             )
-            yield Finding("alarm mail", Verdict.WRONG, f"{one['Endpoint']} has not confirmed", remedy)
+            yield Finding("alarm mail", Verdict.WRONG, f"{item['Endpoint']} has not confirmed", remedy)
     if confirmed:
         yield Finding("alarm mail", Verdict.OK, f"{len(confirmed)} confirmed subscription(s)")
     elif not subscriptions:

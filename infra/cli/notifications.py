@@ -90,11 +90,11 @@ def test_robot(ctx: typer.Context, name: RobotName) -> None:
     """Have a robot write a test message. Exits with 1 where it does not."""
     from infra.cli import group_robots
 
-    answer = group_robots.send_test_message(stack_of(ctx), name)
-    if answer["delivered"]:
+    response = group_robots.send_test_message(stack_of(ctx), name)
+    if response["delivered"]:
         say(f"{name} has written a test message.")
         return
-    complain(f"{name} has not: {plain(answer['reason'])}.")
+    complain(f"{name} has not: {plain(response['reason'])}.")
     raise typer.Exit(1)
 
 

@@ -335,7 +335,7 @@ def run(
     os.environ["NO_PROXY"] = f"{host or LOOPBACK},{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
     wait_for_stop = until_stopped()
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is told in words
+    refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is printed in words
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
         with LocalStack(port=port, host=host, emit=console.print, **options) as local:

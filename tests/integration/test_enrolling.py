@@ -225,7 +225,7 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     assert world.wechat.accepts(live)
 
 
-def test_an_overtaken_wrong_secret_leaves_no_error(world: World) -> None:
+def test_a_superseded_wrong_secret_leaves_no_error(world: World) -> None:
     # Given a live token, and a wrong new secret that WeChat is being asked about
     world.add_account("main")
     world.clock.sleep(1000)

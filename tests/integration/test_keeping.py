@@ -596,7 +596,7 @@ def test_an_operator_replaces_a_live_token(world: World, endpoint: str, lost: in
 def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> None:
     world.add_account("main")
     old = world.token()
-    # When a renewal is asked for without the operator's wish to rotate
+    # When a renewal is asked for without the operator's order to rotate
     summary = world.invoke({"renew": {"account": "main", "credential": "access_token"}})
     # Then it is skipped, with the reason
     assert [(item["account"], bool(item["reason"])) for item in summary["skipped"]] == [("main", True)]

@@ -26,7 +26,7 @@ class _Log(logging.Handler):
 
 @contextlib.contextmanager
 def _plain_records() -> Iterator[None]:
-    """Log records do not tell where they come from: the ways that `logging`'s documentation has to make it faster."""
+    """Log records do not say where they come from: the ways that `logging`'s documentation has to make it faster."""
     with (
         patch.object(logging, "_srcfile", None),
         patch.object(logging, "logThreads", False),

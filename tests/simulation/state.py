@@ -8,8 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from tests.simulation.accounts import RECORDS, app_name_of, claim_of, endpoint_of, identity_of, text_of
 from tests.simulation.bounds import CALM, GUARD_EVERY, PROBE_EVERY
+from tests.simulation.expressions import Item
 from tests.simulation.inline import LOGGED, Session
-from tests.simulation.memory_aws import Item
 from tests.simulation.watched import PATHS, Minted, Mishap, Promise, WatchedWorld
 from tests.support.world import ACCOUNTS_PATH
 from token_keeper.api.reader import REMEMBERED_FOR
@@ -118,7 +118,7 @@ class State(RuleBasedStateMachine):
         return all(self._is_taken_over(name) for name in self.records)
 
     def _forget_usage(self, item: Item) -> None:
-        """What an account has used is forgotten with it; WeChat then answers one forced refresh too many with the old token."""
+        """What an account has used is forgotten with it; WeChat then returns the old token to one forced refresh too many."""
         for counted in (self.forced_a_day, self.forced_at):
             for key in [key for key in counted if item["app_id"]["S"] in (key, key[0])]:
                 del counted[key]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from token_keeper.errors import (
     KeeperError,
     ParametersUnavailableError,
     RecordChangedError,
-    RecordOvertakenError,
+    RecordSupersededError,
 )
 from token_keeper.model import (
     ACCESS_TOKEN,
@@ -84,7 +84,7 @@ class Enrolment:
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
         `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again. After
-        `RecordOvertakenError` at once, because health may show what this record deserved, and not the newest.
+        `RecordSupersededError` at once, because health may show what this record deserved, and not the newest.
         """
         try:
             if record.content is None:
@@ -138,7 +138,7 @@ class Enrolment:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
-            raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
+            raise RecordSupersededError("the account's record has changed once more; that change is being applied")
         return [task for task in found if task]
 
     def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile
 
 from token_keeper import budget, renewal
-from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordOvertakenError
+from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordSupersededError
 from token_keeper.model import (
     ACCESS_TOKEN,
     Credential,
@@ -42,12 +42,12 @@ SYNC_TIME = 120
 
 OUT_OF_TIME = "out of time; the next run continues"
 
-OVERTAKEN = "overtaken"
+SUPERSEDED = "superseded"
 """Stands for the version that was applied where a newer change was begun meanwhile; no version is like it."""
 
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
-"""Seconds, and times: an event may arrive before Parameter Store shows what it tells of."""
+"""Seconds, and times: an event may arrive before Parameter Store shows what it is about."""
 
 type Found = list[Task | Failed] | KeeperError | None
 
@@ -123,7 +123,7 @@ class Keeper:
     def renew(
         self, account: str, credential: str, time_left: Callable[[], float], *, rotate: bool = False
     ) -> list[Outcome]:
-        """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit wish)."""
+        """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit order)."""
         found = self._table.credentials.get(account, credential)
         if found is None:
             outcomes = self.account_changed(account, time_left)
@@ -209,7 +209,7 @@ class Keeper:
     # --- which accounts are kept
 
     def _is_readable(self, account: str) -> bool:
-        """Wait a few seconds for Parameter Store to show the record that an event tells of; whether there is any."""
+        """Wait a few seconds for Parameter Store to show the record that an event is about; whether there is any."""
         entry = self._table.accounts.entry(account)
         for _ in range(READ_AGAIN):
             version = self._accounts.read_one(account).version
@@ -262,8 +262,8 @@ class Keeper:
             for name, version, found in self._apply_all(pending, time_left):
                 if found is None:
                     outcomes.append(_out_of_time(name))
-                elif isinstance(found, RecordOvertakenError):
-                    applied[name] = OVERTAKEN
+                elif isinstance(found, RecordSupersededError):
+                    applied[name] = SUPERSEDED
                 elif isinstance(found, KeeperError):
                     if raising:
                         raise found

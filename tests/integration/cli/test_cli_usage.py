@@ -93,7 +93,7 @@ def test_any_encoding_of_the_output_will_do(
     # Given a refusal in words with → and Chinese, and an output that may have neither
     failed = {"account": "main", "credential": "access_token", "next_attempt_at": "2026-11-22T13:32:00Z", **ERROR}
     failed["remedy"] = "Add it (公众平台 > IP白名单) – at once"
-    refresh_function.answer = summary(failed=[failed])
+    refresh_function.response = summary(failed=[failed])
     output, errors = io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding))
@@ -112,7 +112,7 @@ def test_any_encoding_of_the_output_will_do(
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
 def test_a_full_disk_is_said(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [PROGRAM, *arguments]
+        command = [str(PROGRAM), *arguments]
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
     assert ended.returncode == 2
     assert ended.stderr == "Error: the operating system says: No space left on device.\n"

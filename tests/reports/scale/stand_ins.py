@@ -27,7 +27,8 @@ from botocore.exceptions import ClientError
 
 from infra import stack
 from infra.local.simulated_wechat import SimulatedWeChat
-from tests.simulation.memory_aws import Item, MemoryAws
+from tests.simulation.expressions import Item
+from tests.simulation.memory_aws import MemoryAws
 
 ACCOUNTS_PATH = "/wechat-token-keeper/accounts"
 
