@@ -197,7 +197,7 @@ class Credential:
 
 
 @dataclass(frozen=True)
-class Due:
+class DueCredential:
     """What is to be renewed, as the index lists it, which may lag."""
 
     account: str
@@ -208,15 +208,15 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Task(Due):
+class RenewalTask(DueCredential):
     """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken."""
 
     epoch: int
 
 
-def task_of(credential: Credential) -> Task:
+def task_of(credential: Credential) -> RenewalTask:
     """The task to renew a credential as it was read from the table."""
-    return Task(
+    return RenewalTask(
         credential.account,
         credential.name,
         credential.kind,
@@ -268,7 +268,7 @@ class Failed:
     budget_used: int = 0
 
 
-class Verdict(StrEnum):
+class ReportOutcome(StrEnum):
     """What became of a report that a token does not work."""
 
     SUPERSEDED = "superseded"
@@ -284,7 +284,7 @@ class Verified:
 
     account: str
     credential: str
-    verdict: Verdict
+    outcome: ReportOutcome
     fingerprint: str | None
     retry_after: int = 0
 

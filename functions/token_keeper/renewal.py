@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from token_keeper import budget
-from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
+from token_keeper.model import Credential, DueCredential, Failure, FailureClass, Grant, Kind
 
 LEASE = 60
 """Lease duration in seconds. Two abandoned leases, each plus one guard interval, fit into the 300 s for which WeChat still
@@ -144,12 +144,12 @@ def is_isolated(leased: Credential, began_at: int) -> bool:
     return is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
 
 
-def due_for_tick(due: Due, now: int) -> bool:
+def due_for_tick(due: DueCredential, now: int) -> bool:
     """Whether the main tick renews it at `now`: it looks ahead, but not to the next attempt after a failure."""
     return due.due_at <= now + (0 if due.failures else RULES[due.kind].look_ahead)
 
 
-def is_still_due(due: Due, credential: Credential, now: int) -> bool:
+def is_still_due(due: DueCredential, credential: Credential, now: int) -> bool:
     """Whether what the index listed as due, which may lag and look ahead, is so in the table itself."""
     return credential.due_at <= now or (credential.due_at == due.due_at and not credential.failures)
 

@@ -113,14 +113,14 @@ def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
 
     It looks at all that the stack depends on, and says what to do. Exits with 1 where something is wrong.
     """
-    from infra.cli.doctor import Verdict, examine
+    from infra.cli.doctor import CheckStatus, examine
 
     findings = []
     for finding in examine(stack_of(ctx)):
         findings.append(finding)
         if not as_json:
             _print_finding(finding)
-    amiss = sum(finding.verdict in (Verdict.WRONG, Verdict.UNKNOWN) for finding in findings)
+    amiss = sum(finding.verdict in (CheckStatus.WRONG, CheckStatus.UNKNOWN) for finding in findings)
     if as_json:
         say(to_json([asdict(finding) for finding in findings]))
     else:

@@ -41,8 +41,8 @@ from werkzeug.wrappers import Request, Response
 
 from infra.local import access_keys
 from infra.local.access_keys import OPERATOR, REGION, Key
-from infra.local.loopback import Server
-from infra.stack import Template, nested, translate
+from infra.local.http_server import Server
+from infra.sam_template import Template, nested, translate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

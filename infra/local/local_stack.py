@@ -30,13 +30,13 @@ from werkzeug.wrappers import Request, Response
 import api
 import notify
 import refresh
-from infra import stack
+from infra import sam_template
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
 from infra.local.access_keys import LOCAL_STACK, OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
-from infra.local.loopback import (
+from infra.local.http_server import (
     LOOPBACK,
     CannotListenError,
     Server,
@@ -148,7 +148,7 @@ class LocalStack:
         self._resources.close()
 
     def _start(self, started: ExitStack) -> None:
-        template = stack.translate()
+        template = sam_template.translate()
         self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
         # Every port is taken before anything runs, so that one in use is met at once.
         api_key = self.api_key if self.asks_for_key else None
@@ -179,7 +179,7 @@ class LocalStack:
         wechat.start()
         http.start()
         self._add_accounts()
-        for schedule in stack.schedules(template):
+        for schedule in sam_template.schedules(template):
             thread = Thread(target=self._run_schedule, args=[schedule], daemon=True)
             started.callback(thread.join)
             thread.start()
@@ -240,14 +240,14 @@ class LocalStack:
         is_robots = environ["PATH_INFO"].startswith(simulated_robots.PATHS)
         return (self.robots if is_robots else self.wechat)(environ, start_response)
 
-    def _run_schedule(self, schedule: stack.Schedule) -> None:
+    def _run_schedule(self, schedule: sam_template.Schedule) -> None:
         while not self._stopping.is_set():
             self._aws.send(schedule.function, schedule.event)
             self._stopping.wait(schedule.rate / self.clock.speed)
 
 
 def gateway(
-    template: stack.Template, api: Callable[[dict[str, Any]], dict[str, Any]], api_key: str | None = None
+    template: sam_template.Template, api: Callable[[dict[str, Any]], dict[str, Any]], api_key: str | None = None
 ) -> "WSGIApplication":
     """HTTP as API Gateway does it, with a translated template's routes; but requests need not be signed here.
 
@@ -258,7 +258,7 @@ def gateway(
     is another path than `/path` (storacha/w3infra#166 met that on AWS; aws-powertools/powertools-lambda-python#1552 says
     that both reach the function); and so is `//path`. What AWS does with slashes and HEAD was not run.
     """
-    routes = Map([_rule(route) for route in stack.routes(template)], merge_slashes=False)
+    routes = Map([_rule(route) for route in sam_template.routes(template)], merge_slashes=False)
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
@@ -387,7 +387,7 @@ def read_accounts(path: Path) -> dict[str, dict[str, Any]]:
     return accounts
 
 
-def _rule(route: stack.Route) -> Rule:
+def _rule(route: sam_template.Route) -> Rule:
     path = re.sub(r"\{(\w+)\}", r"<\1>", route.path).replace("{proxy+}", "<path:proxy>")
     methods = None if route.method == "ANY" else [route.method]
     rule = Rule(path, methods=methods, endpoint=f"{route.method} {route.path}", strict_slashes=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from werkzeug import Request, Response
 
-from infra.local.loopback import has_api_key
+from infra.local.http_server import has_api_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from infra.local.access_keys import OPERATOR
 from infra.local.embedded_aws import EmbeddedAws
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from infra.local.simulated_wechat import SimulatedWeChat
 from tests.support import dynamodb_local
 from tests.support.lambda_runtime import LambdaRuntime

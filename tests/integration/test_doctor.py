@@ -18,9 +18,9 @@ from moto.backends import get_backend
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
-from infra.cli.doctor import Verdict, _address
+from infra.cli.doctor import CheckStatus, _address
+from infra.local.http_server import three_free_ports
 from infra.local.local_stack import LocalStack
-from infra.local.loopback import three_free_ports
 from infra.local.simulated_wechat import Fault
 from tests.support.world import World
 
@@ -156,7 +156,7 @@ def test_a_fixed_address_is_shown_with_mode_and_price(
     # When it is looked at
     (finding,) = _address(stack)
     # Then
-    assert finding.verdict is Verdict.OK
+    assert finding.verdict is CheckStatus.OK
     assert f"calls to WeChat come from {address}" in finding.says
     assert "USD a month" in finding.says
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra.local.simulated_wechat import Fault
-from infra.stack import nested, schedules, translate
+from infra.sam_template import nested, schedules, translate
 from tests.integration.wechats_calls import token_query
 from tests.support.world import World
 

@@ -10,7 +10,7 @@ import pytest
 from moto import mock_aws
 
 import notify
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from infra.local.simulated_robots import SIGNING_SECRET, SimulatedRobots
 from infra.local.simulated_wechat import Fault
 from tests.support.world import APPID, REGION, SECRET, START, Clock, World

@@ -14,7 +14,7 @@ from token_keeper.model import (
     Account,
     Consumer,
     Credential,
-    Due,
+    DueCredential,
     Failure,
     FailureClass,
     Grant,
@@ -151,7 +151,7 @@ def of(table: Table) -> None:
     assert table.credentials.of([]) == {}
 
 
-def due(table: Table) -> None:
+def list_due(table: Table) -> None:
     # Given a token that is due, one that has failed and is due later, and an account's entry, which is no credential
     enrolled(table)
     fail(table, leased(table), PASSING, LEASE_END)
@@ -159,10 +159,13 @@ def due(table: Table) -> None:
     table.accounts.put_entry(ENTRY)
     # When the index is asked
     # Then it lists what is due by then, or all, in the order in which they are due
-    early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
-    assert table.due(START - 1) == ([], False)
-    assert table.due(LEASE_END - 1) == ([early], False)
-    assert table.due(LEASE_END) == table.due(None) == ([early, late], False)
+    early, late = (
+        DueCredential("early", ACCESS_TOKEN, Kind.TOKEN, START, 0),
+        DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1),
+    )
+    assert table.list_due(START - 1) == ([], False)
+    assert table.list_due(LEASE_END - 1) == ([early], False)
+    assert table.list_due(LEASE_END) == table.list_due(None) == ([early, late], False)
 
 
 def take_lease(table: Table) -> None:
@@ -319,16 +322,16 @@ def sync_pending_from(table: Table) -> None:
     enrolled(table)
     table.sync_pending_from(START + 1)
     # Then it is listed from then on, and is no credential
-    token = Due("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
-    assert table.due(START) == ([token], False)
-    assert table.due(START + 1) == table.due(None) == ([token], True)
+    token = DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
+    assert table.list_due(START) == ([token], False)
+    assert table.list_due(START + 1) == table.list_due(None) == ([token], True)
 
 
 def end_sync(table: Table) -> None:
     table.sync_pending_from(START)
     for _ in range(2):
         table.end_sync()
-        assert table.due(None) == ([], False)
+        assert table.list_due(None) == ([], False)
 
 
 def put_progress(table: Table) -> None:
@@ -354,44 +357,48 @@ def in_force(table: Table) -> None:
     token = enrolled(table)
     table.accounts.put_entry(ENTRY)
     assert found() is None
-    table.accounts.claim(account("other"), now=START)
+    table.accounts.acquire_claim(account("other"), now=START)
     assert found() is None
     table.accounts.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
-    table.accounts.claim(account(), now=START)
+    table.accounts.acquire_claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
     assert found() == token
     table.accounts.put_entry(replace(ENTRY, version="2"))
     assert found() is None
 
 
-def claim(table: Table) -> None:
+def acquire_claim(table: Table) -> None:
     # Given an account that claims its appid, twice
-    assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
+    assert (
+        table.accounts.acquire_claim(account(), now=START)
+        == table.accounts.acquire_claim(account(), now=START)
+        == "main"
+    )
     # When another account claims the same, whatever the endpoint
     # Then it gets the owner's name
-    assert table.accounts.claim(account("other"), now=START) == "main"
-    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
+    assert table.accounts.acquire_claim(account("other"), now=START) == "main"
+    assert table.accounts.acquire_claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
 
 def release_claims(table: Table) -> None:
     # Given an account with claims on two apps of a corp
     first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
-    table.accounts.claim(first, now=START)
-    table.accounts.claim(second, now=START)
+    table.accounts.acquire_claim(first, now=START)
+    table.accounts.acquire_claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
     table.accounts.release_claims("main", "ww0", now=START, but=second.claim)
     table.accounts.release_claims("other", "ww0", now=START)
     # Then it owns that one
-    assert table.accounts.claim(replace(first, name="other"), now=START) == "other"
-    assert table.accounts.claim(replace(second, name="other"), now=START) == "main"
+    assert table.accounts.acquire_claim(replace(first, name="other"), now=START) == "other"
+    assert table.accounts.acquire_claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
     table.accounts.release_claims("main", APP_ID, now=START)
-    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
+    assert table.accounts.acquire_claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
     # And one that is released for later can be claimed from then on
     table.accounts.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
-    assert table.accounts.claim(account(), now=LEASE_END - 1) == "other"
-    assert table.accounts.claim(account(), now=LEASE_END) == "main"
+    assert table.accounts.acquire_claim(account(), now=LEASE_END - 1) == "other"
+    assert table.accounts.acquire_claim(account(), now=LEASE_END) == "main"
 
 
 def enrol(table: Table) -> None:
@@ -417,7 +424,7 @@ def reschedule(table: Table) -> None:
     table.credentials.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
     assert read(table) == replace(before, due_at=START + 1)
-    assert table.due(START + 1) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
+    assert table.list_due(START + 1) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
     # And what is not kept does not begin to exist
     table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -527,7 +534,7 @@ def drop(table: Table) -> None:
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
     assert table.credentials.get("main", ACCESS_TOKEN) is None
-    assert table.due(None) == ([], False)
+    assert table.list_due(None) == ([], False)
 
 
 def drop_entry(table: Table) -> None:
@@ -544,15 +551,15 @@ def add_consumer(table: Table) -> Consumer:
     return Consumer("shop", digest(key), ("main", "mini-*"), may_report=True)
 
 
-def claims(table: Table) -> None:
+def claims_on(table: Table) -> None:
     # Given a corp with two apps
     corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
     others = replace(corp, name="other", secret="other")
-    table.accounts.claim(corp, now=START)
-    table.accounts.claim(others, now=START)
+    table.accounts.acquire_claim(corp, now=START)
+    table.accounts.acquire_claim(others, now=START)
     # Then both are found, and nothing of a corp that is not kept
-    assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
-    assert table.accounts.claims("ww1") == {}
+    assert table.accounts.claims_on("ww0") == {corp.claim: "app", others.claim: "other"}
+    assert table.accounts.claims_on("ww1") == {}
 
 
 def consumer(table: Table) -> None:
@@ -594,11 +601,11 @@ def account_of_token(table: Table) -> None:
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
-        *(get, of, entry, entries, page, due),
+        *(get, of, entry, entries, page, list_due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
-        *(consumer, token_and_ticket, account_of_token, claims),
-        *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
+        *(consumer, token_and_ticket, account_of_token, claims_on),
+        *(acquire_claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
         *(drop, drop_entry),
     )
@@ -640,5 +647,5 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
     assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
-    assert table.due(DUE) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
+    assert table.list_due(DUE) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

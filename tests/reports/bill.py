@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Printed
 
-from infra.stack import translate
+from infra.sam_template import translate
 from tests.integration.test_calls import Kept
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS
 
@@ -200,9 +200,9 @@ def keeping(accounts: int) -> Usage:
     tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.seconds_left)))
 
     def all_once() -> None:
-        last = kept.due()[-1]
+        last = kept.due_times()[-1]
         while kept.clock() < last:
-            kept.clock.now = max(kept.clock() + 60, kept.due()[0])
+            kept.clock.now = max(kept.clock() + 60, kept.due_times()[0])
             list(kept.keeper.guard(kept.seconds_left))
 
     renewed, calls = kept.measure(all_once)

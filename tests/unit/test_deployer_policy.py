@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.stack import TEMPLATE, parse, translate
+from infra.sam_template import TEMPLATE, parse, translate
 from tests.support.tools import needed
 
 POLICY = TEMPLATE.parent / "infra" / "docs" / "deployer-policy.json"

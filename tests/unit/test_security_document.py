@@ -2,7 +2,7 @@
 
 import re
 
-from infra.stack import TEMPLATE, routes, translate
+from infra.sam_template import TEMPLATE, routes, translate
 from token_keeper import budget
 from token_keeper.api.reader import REMEMBERED_FOR
 from token_keeper.untrusted import LONGEST_BODY

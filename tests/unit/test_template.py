@@ -13,7 +13,7 @@ from moto.events.models import EventPattern
 from werkzeug.test import Client
 
 from infra.local.local_stack import gateway
-from infra.stack import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
+from infra.sam_template import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
 from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
 

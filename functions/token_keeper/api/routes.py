@@ -109,8 +109,8 @@ class Api:
 
     def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
         account, reported = _account_name(event), _reported(event)
-        verdict, reading = self._reader.report(account, reported)
-        return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
+        outcome, reading = self._reader.report(account, reported)
+        return self._hand_out(event, reading, "access_token") | {"outcome": str(outcome)}
 
     def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
         ticket_type = event["pathParameters"]["type"]

@@ -243,7 +243,7 @@ class CompatibleApi:
             raise WeChatApiError(40125)
         accounts = {
             claim: account
-            for claim, account in self._table.accounts.claims(app_id).items()
+            for claim, account in self._table.accounts.claims_on(app_id).items()
             if _is_corps(claim) == corp and consumer.may_read(account)
         }
         if not accounts:

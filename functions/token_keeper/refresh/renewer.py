@@ -20,9 +20,9 @@ from token_keeper.model import (
     Grant,
     Kind,
     Outcome,
+    RenewalTask,
     Renewed,
     Skipped,
-    Task,
     Usage,
     fingerprint,
 )
@@ -77,7 +77,7 @@ class Renewer:
         self._checker = checker
         self._clock = clock
 
-    def renew(self, task: Task, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+    def renew(self, task: RenewalTask, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
         """Renew what the task names, with the account's record (or why there is none); `rotate`: even a live value.
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
@@ -184,7 +184,7 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        others += self.renew(found, account) if isinstance(found, Task) else [found]
+        others += self.renew(found, account) if isinstance(found, RenewalTask) else [found]
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:

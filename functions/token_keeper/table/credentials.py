@@ -12,7 +12,7 @@ from token_keeper.model import (
     Failure,
     Grant,
     Kind,
-    Task,
+    RenewalTask,
     Usage,
     digest,
     fingerprint,
@@ -76,7 +76,7 @@ class Credentials:
 
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(self, task: Task, *, now: int, until: int) -> Credential | None:
+    def take_lease(self, task: RenewalTask, *, now: int, until: int) -> Credential | None:
         """Take the right to renew; None if another instance has it, or has had it since the task was made.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the

@@ -12,7 +12,7 @@ import pytest
 import responses
 
 from infra.cli import app
-from infra.stack import TEMPLATE as TEMPLATE_FILE
+from infra.sam_template import TEMPLATE as TEMPLATE_FILE
 from tests.support.command_line import (
     API,
     ERROR,
