@@ -12,7 +12,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 ACCESS_TOKEN = "access_token"
-"""The name of every account's token credential; a ticket credential bears its ticket type."""
+"""The name of every account's token credential; a ticket credential has that of its ticket type."""
 
 ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 

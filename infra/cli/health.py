@@ -120,12 +120,12 @@ def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
         findings.append(finding)
         if not as_json:
             _print_finding(finding)
-    amiss = sum(finding.verdict in (CheckStatus.WRONG, CheckStatus.UNKNOWN) for finding in findings)
+    problems = sum(finding.verdict in (CheckStatus.WRONG, CheckStatus.UNKNOWN) for finding in findings)
     if as_json:
         say(to_json([asdict(finding) for finding in findings]))
     else:
-        say(f"\n{amiss} of {len(findings)} need attention." if amiss else "\nAll is well.")
-    if amiss:
+        say(f"\n{problems} of {len(findings)} need attention." if problems else "\nAll is well.")
+    if problems:
         raise typer.Exit(1)
 
 

@@ -68,7 +68,7 @@ REAL = "main"
 FUNCTIONS = ("RefreshFunction", "ApiFunction", "NotifyFunction")
 
 FASTEST = 120
-"""A call over loopback takes some 10 ms; at this speed that is a second of the keeper's time."""
+"""Upper limit of --speed: a call over loopback takes about 10 ms, which at this speed is more than a simulated second."""
 
 
 class Clock:
@@ -83,7 +83,7 @@ class Clock:
         return self._began_at + (monotonic() - self._began) * self.speed
 
     def sleep(self, seconds: float) -> None:
-        """Wait until so many seconds have passed on this clock."""
+        """Wait until these seconds have passed on this clock."""
         wait(seconds / self.speed)
 
 

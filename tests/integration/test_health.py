@@ -130,7 +130,7 @@ def test_what_never_worked_shows_why(world: World, why: str) -> None:
 
 
 @pytest.mark.moto
-def test_what_housekeeping_has_taken_shows_as_never_fetched(world: World) -> None:
+def test_what_ttl_expiry_deleted_shows_as_never_fetched(world: World) -> None:
     world.add_account("main")
     # Given a stack that stood still for so long that DynamoDB has deleted the item
     table = world.environment["TABLE_NAME"]

@@ -106,7 +106,7 @@ class _Reply(contextlib.AbstractContextManager["_Reply"]):
         pass
 
     def read(self, _size: int, **_: Any) -> bytes:
-        """The whole: a simulated response never drips."""
+        """The whole: a simulated response is never sent slowly."""
         return self._body
 
 

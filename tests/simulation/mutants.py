@@ -137,8 +137,8 @@ def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: b
 
 def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
     # Whatever was reported, the current token is checked.
-    current = self._read_afresh(account, ACCESS_TOKEN).credential.fingerprint
-    return self._verify(account, current or ""), self._read_afresh(account, ACCESS_TOKEN)
+    current = self._read_through(account, ACCESS_TOKEN).credential.fingerprint
+    return self._verify(account, current or ""), self._read_through(account, ACCESS_TOKEN)
 
 
 MUTANTS = {

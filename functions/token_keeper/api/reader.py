@@ -108,7 +108,7 @@ class Reader:
             if in_time and (reading := _reading(credential, read_at, now)):
                 return reading
         try:
-            return self._read_afresh(account, name)
+            return self._read_through(account, name)
         except StoreUnavailableError as error:
             if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
                 return reading
@@ -120,21 +120,21 @@ class Reader:
         Raises what `read` raises, and `TooManyReportsError`.
         """
         try:
-            reading = self._read_afresh(account, ACCESS_TOKEN)
+            reading = self._read_through(account, ACCESS_TOKEN)
             asked_at = self._now()
             outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
             if outcome is None and not self._is_under_way(reading.credential):
                 if wait := budget.report_wait(reading.credential.checks_booked_until, asked_at):
                     raise TooManyReportsError(wait)
                 outcome = self._verify(account, fingerprint)
-                reading = self._read_afresh(account, ACCESS_TOKEN)
+                reading = self._read_through(account, ACCESS_TOKEN)
             while outcome in (None, ReportOutcome.UNVERIFIED):
                 outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
                 is_waiting = self._is_under_way(reading.credential) and self._now() - asked_at < PATIENCE
                 if outcome is not None or not is_waiting:
                     break
                 self._sleep(POLL_INTERVAL)
-                reading = self._read_afresh(account, ACCESS_TOKEN)
+                reading = self._read_through(account, ACCESS_TOKEN)
             if outcome is ReportOutcome.STILL_VALID and reading.credential.fingerprint != fingerprint:
                 outcome = ReportOutcome.SUPERSEDED  # by a renewal meanwhile
             return outcome or ReportOutcome.UNVERIFIED, reading
@@ -173,7 +173,7 @@ class Reader:
             return outcome
         return ReportOutcome.UNVERIFIED
 
-    def _read_afresh(self, account: str, name: str) -> Reading:
+    def _read_through(self, account: str, name: str) -> Reading:
         credential, reading = self._read_table(account, name)
         return reading or self._read_after_renewal(account, name, credential)
 
@@ -212,7 +212,7 @@ class Reader:
             self._sleep(POLL_INTERVAL)
 
     def _check_kept(self, account: str, name: str) -> None:
-        # The directory decides: housekeeping may have taken the credential itself.
+        # The directory decides: TTL expiry may have deleted the credential itself.
         entry = self._table.accounts.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")

@@ -254,7 +254,7 @@ class Keeper:
     def _sync(self, names: Iterable[str], time_left: Callable[[], float], *, raising: bool = False) -> list[Outcome]:
         """Bring each named account in line with its parameter as it is now, and renew what that makes due.
 
-        `raising`: let out what hinders that, and do not note it as a failure.
+        `raising`: let out what prevents that, and do not record it as a failure.
         """
         outcomes: list[Outcome] = []
         tasks: list[RenewalTask] = []

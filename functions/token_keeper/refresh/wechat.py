@@ -29,7 +29,7 @@ CONNECT_TIMEOUT = 3
 """Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
 
 READ_TIMEOUT = 8
-"""Seconds from then on until the whole response is there, however slowly it drips. So an attempt takes both at most, 11
+"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most, 11
 seconds, and what the system needs to look up the host's name."""
 
 KEPT_CONNECTIONS = 50

@@ -12,7 +12,7 @@ claim on an appid, one per consumer, one for the probe.
 | `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
 The index `due` lists every credential, and such a sync, by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
-value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: no rule relies
+value, or by the value before, which works for a while after a rotation. The attribute `ttl` only tidies up: no rule relies
 on it.
 """
 

@@ -169,7 +169,7 @@ class Credentials:
     def begin_check(self, token: Credential, *, until: int, booked_until: int) -> bool:
         """Take the right to ask WeChat about a reported token; False if another instance asks, or the token has changed.
 
-        It hinders no renewal. `booked_until`: what the reports' allowance is booked to by this check.
+        It blocks no renewal. `booked_until`: what the reports' allowance is booked to by this check.
         """
         values = {":until": until, ":booked_until": booked_until, ":epoch": token.epoch}
         values[":seen"] = token.checks_booked_until

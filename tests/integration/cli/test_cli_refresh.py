@@ -63,7 +63,7 @@ def test_refresh_exits_with_1_where_nothing_was_renewed(
 
 
 def test_a_broken_refresh_function_is_asked_once(refresh_function: Service) -> None:
-    # Given a RefreshFunction that breaks off, with a text that was not checked for secrets
+    # Given a RefreshFunction that fails, with a text that was not checked for secrets
     refresh_function.headers = {"X-Amz-Function-Error": "Unhandled"}
     refresh_function.response = json.dumps({"errorType": "KeyError", "errorMessage": SECRET})
     # When the token is refreshed
