@@ -15,7 +15,7 @@ from botocore.config import Config
 from token_keeper.model import Failed, Outcome, Probed, Renewed
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
-from token_keeper.refresh.parameter_store import Accounts
+from token_keeper.refresh.parameter_store import ParameterStore
 from token_keeper.refresh.wechat import WeChat
 from token_keeper.summary import outcome_fields
 from token_keeper.table import Table
@@ -53,7 +53,7 @@ def create_handler(
     config = Config(
         connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
     )
-    accounts = Accounts(client("ssm", config=config), environment["ACCOUNTS_PATH"])
+    accounts = ParameterStore(client("ssm", config=config), environment["ACCOUNTS_PATH"])
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
     wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
     # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
@@ -64,7 +64,7 @@ def create_handler(
 
 
 def _handle(
-    keeper: Keeper, accounts: Accounts, events: Events, event: Mapping[str, Any], context: Any
+    keeper: Keeper, accounts: ParameterStore, events: Events, event: Mapping[str, Any], context: Any
 ) -> dict[str, Any]:
     def time_left() -> float:
         return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
@@ -109,7 +109,7 @@ def _check_caller(event: Mapping[str, Any], context: Any) -> None:
 
 
 def _wake(
-    keeper: Keeper, accounts: Accounts, event: Mapping[str, Any], time_left: Callable[[], float]
+    keeper: Keeper, accounts: ParameterStore, event: Mapping[str, Any], time_left: Callable[[], float]
 ) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:

@@ -3,7 +3,7 @@
 import sys
 
 
-class RefusedError(Exception):
+class AwsError(Exception):
     """AWS responded with an error. `response` holds its code as in boto3's ClientError; `retryable`: it may pass."""
 
     def __init__(self, code: str, *, retryable: bool = False) -> None:
@@ -12,20 +12,20 @@ class RefusedError(Exception):
         self.retryable = retryable
 
 
-class UnreachableError(Exception):
+class AwsUnavailableError(Exception):
     """AWS did not respond, or there are no credentials to ask with."""
 
     retryable = True
 
 
-def refusals() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
     """For `except`: "AWS responded with an error": ours, and boto3's where that is loaded."""
-    return (RefusedError, *_of_boto3("ClientError"))
+    return (AwsError, *_of_boto3("ClientError"))
 
 
-def outages() -> tuple[type[Exception], ...]:
+def connection_errors() -> tuple[type[Exception], ...]:
     """For `except`: "there was no response": ours, and boto3's where that is loaded."""
-    return (UnreachableError, *_of_boto3("BotoCoreError"))
+    return (AwsUnavailableError, *_of_boto3("BotoCoreError"))
 
 
 def _of_boto3(name: str) -> list[type[Exception]]:

@@ -4,7 +4,7 @@ KeeperError
 ├── InvalidRecordError            an account's parameter holds no usable record
 │   └── AppIdTakenError           another account keeps the same appid
 ├── RecordChangedError            a change of an account's record is being applied
-│   └── RecordOvertakenError      a newer change of it was begun meanwhile
+│   └── RecordSupersededError      a newer change of it was begun meanwhile
 ├── QuotaError                    WeChat's limits leave no room for this call now
 ├── LeaseOverError                the lease ended before WeChat could be asked
 ├── StoreUnavailableError         DynamoDB
@@ -53,7 +53,7 @@ class RecordChangedError(KeeperError):
     """An account's record is no longer the one its credential was enrolled with."""
 
 
-class RecordOvertakenError(RecordChangedError):
+class RecordSupersededError(RecordChangedError):
     """A newer change of the account's record was begun while this one was applied."""
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 ACCESS_TOKEN = "access_token"
-"""The name of every account's token credential; a ticket credential bears its ticket type."""
+"""The name of every account's token credential; a ticket credential has that of its ticket type."""
 
 ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -197,7 +197,7 @@ class Credential:
 
 
 @dataclass(frozen=True)
-class Due:
+class DueCredential:
     """What is to be renewed, as the index lists it, which may lag."""
 
     account: str
@@ -208,7 +208,7 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Task(Due):
+class RenewalTask(DueCredential):
     """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken.
 
     `lost_lease_until`: the end of the lease before, where its renewer never gave it back; else 0.
@@ -218,9 +218,9 @@ class Task(Due):
     lost_lease_until: int
 
 
-def task_of(credential: Credential) -> Task:
+def task_of(credential: Credential) -> RenewalTask:
     """The task to renew a credential as it was read from the table."""
-    return Task(
+    return RenewalTask(
         credential.account,
         credential.name,
         credential.kind,
@@ -273,7 +273,7 @@ class Failed:
     budget_used: int = 0
 
 
-class Verdict(StrEnum):
+class ReportOutcome(StrEnum):
     """What became of a report that a token does not work."""
 
     SUPERSEDED = "superseded"
@@ -289,7 +289,7 @@ class Verified:
 
     account: str
     credential: str
-    verdict: Verdict
+    outcome: ReportOutcome
     fingerprint: str | None
     retry_after: int = 0
 

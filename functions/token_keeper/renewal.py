@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from token_keeper import budget
-from token_keeper.model import Credential, Due, Failure, FailureClass, Grant, Kind
+from token_keeper.model import Credential, DueCredential, Failure, FailureClass, Grant, Kind
 
 LEASE = 60
 """Lease duration in seconds. Two abandoned leases, each plus one guard interval, fit into the 300 s for which WeChat still
@@ -140,19 +140,19 @@ def is_isolated(leased: Credential, began_at: int, lost_lease_until: int) -> boo
     It does where `/cgi-bin/token` might end a token that readers are promised, where WeChat refused the live token, and for
     a day after another client has invalidated one. And it does for 300 s after a lease began that was never given back: its
     renewer's call may reach WeChat after this one's, and would end what this one got from `/cgi-bin/token`.
-    `began_at`: when the lease began. `lost_lease_until`: as in `Task`.
+    `began_at`: when the lease began. `lost_lease_until`: as in `RenewalTask`.
     """
     is_overtaking = began_at < lost_lease_until - LEASE + RULES[Kind.TOKEN].overlap
     is_contested = shield_end(leased, began_at) is not None
     return is_overtaking or is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
 
 
-def due_for_tick(due: Due, now: int) -> bool:
+def due_for_tick(due: DueCredential, now: int) -> bool:
     """Whether the main tick renews it at `now`: it looks ahead, but not to the next attempt after a failure."""
     return due.due_at <= now + (0 if due.failures else RULES[due.kind].look_ahead)
 
 
-def is_still_due(due: Due, credential: Credential, now: int) -> bool:
+def is_still_due(due: DueCredential, credential: Credential, now: int) -> bool:
     """Whether what the index listed as due, which may lag and look ahead, is so in the table itself."""
     return credential.due_at <= now or (credential.due_at == due.due_at and not credential.failures)
 

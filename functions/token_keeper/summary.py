@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from token_keeper.model import Failed, Failure, Outcome, Renewed, Skipped, Verdict, Verified, rfc3339
+from token_keeper.model import Failed, Failure, Outcome, Renewed, ReportOutcome, Skipped, Verified, rfc3339
 
 
 def failure_shown(failure: Failure) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def outcome_fields(outcome: Outcome) -> tuple[str, dict[str, Any]]:
         case Skipped():
             return "skipped", {**which, "reason": outcome.reason}
         case Verified():
-            limit = {"retry_after": outcome.retry_after} if outcome.verdict is Verdict.LIMITED else {}
+            limit = {"retry_after": outcome.retry_after} if outcome.outcome is ReportOutcome.LIMITED else {}
             return "verified", {
                 **which,
-                "outcome": str(outcome.verdict),
+                "outcome": str(outcome.outcome),
                 "fingerprint": outcome.fingerprint,
                 **limit,
             }

@@ -22,7 +22,7 @@ NO_TICKETS = "none"
 
 
 def new_record(appid: str | None, corpid: str | None, endpoint: str | None, tickets: Collection[str]) -> Json:
-    """An account's record but for its secret; refuses with OperatorError what WeChat does not have."""
+    """An account's record except its secret; refuses with OperatorError what WeChat does not have."""
     if (appid is None) == (corpid is None):
         raise OperatorError("Give either --appid (Official Account, Mini Program) or --corpid (WeCom).")
     if appid is not None and not APPID.fullmatch(appid):
@@ -115,7 +115,7 @@ def parameters_below_path(stack: DeployedStack) -> dict[str, Parameter]:
     """What lies below the accounts' path, by its name there; values stay encrypted. A name with `/` lies too deep."""
     path = stack.accounts_path
     found = stack.aws.ask_all("ssm", "get_parameters_by_path", "Parameters", path, Path=path, Recursive=True)
-    return {one["Name"].removeprefix(path).removeprefix("/"): Parameter.of(one) for one in found}
+    return {each["Name"].removeprefix(path).removeprefix("/"): Parameter.of(each) for each in found}
 
 
 def directory(stack: DeployedStack) -> dict[str, Kept]:

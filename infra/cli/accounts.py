@@ -74,15 +74,15 @@ def add_account(
 def list_accounts(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the accounts that are kept."""
     document, _ = stack_of(ctx).api.health()
-    shown = [_shown(one) for one in document["accounts"]]
+    shown = [_shown(item) for item in document["accounts"]]
     if as_json:
         say(to_json({"accounts": shown}))
         return
     from infra.cli.tables import console, table
 
     rows = [
-        (one["account"], one["identity"], one["endpoint"] or "–", ", ".join(one["tickets"]) or "–")
-        for one in ({**one, "identity": one["appid"] or one["corpid"] or "–"} for one in shown)
+        (item["account"], item["identity"], item["endpoint"] or "–", ", ".join(item["tickets"]) or "–")
+        for item in ({**item, "identity": item["appid"] or item["corpid"] or "–"} for item in shown)
     ]
     console().print(table(("account", "appid / corpid", "endpoint", "tickets"), rows))
 
@@ -251,7 +251,7 @@ def _say_failures(failures: dict[str, Any]) -> None:
 
 def _shown(account: dict[str, Any]) -> dict[str, Any]:
     """An account's settings as its health shows them."""
-    tickets = [name for one in account["credentials"] if (name := one["credential"]) != ACCESS_TOKEN]
+    tickets = [name for item in account["credentials"] if (name := item["credential"]) != ACCESS_TOKEN]
     return {**{name: account.get(name) for name in ("account", "appid", "corpid", "endpoint")}, "tickets": tickets}
 
 

@@ -19,7 +19,7 @@ from infra.errors import NoTokenError, OperatorError, UnknownAccountError
 from infra.local import access_keys
 
 TIMEOUT = 35
-"""Seconds: API Gateway gives its integration 30, and its own answer comes after that."""
+"""Seconds: API Gateway gives its integration 30, and its own response comes after that."""
 
 
 class ApiClient:
@@ -44,12 +44,12 @@ class ApiClient:
         return {"accounts": accounts}, now
 
     def token(self, account: str) -> Json:
-        """The API's answer with the account's access token. Raises NoTokenError and UnknownAccountError too."""
+        """The API's response with the account's access token. Raises NoTokenError and UnknownAccountError too."""
         document, _ = self._get(f"/v1/accounts/{quote(account, safe='')}/access-token", "access_token")
         return document
 
     def _get(self, path: str, wanted: str, **query: str) -> tuple[Json, float]:
-        """What the API answers, which has the field `wanted`, and its time."""
+        """The API's response, which has the field `wanted`, and its time."""
         with self._aws.errors_in_words(path), requests.Session() as http:
             http.trust_env = not self._aws.is_local  # as for LOCAL_ONCE: no proxy
             http.auth = _SigV4(self._aws.session)
@@ -63,7 +63,7 @@ class ApiClient:
             document = None
         if not isinstance(document, dict):
             raise OperatorError(
-                f"{self._url} answered {reply.status_code} without JSON: a proxy or another program did, not the API."
+                f"{self._url} returned {reply.status_code} without JSON: a proxy or another program did, not the API."
             )
         code = document.get("code")
         if reply.status_code == 403:
@@ -74,7 +74,7 @@ class ApiClient:
             raise NoTokenError(_no_value(document))
         if not reply.ok:
             detail = document.get("detail") or document.get("title") or document.get("message")
-            raise OperatorError(f"The API answered {reply.status_code}: {plain(detail)}")
+            raise OperatorError(f"The API returned {reply.status_code}: {plain(detail)}")
         if wanted not in document:
             raise OperatorError(NOT_AWS.format(where="the API"))
         # The API's clock: this machine's may be wrong, and the local stack's may run fast.

@@ -24,7 +24,7 @@ INVOKE_ONCE = Config(read_timeout=900, retries={"total_max_attempts": 1})
 may still use."""
 
 LOCAL_ONCE = Config(proxies={}, retries={"total_max_attempts": 1})
-"""No proxy reaches this machine's own address, and what does not answer there at once is not running."""
+"""No proxy reaches this machine's own address, and what does not respond there at once is not running."""
 
 START_LOCAL = "is `token-keeper local` running? TOKEN_KEEPER_LOCAL_PORT names its port."
 
@@ -70,25 +70,25 @@ class AwsConnection:
     def ask(self, service: str, operation: str, subject: str, **arguments: Any) -> Json:
         """Ask a service about `subject`, by one of boto3's operations."""
         with self.errors_in_words(subject):
-            answer: Json = getattr(self.client(service), operation)(**arguments)
-        return answer
+            response: Json = getattr(self.client(service), operation)(**arguments)
+        return response
 
     def ask_all(self, service: str, operation: str, listed: str, subject: str, **arguments: Any) -> list[Any]:
         """All that an operation lists under `listed`, over its pages."""
         with self.errors_in_words(subject):
             pages = self.client(service).get_paginator(operation).paginate(**arguments)
-            return [one for page in pages for one in page[listed]]
+            return [item for page in pages for item in page[listed]]
 
     def invoke(self, function: str, event: Json, wanted: str) -> Json:
-        """Have a Lambda function handle an event, once; returns its answer, which has the field `wanted`."""
+        """Have a Lambda function handle an event, once; returns its response, which has the field `wanted`."""
         config = self._config.merge(INVOKE_ONCE)
         with self.errors_in_words(function):
             client = self.session.client("lambda", endpoint_url=self._endpoint, config=config)
             reply = client.invoke(FunctionName=function, Payload=json.dumps(event))
-            answer: Json = json.load(reply["Payload"])
+            response: Json = json.load(reply["Payload"])
             if "FunctionError" not in reply:
-                return {**answer, wanted: answer[wanted]}
-        error = plain(answer.get("errorType"))
+                return {**response, wanted: response[wanted]}
+        error = plain(response.get("errorType"))
         raise OperatorError(f"{function} failed with {error}: read its log to see why.")
 
     @contextmanager
@@ -103,10 +103,10 @@ class AwsConnection:
         if self.is_local and isinstance(error, aws.ConnectionError | aws.HTTPClientError):
             return not_running(str(self._endpoint))
         if self.is_local and (is_foreign(error) or isinstance(error, KeyError)):
-            return f"What answers at {self._endpoint} is no local stack of yours: {START_LOCAL}"
+            return f"What responds at {self._endpoint} is no local stack of yours: {START_LOCAL}"
         return in_words(error, subject=subject, region=self.region)
 
 
 def not_running(where: str) -> str:
-    """The sentence for a local stack that does not answer there."""
-    return f"Nothing answers at {where}: {START_LOCAL}"
+    """The sentence for a local stack that does not respond there."""
+    return f"Nothing responds at {where}: {START_LOCAL}"

@@ -122,7 +122,7 @@ def _served(stack: "DeployedStack", port: int) -> Iterator[str]:
     """Serve the page; its address, with the key that it asks for."""
     try:
         from infra.console.web import PageServer
-        from infra.local.loopback import CannotListenError, Server
+        from infra.local.http_server import CannotListenError, Server
     except ModuleNotFoundError as error:
         raise OperatorError(
             f"The page is not installed here ({error.name} is missing): run it with `uv run token-keeper console`."

@@ -23,7 +23,7 @@ CONSUMER_NAMES = "consumer_names"
 class ConsumerKey:
     """A consumer's key, known by its SHA-256, and what it permits.
 
-    `cache_for`: the most seconds of a token's life that the consumer is told. `rotated_at`: since when there is a newer key
+    `cache_for`: the most seconds of a token's life that the consumer gets. `rotated_at`: since when there is a newer key
     (epoch seconds). `is_registered`: whether the command line has made it.
     """
 
@@ -42,8 +42,8 @@ def new_consumer(
 ) -> tuple[str, Json]:
     """A consumer's key, which is kept nowhere, and its item for the table.
 
-    `accounts`: names, or patterns with `*`. `now`: epoch seconds. `cache_for`: the most seconds of a token's life that it is
-    told.
+    `accounts`: names, or patterns with `*`. `now`: epoch seconds. `cache_for`: the most seconds of a token's life that it
+    gets.
     """
     key, item = _new_key(now)
     item |= {"name": {"S": name}, "accounts": {"S": " ".join(accounts)}, "may_report": {"N": str(int(may_report))}}

@@ -22,9 +22,9 @@ class DeployedStack:
         with self.aws.errors_in_words(self.name):
             found = self.aws.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
             self.status = str(found["StackStatus"])
-        self.outputs = outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", [])}
+        self.outputs = outputs = {item["OutputKey"]: item["OutputValue"] for item in found.get("Outputs", [])}
         self.parameters = parameters = {
-            one["ParameterKey"]: one["ParameterValue"] for one in found.get("Parameters", [])
+            item["ParameterKey"]: item["ParameterValue"] for item in found.get("Parameters", [])
         }
         # A stack of the release before has neither; only `notifications` needs them.
         self.notify_function = outputs.get("NotifyFunctionName", "")
@@ -40,7 +40,7 @@ class DeployedStack:
             ) from None
         self._kms_key = parameters.get("KmsKeyArn")
         self.has_compatible_api = parameters.get("WeChatCompatibleApi") != "disabled"
-        """Whether the stack answers consumers: its parameter `WeChatCompatibleApi`."""
+        """Whether the stack serves consumers: its parameter `WeChatCompatibleApi`."""
 
     def partition(self, pk: str) -> list[Json]:
         """The items of a partition of the table."""

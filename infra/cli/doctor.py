@@ -41,7 +41,7 @@ FIXED_ADDRESSES = {
 """What gives a fixed address, by `EgressMode`. The prices are counted by `python -m tests.reports.bill`."""
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """What became of one look. `UNKNOWN`: it could not be made."""
 
     OK = "ok"
@@ -55,7 +55,7 @@ class Finding:
     """What one look at `subject` showed, and what to do where that is called for."""
 
     subject: str
-    verdict: Verdict
+    verdict: CheckStatus
     says: str
     remedy: str | None = None
 
@@ -79,20 +79,20 @@ def examine(stack: DeployedStack) -> Iterator[Finding]:
         try:
             yield from look(stack)
         except OperatorError as error:
-            yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.UNKNOWN, str(error))
+            yield Finding(look.__name__.strip("_").replace("_", " "), CheckStatus.UNKNOWN, str(error))
         except KeyError as missing:
             says = f"the stack, or what AWS says of it, lacks {missing}"
-            yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.UNKNOWN, says, "Deploy it again.")
+            yield Finding(look.__name__.strip("_").replace("_", " "), CheckStatus.UNKNOWN, says, "Deploy it again.")
 
 
 def _stack_itself(stack: DeployedStack) -> Iterator[Finding]:
     if stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
-        yield Finding(f"stack {stack.name}", Verdict.OK, stack.status)
+        yield Finding(f"stack {stack.name}", CheckStatus.OK, stack.status)
     elif stack.status.endswith("_IN_PROGRESS"):
-        yield Finding(f"stack {stack.name}", Verdict.NOTE, stack.status, "Look again when that has ended.")
+        yield Finding(f"stack {stack.name}", CheckStatus.NOTE, stack.status, "Look again when that has ended.")
     else:
         remedy = "Read the stack's events in CloudFormation for the first failure, fix it and redeploy."
-        yield Finding(f"stack {stack.name}", Verdict.WRONG, stack.status, remedy)
+        yield Finding(f"stack {stack.name}", CheckStatus.WRONG, stack.status, remedy)
 
 
 def _code(stack: DeployedStack) -> Iterator[Finding]:
@@ -100,14 +100,14 @@ def _code(stack: DeployedStack) -> Iterator[Finding]:
     configuration = stack.aws.ask("lambda", "get_function_configuration", function, FunctionName=function)
     deployed = configuration.get("Environment", {}).get("Variables", {}).get("VERSION")
     if deployed == ours:
-        yield Finding("code", Verdict.OK, f"version {ours}, as this command line")
+        yield Finding("code", CheckStatus.OK, f"version {ours}, as this command line")
     elif deployed is None or _in_order(deployed) < _in_order(ours):
         remedy = "Deploy it again: `uv run --group deploy sam build && uv run --group deploy sam deploy`."
         says = f"version {deployed or 'unknown'} is deployed, and this command line is {ours}"
-        yield Finding("code", Verdict.WRONG, says, remedy)
+        yield Finding("code", CheckStatus.WRONG, says, remedy)
     else:
         remedy = "Update this checkout (`git pull`) before you change the stack."
-        yield Finding("code", Verdict.NOTE, f"version {deployed} is deployed; this command line is {ours}", remedy)
+        yield Finding("code", CheckStatus.NOTE, f"version {deployed} is deployed; this command line is {ours}", remedy)
 
 
 def _in_order(version_number: str) -> tuple[int, ...]:
@@ -124,13 +124,13 @@ def _schedules(stack: DeployedStack) -> Iterator[Finding]:
                 "If it was deleted, nothing of it runs, and a deployment does not make it again: in CloudFormation's console, "
                 f"create a drift-aware change set of the stack {stack.name} with its current template, and execute it."
             )
-            yield Finding(f"schedule {name}", Verdict.UNKNOWN, str(error), remedy)
+            yield Finding(f"schedule {name}", CheckStatus.UNKNOWN, str(error), remedy)
             continue
         if found["State"] == "ENABLED":
-            yield Finding(f"schedule {name}", Verdict.OK, f"enabled, {found['ScheduleExpression']}")
+            yield Finding(f"schedule {name}", CheckStatus.OK, f"enabled, {found['ScheduleExpression']}")
         else:
             remedy = f"It was disabled: enable it in EventBridge Scheduler (schedule group default, {name})."
-            yield Finding(f"schedule {name}", Verdict.WRONG, str(found["State"]).lower(), remedy)
+            yield Finding(f"schedule {name}", CheckStatus.WRONG, str(found["State"]).lower(), remedy)
 
 
 def _wake_ups(stack: DeployedStack) -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def _wake_ups(stack: DeployedStack) -> Iterator[Finding]:
         found = stack.aws.ask_all("logs", "filter_log_events", "events", log, logGroupName=log, **since)
         ended_at = [event["timestamp"] / 1000 for event in found if _says(event["message"], wake)]
         if ended_at and now - max(ended_at) <= overdue:
-            yield Finding(f"last {wake}", Verdict.OK, _ago(now - max(ended_at)))
+            yield Finding(f"last {wake}", CheckStatus.OK, _ago(now - max(ended_at)))
             continue
         schedule = f"{stack.name}-{wake}"
         changed_at = stack.aws.ask("scheduler", "get_schedule", schedule, Name=schedule)[
@@ -156,11 +156,11 @@ def _wake_ups(stack: DeployedStack) -> Iterator[Finding]:
         if now - changed_at <= overdue:
             says = f"has not run since its schedule was made or changed, {_ago(now - changed_at)}"
             minutes = math.ceil((changed_at + overdue - now) / 60)
-            yield Finding(f"last {wake}", Verdict.NOTE, says, f"Look again in {minutes} minute(s).")
+            yield Finding(f"last {wake}", CheckStatus.NOTE, says, f"Look again in {minutes} minute(s).")
             continue
         remedy = f"See that the schedule {schedule} is enabled, and whether {function} fails (its log is {log})."
         not_found = f"has not run to its end in the last {LOG_SEARCHED // 60} minutes"
-        yield Finding(f"last {wake}", Verdict.WRONG, _ago(now - max(ended_at)) if ended_at else not_found, remedy)
+        yield Finding(f"last {wake}", CheckStatus.WRONG, _ago(now - max(ended_at)) if ended_at else not_found, remedy)
 
 
 def _ago(seconds: float) -> str:
@@ -185,9 +185,9 @@ def _concurrency(stack: DeployedStack) -> Iterator[Finding]:
             "Ask AWS for more (Service Quotas, Lambda, Concurrent executions; free of charge): when other functions use "
             "them up, nothing is renewed or handed out."
         )
-        yield Finding("lambda quota", Verdict.NOTE, says, remedy)
+        yield Finding("lambda quota", CheckStatus.NOTE, says, remedy)
     else:
-        yield Finding("lambda quota", Verdict.OK, says)
+        yield Finding("lambda quota", CheckStatus.OK, says)
 
 
 def _accounts(stack: DeployedStack) -> Iterator[Finding]:
@@ -195,15 +195,15 @@ def _accounts(stack: DeployedStack) -> Iterator[Finding]:
     directory = account_records.directory(stack)
     stored = account_records.parameters_below_path(stack)
     document, _ = stack.api.health()
-    kept = {one["account"]: one for one in document["accounts"]}
+    kept = {item["account"]: item for item in document["accounts"]}
     if not stored and not kept:
-        yield Finding("accounts", Verdict.NOTE, "none is kept", "Add one: `token-keeper accounts add`.")
+        yield Finding("accounts", CheckStatus.NOTE, "none is kept", "Add one: `token-keeper accounts add`.")
     for name, parameter in sorted(stored.items()):
         yield _parameter(stack, name, parameter, directory.get(name))
     for name, account in kept.items():
         if name not in stored:
             remedy = "Its parameter is gone; the next main tick drops it. If this was not intended, add it again."
-            yield Finding(f"account {name}", Verdict.WRONG, "kept, but there is no parameter", remedy)
+            yield Finding(f"account {name}", CheckStatus.WRONG, "kept, but there is no parameter", remedy)
         for credential in account["credentials"]:
             yield _credential(name, credential)
 
@@ -215,21 +215,21 @@ def _parameter(stack: DeployedStack, name: str, parameter: Parameter, kept: Kept
             f"An account lies directly below {stack.outputs['AccountsPath']}: store it there under a name without a slash, and "
             "delete this one. If it belongs to another stack, give that an AccountsPath outside of this one."
         )
-        return Finding(subject, Verdict.WRONG, "one level too deep to be an account", remedy)
+        return Finding(subject, CheckStatus.WRONG, "one level too deep to be an account", remedy)
     if not ACCOUNT_NAME.fullmatch(name):
         remedy = "An account's name is up to 64 lower-case letters, digits and dashes: store it under such a name."
-        return Finding(subject, Verdict.WRONG, "not a valid account name", remedy)
+        return Finding(subject, CheckStatus.WRONG, "not a valid account name", remedy)
     if parameter.kind != "SecureString":
         remedy = f"Its secret is stored unencrypted. `token-keeper accounts remove {name}`, add it again, and reset the secret at WeChat."
-        return Finding(subject, Verdict.WRONG, f"a {parameter.kind}, not a SecureString", remedy)
+        return Finding(subject, CheckStatus.WRONG, f"a {parameter.kind}, not a SecureString", remedy)
     if kept is None or kept.version != parameter.version:
         says = "not in force yet" if kept is None else "changed, and the change is not in force"
         remedy = (
             f"A change is applied within seconds, else by the next main tick. `token-keeper status {name}` says what is wrong "
             f"with the record; if it says nothing, see the log of {stack.outputs['RefreshFunctionName']}."
         )
-        return Finding(subject, Verdict.WRONG, says, remedy)
-    return Finding(subject, Verdict.OK, "in force")
+        return Finding(subject, CheckStatus.WRONG, says, remedy)
+    return Finding(subject, CheckStatus.OK, "in force")
 
 
 def _consumers(stack: DeployedStack) -> Iterator[Finding]:
@@ -242,13 +242,13 @@ def _consumers(stack: DeployedStack) -> Iterator[Finding]:
                 "the tokens that it could read as leaked, and delete its item from the table."
             )
             says = f"an unknown key may read {', '.join(key.accounts) or 'nothing'}"
-            yield Finding(subject, Verdict.WRONG, says, remedy)
+            yield Finding(subject, CheckStatus.WRONG, says, remedy)
         elif key.rotated_at is not None:
             remedy = f"When its service uses the new one: `token-keeper consumers revoke {key.name} --old`."
-            yield Finding(subject, Verdict.NOTE, "has an old key that still works", remedy)
+            yield Finding(subject, CheckStatus.NOTE, "has an old key that still works", remedy)
     if all(key.is_registered for key in keys):
         says = f"{len(keys)} key(s), all made by the command line" if keys else "none"
-        yield Finding("consumers", Verdict.OK, says)
+        yield Finding("consumers", CheckStatus.OK, says)
 
 
 def _credential(account: str, credential: Json) -> Finding:
@@ -256,18 +256,20 @@ def _credential(account: str, credential: Json) -> Finding:
     state, error, foreign = credential["state"], credential["last_error"], credential["foreign_rotations"]
     if error:
         code = "" if error["errcode"] is None else f" {error['errcode']}"
-        return Finding(subject, Verdict.WRONG, f"{state}, {error['class']}{code}: {error['errmsg']}", error["remedy"])
+        return Finding(
+            subject, CheckStatus.WRONG, f"{state}, {error['class']}{code}: {error['errmsg']}", error["remedy"]
+        )
     if state in ("never_fetched", "expired"):
         remedy = f"`token-keeper refresh {account}` tries now and says what prevents it."
-        return Finding(subject, Verdict.WRONG, state, remedy)
+        return Finding(subject, CheckStatus.WRONG, state, remedy)
     if foreign:
         return Finding(
             subject,
-            Verdict.NOTE,
+            CheckStatus.NOTE,
             f"{state}; invalidated by another client {foreign['count']} time(s)",
             foreign["remedy"],
         )
-    return Finding(subject, Verdict.OK, state)
+    return Finding(subject, CheckStatus.OK, state)
 
 
 def _address(stack: DeployedStack) -> Iterator[Finding]:
@@ -276,16 +278,16 @@ def _address(stack: DeployedStack) -> Iterator[Finding]:
         own = stack.parameters.get("EgressAllocationId")
         address = stack.outputs.get("EgressIp") or f"the Elastic IP address {own}"
         says = f"calls to WeChat come from {address} ({FIXED_ADDRESSES[mode]})"
-        yield Finding("address", Verdict.OK, says, f"Every account's IP whitelist (IP白名单) must name {address}.")
+        yield Finding("address", CheckStatus.OK, says, f"Every account's IP whitelist (IP白名单) must name {address}.")
     elif mode == "existing":
         remedy = "Put the address of their NAT gateway on every account's IP whitelist (IP白名单)."
-        yield Finding("address", Verdict.NOTE, "calls to WeChat leave through your own subnets", remedy)
+        yield Finding("address", CheckStatus.NOTE, "calls to WeChat leave through your own subnets", remedy)
     else:
         document, _ = stack.api.health()
-        errors = [each["last_error"] for one in document["accounts"] for each in one["credentials"]]
+        errors = [each["last_error"] for item in document["accounts"] for each in item["credentials"]]
         refused = any(error and error["errcode"] in IP_NOT_ALLOWED for error in errors)
         remedy = f"Where WeChat wants an IP whitelist (公众号, 企业微信), deploy with {', or '.join(FIXED_ADDRESSES.values())}."
-        verdict = Verdict.WRONG if refused else Verdict.NOTE
+        verdict = CheckStatus.WRONG if refused else CheckStatus.NOTE
         yield Finding("address", verdict, "calls to WeChat come from changing addresses", remedy)
 
 
@@ -295,32 +297,32 @@ def _dead_letters(stack: DeployedStack) -> Iterator[Finding]:
     response = stack.aws.ask("sqs", "get_queue_attributes", url, QueueUrl=url, AttributeNames=[count])
     if waiting := int(response["Attributes"][count]):
         remedy = f"Read their attributes for the reason, correct that, then `aws sqs purge-queue --queue-url {url}`."
-        yield Finding("dead letters", Verdict.WRONG, f"{waiting} event(s) could not be handled", remedy)
+        yield Finding("dead letters", CheckStatus.WRONG, f"{waiting} event(s) could not be handled", remedy)
     else:
-        yield Finding("dead letters", Verdict.OK, "none")
+        yield Finding("dead letters", CheckStatus.OK, "none")
 
 
 def _alarms(stack: DeployedStack) -> Iterator[Finding]:
     topic = stack.outputs["AlarmTopicArn"]
     subscriptions = stack.aws.ask_all("sns", "list_subscriptions_by_topic", "Subscriptions", topic, TopicArn=topic)
-    confirmed = [one for one in subscriptions if one["SubscriptionArn"].startswith("arn:")]
-    for one in subscriptions:
-        if one not in confirmed:
+    confirmed = [item for item in subscriptions if item["SubscriptionArn"].startswith("arn:")]
+    for item in subscriptions:
+        if item not in confirmed:
             remedy = (
                 "Open the mail from AWS Notifications and confirm; if it is lost or older than 3 days, deploy again."
             )
-            yield Finding("alarm mail", Verdict.WRONG, f"{one['Endpoint']} has not confirmed", remedy)
+            yield Finding("alarm mail", CheckStatus.WRONG, f"{item['Endpoint']} has not confirmed", remedy)
     if confirmed:
-        yield Finding("alarm mail", Verdict.OK, f"{len(confirmed)} confirmed subscription(s)")
+        yield Finding("alarm mail", CheckStatus.OK, f"{len(confirmed)} confirmed subscription(s)")
     elif not subscriptions:
         remedy = "Deploy with AlarmEmail=…, or subscribe something else to the topic."
-        yield Finding("alarm mail", Verdict.NOTE, "no subscriber", remedy)
+        yield Finding("alarm mail", CheckStatus.NOTE, "no subscriber", remedy)
     arguments = {"AlarmNamePrefix": f"{stack.name}-", "StateValue": "ALARM"}
     firing = stack.aws.ask_all("cloudwatch", "describe_alarms", "MetricAlarms", "its alarms", **arguments)
     for alarm in firing:
-        yield Finding(f"alarm {alarm['AlarmName']}", Verdict.WRONG, "in ALARM state", alarm.get("AlarmDescription"))
+        yield Finding(f"alarm {alarm['AlarmName']}", CheckStatus.WRONG, "in ALARM state", alarm.get("AlarmDescription"))
     if not firing:
-        yield Finding("alarms", Verdict.OK, "none firing")
+        yield Finding("alarms", CheckStatus.OK, "none firing")
 
 
 def _notifications(stack: DeployedStack) -> Iterator[Finding]:
@@ -330,18 +332,18 @@ def _notifications(stack: DeployedStack) -> Iterator[Finding]:
     for name, robot in robots.items():
         if isinstance(robot, KeeperError):
             remedy = f"`token-keeper notifications remove {name}`, and add it again."
-            yield Finding(f"robot {name}", Verdict.WRONG, f"unusable: {robot}", remedy)
+            yield Finding(f"robot {name}", CheckStatus.WRONG, f"unusable: {robot}", remedy)
     if not robots:
         remedy = "Where a team reads 企业微信, 飞书 or 钉钉: `token-keeper notifications add NAME`."
-        yield Finding("notifications", Verdict.NOTE, "no group robot", remedy)
+        yield Finding("notifications", CheckStatus.NOTE, "no group robot", remedy)
         return
     failed = {} if stack.is_local else _failed_robots(stack)
     for name in sorted(failed.keys() & robots.keys()):
         remedy = f"`token-keeper notifications test {name}` says whether it works now; is the robot still in its group?"
         what = f"did not write a message in the last {FAILED_HOURS} hours: {failed[name]}"
-        yield Finding(f"robot {name}", Verdict.WRONG, what, remedy)
+        yield Finding(f"robot {name}", CheckStatus.WRONG, what, remedy)
     if not failed.keys() & robots.keys():
-        yield Finding("notifications", Verdict.OK, f"{len(robots)} group robot(s)")
+        yield Finding("notifications", CheckStatus.OK, f"{len(robots)} group robot(s)")
 
 
 def _failed_robots(stack: DeployedStack) -> dict[str, str]:

@@ -35,11 +35,11 @@ def robots(stack: DeployedStack) -> dict[str, Robot | RobotError]:
     all_origins, path = robot_origins(stack), stack.notifications_path
     found = stack.aws.ask_all("ssm", "get_parameters_by_path", "Parameters", path, Path=path, WithDecryption=True)
     robots: dict[str, Robot | RobotError] = {}
-    for one in found:
-        name = one["Name"].rpartition("/")[2]
+    for item in found:
+        name = item["Name"].rpartition("/")[2]
         for origins in all_origins:
             try:
-                robots[name] = parse_robot(name, one["Value"], origins)
+                robots[name] = parse_robot(name, item["Value"], origins)
             except RobotError as error:
                 robots.setdefault(name, error)
     return robots

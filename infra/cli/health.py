@@ -63,7 +63,7 @@ def status(
         say("No account is kept yet: add one with `token-keeper accounts add`.")
     else:
         _print_health(shown, now)
-    if any(_needs_an_operator(credential) for one in shown for credential in one["credentials"]):
+    if any(_needs_an_operator(credential) for item in shown for credential in item["credentials"]):
         raise typer.Exit(1)
 
 
@@ -88,19 +88,19 @@ def refresh(
 
 
 def _say_summary(summary: "Json") -> None:
-    for one in summary["renewed"]:
-        say(f"Renewed {_name(one)}: fingerprint {plain(one['fingerprint'])}.")
+    for item in summary["renewed"]:
+        say(f"Renewed {_name(item)}: fingerprint {plain(item['fingerprint'])}.")
         say(
-            f"It is promised until {plain(one['promised_until'])}, expires at {plain(one['expires_at'])} "
-            f"and is renewed again at {plain(one['renews_at'])}."
+            f"It is promised until {plain(item['promised_until'])}, expires at {plain(item['expires_at'])} "
+            f"and is renewed again at {plain(item['renews_at'])}."
         )
-        if one["credential"] == ACCESS_TOKEN:
+        if item["credential"] == ACCESS_TOKEN:
             say("What was handed out before works for 5 minutes more (`token`), or no longer (`stable_token`).")
-    for one in summary["skipped"]:
-        say(f"Skipped {_name(one)}: {plain(one['reason'])}.")
-    for one in summary["failed"]:
-        say(f"Failed {_name(one)}: {cause(one)}.")
-        say(f"  → {plain(one['remedy'])}\n  It is tried again at {plain(one['next_attempt_at'])}.")
+    for item in summary["skipped"]:
+        say(f"Skipped {_name(item)}: {plain(item['reason'])}.")
+    for item in summary["failed"]:
+        say(f"Failed {_name(item)}: {cause(item)}.")
+        say(f"  → {plain(item['remedy'])}\n  It is tried again at {plain(item['next_attempt_at'])}.")
 
 
 def _name(outcome: "Json") -> str:
@@ -113,19 +113,19 @@ def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
 
     It looks at all that the stack depends on, and says what to do. Exits with 1 where something is wrong.
     """
-    from infra.cli.doctor import Verdict, examine
+    from infra.cli.doctor import CheckStatus, examine
 
     findings = []
     for finding in examine(stack_of(ctx)):
         findings.append(finding)
         if not as_json:
             _print_finding(finding)
-    amiss = sum(finding.verdict in (Verdict.WRONG, Verdict.UNKNOWN) for finding in findings)
+    problems = sum(finding.verdict in (CheckStatus.WRONG, CheckStatus.UNKNOWN) for finding in findings)
     if as_json:
         say(to_json([asdict(finding) for finding in findings]))
     else:
-        say(f"\n{amiss} of {len(findings)} need attention." if amiss else "\nAll is well.")
-    if amiss:
+        say(f"\n{problems} of {len(findings)} need attention." if problems else "\nAll is well.")
+    if problems:
         raise typer.Exit(1)
 
 

@@ -23,7 +23,7 @@ def judge(document: Json, *, in_force: bool, credentials: Collection[str], befor
     `in_force`: whether that very record is applied. `credentials`: those that it changes. `before`: their errors before the
     change, which say nothing of it.
     """
-    health = {one["credential"]: one for one in document["credentials"]}
+    health = {item["credential"]: item for item in document["credentials"]}
     errors = {name: health[name]["last_error"] for name in credentials if name in health}
     new = {name: error for name, error in errors.items() if error and error != before.get(name)}
     # A record that cannot be applied at all is refused without an errcode, before it is in force.
@@ -44,7 +44,7 @@ def errors_of(stack: DeployedStack, account: str) -> dict[str, Json]:
         document, _ = stack.api.health(account)
     except UnknownAccountError:
         return {}
-    return {one["credential"]: one["last_error"] for one in document["credentials"] if one["last_error"]}
+    return {item["credential"]: item["last_error"] for item in document["credentials"] if item["last_error"]}
 
 
 def judgement_now(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Request, Response
 
-from infra.local.loopback import has_api_key
+from infra.local.http_server import has_api_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -40,7 +40,7 @@ class PageServer:
 
     `state` makes the JSON that the page draws. `press` does what a button of that name stands for, and raises KeyError for
     one that there is not; without it nothing can be changed. `api_key`: what both take in the header X-Api-Key, if it is
-    given; the page has it from the fragment of its address. Behind a `loopback.Server` no page of another origin reaches it.
+    given; the page has it from the fragment of its address. Behind a `http_server.Server` no page of another origin reaches it.
     """
 
     def __init__(

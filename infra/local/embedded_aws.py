@@ -41,8 +41,8 @@ from werkzeug.wrappers import Request, Response
 
 from infra.local import access_keys
 from infra.local.access_keys import OPERATOR, REGION, Key
-from infra.local.loopback import Server
-from infra.stack import Template, nested, translate
+from infra.local.http_server import Server
+from infra.sam_template import Template, nested, translate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -220,7 +220,7 @@ class EmbeddedAws:
         }
         """The function that reads a queue, by the queue's name."""
         self._statements: dict[str, list[_Statement]] = {
-            name: [one for policy in self._resources[role].policies.values() for one in policy["Statement"]]
+            name: [item for policy in self._resources[role].policies.values() for item in policy["Statement"]]
             for name, role in roles.items()
         }
 
@@ -392,7 +392,7 @@ def for_moto(template: Template, *, api_url: str, region: str = REGION) -> Templ
 
 
 def _known(resources: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in resources.items() if not one["Type"].startswith(_PASSED_OVER)}
+    return {name: item for name, item in resources.items() if not item["Type"].startswith(_PASSED_OVER)}
 
 
 def _output(stack: Stack, attribute: str) -> str:
@@ -501,7 +501,7 @@ def _test(operator: str, key: str, wanted: Any, effect: str, call: _Call) -> boo
     match operator, key:
         case "ForAllValues:StringLike", "dynamodb:LeadingKeys":
             keys = _leading_keys(call.body)
-            return bool(keys) and all(any(fnmatchcase(one, pattern) for pattern in wanted) for one in keys)
+            return bool(keys) and all(any(fnmatchcase(item, pattern) for pattern in wanted) for item in keys)
         case "StringEquals", "events:source":
             return all(entry.get("Source") == wanted for entry in call.body.get("Entries", ()))
         case "StringEquals", "ssm:Recursive":

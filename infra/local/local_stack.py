@@ -30,13 +30,13 @@ from werkzeug.wrappers import Request, Response
 import api
 import notify
 import refresh
-from infra import stack
+from infra import sam_template
 from infra.console.web import PageServer, in_front_of
 from infra.errors import OperatorError
 from infra.local import access_keys, simulated_robots
 from infra.local.access_keys import LOCAL_STACK, OPERATOR, REGION, KeysError
 from infra.local.embedded_aws import EmbeddedAws
-from infra.local.loopback import (
+from infra.local.http_server import (
     LOOPBACK,
     CannotListenError,
     Server,
@@ -68,7 +68,7 @@ REAL = "main"
 FUNCTIONS = ("RefreshFunction", "ApiFunction", "NotifyFunction")
 
 FASTEST = 120
-"""A call over loopback takes some 10 ms; at this speed that is a second of the keeper's time."""
+"""Upper limit of --speed: a call over loopback takes about 10 ms, which at this speed is more than a simulated second."""
 
 
 class Clock:
@@ -83,7 +83,7 @@ class Clock:
         return self._began_at + (monotonic() - self._began) * self.speed
 
     def sleep(self, seconds: float) -> None:
-        """Wait until so many seconds have passed on this clock."""
+        """Wait until these seconds have passed on this clock."""
         wait(seconds / self.speed)
 
 
@@ -148,7 +148,7 @@ class LocalStack:
         self._resources.close()
 
     def _start(self, started: ExitStack) -> None:
-        template = stack.translate()
+        template = sam_template.translate()
         self._timeouts = {name: template["Resources"][name]["Properties"]["Timeout"] for name in FUNCTIONS}
         # Every port is taken before anything runs, so that one in use is met at once.
         api_key = self.api_key if self.asks_for_key else None
@@ -179,7 +179,7 @@ class LocalStack:
         wechat.start()
         http.start()
         self._add_accounts()
-        for schedule in stack.schedules(template):
+        for schedule in sam_template.schedules(template):
             thread = Thread(target=self._run_schedule, args=[schedule], daemon=True)
             started.callback(thread.join)
             thread.start()
@@ -240,14 +240,14 @@ class LocalStack:
         is_robots = environ["PATH_INFO"].startswith(simulated_robots.PATHS)
         return (self.robots if is_robots else self.wechat)(environ, start_response)
 
-    def _run_schedule(self, schedule: stack.Schedule) -> None:
+    def _run_schedule(self, schedule: sam_template.Schedule) -> None:
         while not self._stopping.is_set():
             self._aws.send(schedule.function, schedule.event)
             self._stopping.wait(schedule.rate / self.clock.speed)
 
 
 def gateway(
-    template: stack.Template, api: Callable[[dict[str, Any]], dict[str, Any]], api_key: str | None = None
+    template: sam_template.Template, api: Callable[[dict[str, Any]], dict[str, Any]], api_key: str | None = None
 ) -> "WSGIApplication":
     """HTTP as API Gateway does it, with a translated template's routes; but requests need not be signed here.
 
@@ -258,7 +258,7 @@ def gateway(
     is another path than `/path` (storacha/w3infra#166 met that on AWS; aws-powertools/powertools-lambda-python#1552 says
     that both reach the function); and so is `//path`. What AWS does with slashes and HEAD was not run.
     """
-    routes = Map([_rule(route) for route in stack.routes(template)], merge_slashes=False)
+    routes = Map([_rule(route) for route in sam_template.routes(template)], merge_slashes=False)
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
@@ -295,15 +295,15 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     """What an invocation of RefreshFunction did, in plain lines; none for one that found nothing to do."""
     if summary["renewed"] or summary["failed"]:
         yield f"woken by {summary['woken_by']}"
-    for one in summary["renewed"]:
+    for item in summary["renewed"]:
         yield (
-            f"  renewed {one['account']} {one['credential']}: fingerprint {one['fingerprint']}, "
-            f"promised until {one['promised_until']}, expires {one['expires_at']}"
+            f"  renewed {item['account']} {item['credential']}: fingerprint {item['fingerprint']}, "
+            f"promised until {item['promised_until']}, expires {item['expires_at']}"
         )
-    for one in summary["failed"]:
-        errcode = "" if one["errcode"] is None else f" {one['errcode']}"
-        yield f"  failed {one['account']} {one['credential']} ({one['class']}{errcode}): {one['errmsg']}"
-        yield f"    {one['remedy']} Next attempt: {one['next_attempt_at']}"
+    for item in summary["failed"]:
+        errcode = "" if item["errcode"] is None else f" {item['errcode']}"
+        yield f"  failed {item['account']} {item['credential']} ({item['class']}{errcode}): {item['errmsg']}"
+        yield f"    {item['remedy']} Next attempt: {item['next_attempt_at']}"
 
 
 def run(
@@ -335,7 +335,7 @@ def run(
     os.environ["NO_PROXY"] = f"{host or LOOPBACK},{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
     wait_for_stop = until_stopped()
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is told in words
+    refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is printed in words
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
         with LocalStack(port=port, host=host, emit=console.print, **options) as local:
@@ -387,7 +387,7 @@ def read_accounts(path: Path) -> dict[str, dict[str, Any]]:
     return accounts
 
 
-def _rule(route: stack.Route) -> Rule:
+def _rule(route: sam_template.Route) -> Rule:
     path = re.sub(r"\{(\w+)\}", r"<\1>", route.path).replace("{proxy+}", "<path:proxy>")
     methods = None if route.method == "ANY" else [route.method]
     rule = Rule(path, methods=methods, endpoint=f"{route.method} {route.path}", strict_slashes=True)

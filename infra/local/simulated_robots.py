@@ -1,7 +1,7 @@
 """The group robots of 企业微信, 飞书 and 钉钉 on this machine, as their documentation of custom robots describes them.
 
 Any key is a robot's. One that ends in `-signed` wants its requests signed with `SIGNING_SECRET`, one that begins with `broken`
-refuses all as a deleted robot does, and `busy` says, until it is told otherwise, that it gets too many messages; as the real ones
+refuses all as a deleted robot does, and `busy` says, until a test changes that, that it gets too many messages; as the real ones
 do, with HTTP 200 and a code in the body.
 """
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from werkzeug import Request, Response
 
-from infra.local.loopback import has_api_key
+from infra.local.http_server import has_api_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -139,12 +139,12 @@ class Fault:
 
     @classmethod
     def truncated(cls, length: int = 20) -> Self:
-        """Carried out, and the response is cut to so many bytes."""
+        """Carried out, and the response is cut to this many bytes."""
         return cls(length=length)
 
     @classmethod
     def oversized(cls, length: int = 10_000_000) -> Self:
-        """Carried out, and blanks follow the response up to so many bytes: still JSON, but no client should read it all."""
+        """Carried out, and blanks follow the response up to this many bytes: still JSON, but no client should read it all."""
         return cls(length=length)
 
     @classmethod
@@ -159,7 +159,7 @@ class Fault:
 
     @classmethod
     def slow(cls, seconds: float = 30.0) -> Self:
-        """Carried out at once, and correct after so many seconds."""
+        """Carried out at once, and correct after this many seconds."""
         return cls(delay=seconds)
 
     def applied_to(self, body: bytes) -> Reply:

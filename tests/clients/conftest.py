@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from infra import stack
+from infra import sam_template
 from infra.cli.consumer_keys import new_consumer
 from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
@@ -52,11 +52,13 @@ def _silent_about_values(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def local() -> Iterator[LocalStack]:
     """The whole system in this process, with the demo account. What it says goes to `SAID`.
 
-    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would respond reports, on a slow machine.
+    It has no probe: the probe's checks, every 300 real seconds, would be counted, and would serve reports, on a slow machine.
     """
-    without_probe = [schedule for schedule in stack.schedules(stack.translate()) if schedule.event["wake"] != "probe"]
+    without_probe = [
+        schedule for schedule in sam_template.schedules(sam_template.translate()) if schedule.event["wake"] != "probe"
+    ]
     with ExitStack() as started:
-        with patch.object(stack, "schedules", lambda _: without_probe):
+        with patch.object(sam_template, "schedules", lambda _: without_probe):
             running = started.enter_context(LocalStack(emit=SAID.append))
         assert running.tried.wait(240)
         yield running

@@ -8,7 +8,7 @@ from typing import Any
 
 from werkzeug import Request, Response
 
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from wechat_token_keeper._clock import Clock
 
 KEY = "wtk_" + "k" * 43

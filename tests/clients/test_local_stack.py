@@ -16,8 +16,8 @@ import pytest
 import wechatpy
 import wechatpy.enterprise
 
+from infra.local.http_server import Server
 from infra.local.local_stack import DEMO_RECORD, LocalStack
-from infra.local.loopback import Server
 from infra.local.simulated_wechat import Fault
 from tests.clients.conftest import CORPID, SAID, add_consumer, add_corp_account, let_pass
 from wechat_token_keeper import AccessDeniedError, Keeper

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from infra.local.access_keys import OPERATOR
 from infra.local.embedded_aws import EmbeddedAws
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from infra.local.simulated_wechat import SimulatedWeChat
 from tests.support.lambda_runtime import LambdaRuntime
 from tests.support.world import create_table, gateway_event
@@ -159,7 +159,7 @@ def test_a_token_is_fetched_by_the_main_schedule_and_handed_out(deployed: Deploy
     # When the main schedule fires
     summary = deployed.wake("tick")
     # Then its token is handed out, and WeChat accepts it
-    assert [one["account"] for one in summary["renewed"]] == ["main"], summary
+    assert [each["account"] for each in summary["renewed"]] == ["main"], summary
     handed_out = deployed.read("main")
     assert deployed.wechat.accepts(handed_out["access_token"])
     assert 6600 < handed_out["expires_in"] < 7200

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from infra.cli import app
 from infra.local import access_keys
+from infra.local.http_server import three_free_ports
 from infra.local.local_stack import DEMO_RECORD
-from infra.local.loopback import three_free_ports
 
 SPEED, HIGH_SPEED = 10, 120
 """At the high one a first ticket lives 2.5 seconds, and a lease half of one: too little for commands on a busy machine."""

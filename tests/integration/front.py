@@ -5,7 +5,7 @@ from typing import Any
 
 from werkzeug.test import Client
 
-from infra import stack
+from infra import sam_template
 from infra.local.local_stack import gateway
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import APPID, Clock, World
@@ -21,7 +21,7 @@ class Front:
         self.world.add_account("other", appid="wx000000000000other", secret="another-secret")
         self.key = self.world.add_consumer("shop", ["main"])
         self.instance = self.world.api_instance()
-        self.app = gateway(stack.translate(), self._handle)
+        self.app = gateway(sam_template.translate(), self._handle)
         self.client = Client(self.app)
 
     def _handle(self, event: dict[str, Any]) -> dict[str, Any]:

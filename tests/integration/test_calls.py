@@ -17,7 +17,7 @@ from token_keeper.api.refresh_client import Refresher
 from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import MIN_TIME, SYNC_TIME, WORKERS, Keeper
-from token_keeper.refresh.parameter_store import Accounts
+from token_keeper.refresh.parameter_store import ParameterStore
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 
@@ -50,7 +50,7 @@ class Kept:
             self.aws.client(service).meta.events.register("before-call", self._count, unique_id=1)
         self.wechat = Granting(self.clock, self.calls)
         self.table = Table(self.aws.client("dynamodb"), "tokens")
-        found = Accounts(self.aws.client("ssm"), ACCOUNTS_PATH)
+        found = ParameterStore(self.aws.client("ssm"), ACCOUNTS_PATH)
         events = Events(self.aws.client("events"), self.table, "production")
         self.keeper = Keeper(self.table, found, self.wechat, events, self.clock, self.clock.sleep)  # type: ignore[arg-type]
         self.put_parameters(accounts)
@@ -73,7 +73,7 @@ class Kept:
         """The accounts whose records are in force."""
         return [entry for entry in self.table.accounts.entries() if entry.version]
 
-    def due(self) -> list[int]:
+    def due_times(self) -> list[int]:
         """When each credential is due, in epoch seconds."""
         return sorted(int(item["due_at"]["N"]) for item in self.aws.items.values() if "due_at" in item)
 
@@ -103,8 +103,8 @@ def test_a_reader_reads_once_and_then_from_memory(kept: Kept) -> None:
 
 def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
     # Given all accounts that come due in a minute
-    kept.clock.now = kept.due()[0] + 60
-    due = sum(at <= kept.clock() for at in kept.due())
+    kept.clock.now = kept.due_times()[0] + 60
+    due = sum(at <= kept.clock() for at in kept.due_times())
     # When the guard renews them
     outcomes = list(kept.keeper.guard(kept.seconds_left))
     # Then each costs two writes and one read (is its record in force, and its appid its own?); parameters come by ten
@@ -122,7 +122,7 @@ def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
 def test_many_due_accounts_are_renewed_side_by_side() -> None:
     # Given more accounts than can be renewed at a time, all due
     kept = Kept(WORKERS * 2)
-    kept.clock.now = kept.due()[-1]
+    kept.clock.now = kept.due_times()[-1]
     # When each call to WeChat waits until as many others are under way
     meeting = threading.Barrier(WORKERS, timeout=120)
     kept.wechat.during_call = meeting.wait
@@ -134,7 +134,7 @@ def test_many_due_accounts_are_renewed_side_by_side() -> None:
 def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
     # Given 300 due accounts, and time for about a third of them
     kept = Kept(300)
-    kept.clock.now = kept.due()[-1]
+    kept.clock.now = kept.due_times()[-1]
 
     def seconds_left() -> float:
         return 145 - kept.calls.count("wechat")

@@ -113,7 +113,7 @@ def test_an_unforeseen_exception_is_a_system_error(world: World) -> None:
     # Given a consumer whose item holds what it should not
     world.dynamodb.update_item(
         TableName="tokens",
-        Key=next(one for one in consumers(world)),
+        Key=next(entry for entry in consumers(world)),
         UpdateExpression="REMOVE accounts",
     )
     # Then an SDK still gets a response that it understands

@@ -25,10 +25,10 @@ from moto.server import ThreadedMotoServer
 from infra.cli.console import LATE, LOOK_EVERY, DeployedPage
 from infra.cli.deployed_stack import DeployedStack
 from infra.console.web import PageServer
-from infra.local.loopback import Server
-from infra.stack import translate
+from infra.local.http_server import Server
+from infra.sam_template import translate
 from tests.support.browser import chromium, violations
-from token_keeper.model import Failed, Failure, FailureClass, Probed, Renewed, Verdict, Verified, rfc3339
+from token_keeper.model import Failed, Failure, FailureClass, Probed, Renewed, ReportOutcome, Verified, rfc3339
 from token_keeper.summary import outcome_fields
 
 NAME = "wechat-token-keeper"
@@ -145,7 +145,7 @@ def test_health_and_log_make_one_picture(deployed: Deployed) -> None:
     deployed.write(START - 10, "START RequestId: 1")
     deployed.log(START - 9, "renewed", account="of another release")
     report(deployed, START, renewal(NEW, START))
-    report(deployed, START + 5, Verified("main", "access_token", Verdict.SUPERSEDED, NEW), "verify")
+    report(deployed, START + 5, Verified("main", "access_token", ReportOutcome.SUPERSEDED, NEW), "verify")
     # When the page asks
     state = deployed.state()
     # Then both tokens are drawn, where they overlap, and what happened
@@ -163,7 +163,7 @@ def test_a_late_record_is_shown_once(deployed: Deployed) -> None:
     report(deployed, START, renewal(NEW, START))
     assert marks(deployed.state()) == ["renewed"]
     # When a record appears that is older than the last look, and the page looks again and again
-    report(deployed, START + 10, Verified("main", "access_token", Verdict.STILL_VALID, NEW), "verify")
+    report(deployed, START + 10, Verified("main", "access_token", ReportOutcome.STILL_VALID, NEW), "verify")
     for _ in range(LATE // LOOK_EVERY + 2):
         state = deployed.state()
     # Then each is there once

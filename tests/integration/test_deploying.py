@@ -9,7 +9,7 @@ import pytest
 from moto import mock_aws
 
 from infra.local.embedded_aws import for_moto
-from infra.stack import translate
+from infra.sam_template import translate
 
 REGIONS = ("us-east-1", "cn-north-1")
 EVERYTHING = {"EgressMode": "managed", "AlarmEmail": "ops@example.com"}

@@ -18,9 +18,9 @@ from moto.backends import get_backend
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
-from infra.cli.doctor import Verdict, _address
+from infra.cli.doctor import CheckStatus, _address
+from infra.local.http_server import three_free_ports
 from infra.local.local_stack import LocalStack
-from infra.local.loopback import three_free_ports
 from infra.local.simulated_wechat import Fault
 from tests.support.world import World
 
@@ -91,8 +91,8 @@ def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, 
     ssm.put_parameter(Name=f"{path}/team/deep", Value=json.dumps(record), Type="SecureString")
     ssm.put_parameter(Name=f"{path}/naked", Value=json.dumps(record), Type="String")
     outputs = {
-        one["OutputKey"]: one["OutputValue"]
-        for one in aws.client("cloudformation").describe_stacks(StackName="local")["Stacks"][0]["Outputs"]
+        item["OutputKey"]: item["OutputValue"]
+        for item in aws.client("cloudformation").describe_stacks(StackName="local")["Stacks"][0]["Outputs"]
     }
     sqs.send_message(QueueUrl=outputs["DeadLetterQueueUrl"], MessageBody="{}")
     sns.subscribe(TopicArn=outputs["AlarmTopicArn"], Protocol="email", Endpoint="ops@example.com")
@@ -114,8 +114,8 @@ def test_all_problems_are_found_at_once_each_with_its_remedy(local: LocalStack, 
 
     # Then
     assert result.exit_code == 1
-    findings: dict[str, dict[str, Any]] = {one["subject"]: one for one in json.loads(result.output)}
-    wrong = {name: one["says"] for name, one in findings.items() if one["verdict"] in ("wrong", "unknown")}
+    findings: dict[str, dict[str, Any]] = {item["subject"]: item for item in json.loads(result.output)}
+    wrong = {name: item["says"] for name, item in findings.items() if item["verdict"] in ("wrong", "unknown")}
     assert "ResourceNotFoundException" in wrong.pop("schedule local-tick")
     assert "40164: invalid ip 8.149.1.2" in wrong.pop("shop access_token")
     naked = wrong.pop("parameter naked")
@@ -156,7 +156,7 @@ def test_a_fixed_address_is_shown_with_mode_and_price(
     # When it is looked at
     (finding,) = _address(stack)
     # Then
-    assert finding.verdict is Verdict.OK
+    assert finding.verdict is CheckStatus.OK
     assert f"calls to WeChat come from {address}" in finding.says
     assert "USD a month" in finding.says
 
@@ -178,7 +178,7 @@ def test_a_record_that_is_not_in_force_is_found(local: LocalStack, aws: boto3.Se
         local.clock.sleep(0.1)
 
     # When
-    findings = {one["subject"]: one for one in json.loads(doctor("--json").output)}
+    findings = {item["subject"]: item for item in json.loads(doctor("--json").output)}
 
     # Then the change and what is wrong with it are found
     assert findings["parameter blog"]["verdict"] == "wrong"
@@ -190,7 +190,7 @@ def test_an_old_key_of_a_consumer_is_noted(aws: boto3.Session) -> None:
     for command in (["add", "billing", "--accounts", "demo"], ["rotate", "billing"]):
         assert CliRunner().invoke(app, ["--local", "consumers", *command]).exit_code == 0
 
-    findings = {one["subject"]: one for one in json.loads(doctor("--json").output)}
+    findings = {item["subject"]: item for item in json.loads(doctor("--json").output)}
 
     assert findings["consumer billing"]["verdict"] == "note"
     assert "consumers revoke billing --old" in findings["consumer billing"]["remedy"]
@@ -315,7 +315,7 @@ def forget_the_log() -> None:
 
 def findings_of_aws() -> dict[str, tuple[str, str]]:
     result = CliRunner().invoke(app, ["doctor", "--json"])
-    return {one["subject"]: (one["verdict"], one["says"]) for one in json.loads(result.stdout)}
+    return {item["subject"]: (item["verdict"], item["says"]) for item in json.loads(result.stdout)}
 
 
 def test_a_deployed_stack_on_which_all_is_well(deployed: Lambda) -> None:

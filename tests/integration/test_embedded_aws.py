@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from infra.local.access_keys import OPERATOR
 from infra.local.embedded_aws import EmbeddedAws
 from token_keeper.api.aws.clients import client as reader_client
-from token_keeper.aws_errors import RefusedError
+from token_keeper.aws_errors import AwsError
 
 DEADLINE = 120
 """Seconds after which an event that has not come is taken not to come."""
@@ -283,7 +283,7 @@ def test_the_refresher_may_read_the_accounts_and_write_the_table(aws: EmbeddedAw
     dynamodb.put_item(TableName=aws.outputs["TokenTableName"], Item=key("credential#main"))
 
     # Then
-    assert [one["Value"] for one in page["Parameters"]] == ["{}"]
+    assert [each["Value"] for each in page["Parameters"]] == ["{}"]
     with pytest.raises(ClientError, match="AccessDenied"):
         ssm.get_parameters(Names=["/another/stacks"], WithDecryption=True)
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -384,7 +384,7 @@ def test_the_readers_own_client_is_served_as_boto3s(aws: EmbeddedAws, refresher:
         response = getattr(table, operation)(**question)
         assert {name: response.get(name) for name in expected} == expected
     # And so are refusals, and the functions it invokes
-    with pytest.raises(RefusedError, match="AccessDeniedException"):
+    with pytest.raises(AwsError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")
     invoked = reader_client("lambda", aws.environment("ApiFunction")).invoke(
         FunctionName="local-RefreshFunction:readers", Payload='{"wake": "guard"}'

@@ -53,7 +53,7 @@ def due(world: World) -> list[str]:
 
 def accounts(world: World) -> list[str]:
     """The accounts that are kept."""
-    return [one["account"] for one in world.get("/v1/accounts")[1]["accounts"]]
+    return [item["account"] for item in world.get("/v1/accounts")[1]["accounts"]]
 
 
 # --- accounts come and go
@@ -236,7 +236,7 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     assert world.wechat.accepts(live)
 
 
-def test_an_overtaken_wrong_secret_leaves_no_error(world: World) -> None:
+def test_a_superseded_wrong_secret_leaves_no_error(world: World) -> None:
     # Given a live token, and a wrong new secret that WeChat is being asked about
     world.add_account("main")
     world.clock.sleep(1000)
@@ -428,7 +428,7 @@ def test_a_ticket_is_kept_from_when_the_record_names_it(world: World) -> None:
     # Then it is not served any more
     status, body = read(world, "/v1/accounts/main/tickets/jsapi")
     assert (status, body["code"]) == (404, "unknown_credential")
-    names = [one["credential"] for one in world.get("/v1/accounts/main")[1]["credentials"]]
+    names = [item["credential"] for item in world.get("/v1/accounts/main")[1]["credentials"]]
     assert names == ["access_token"]
 
 
@@ -840,7 +840,7 @@ def test_a_removed_ticket_is_gone_wherever_the_change_dies(world: World) -> None
     world.clock.sleep(7200)
     summary = world.wake("guard")
     # Then only the tokens are renewed, and nothing fails
-    assert {one["credential"] for one in summary["renewed"]} == {"access_token"}
+    assert {item["credential"] for item in summary["renewed"]} == {"access_token"}
     assert summary["failed"] == []
 
 

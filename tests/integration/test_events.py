@@ -288,7 +288,7 @@ def test_two_accounts_of_one_appid_are_a_failure(world: World) -> None:
     events_of(world)
     # When
     world.add_account("other")
-    # Then it is shown at once, and others hear of it when a minute has not changed it
+    # Then it is shown at once, and makes an event when a minute has not changed it
     assert "already kept, as account main" in world.health("other")["last_error"]["errmsg"]
     assert events_of(world) == []
     pass_minutes(world, 5)

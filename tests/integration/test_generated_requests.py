@@ -53,7 +53,7 @@ def test_what_the_document_makes_one_think_of(path: str, method: str) -> None:
             response = case.call()
             if response.status_code == 404 and response.json() == {"message": "Not Found"}:
                 continue  # the gateway has no such route
-            # Then the answer is one that the document describes
+            # Then the response is one that the document describes
             case.validate_response(response, checks=checks)
 
     modes = list(builder.HypothesisTestMode)

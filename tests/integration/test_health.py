@@ -130,7 +130,7 @@ def test_what_never_worked_shows_why(world: World, why: str) -> None:
 
 
 @pytest.mark.moto
-def test_what_housekeeping_has_taken_shows_as_never_fetched(world: World) -> None:
+def test_what_ttl_expiry_deleted_shows_as_never_fetched(world: World) -> None:
     world.add_account("main")
     # Given a stack that stood still for so long that DynamoDB has deleted the item
     table = world.environment["TABLE_NAME"]
@@ -158,12 +158,12 @@ def test_every_kind_of_account_shows_what_it_is(world: World) -> None:
         {"account": "plain", "appid": APPID, "corpid": None, "endpoint": "token"},
         {"account": "stable", "appid": "wx-stable", "corpid": None, "endpoint": "stable_token"},
     ]
-    assert [[one["credential"] for one in account["credentials"]] for account in listed] == [
+    assert [[each["credential"] for each in account["credentials"]] for account in listed] == [
         ["access_token", "jsapi", "agent_config"],
         ["access_token", "jsapi", "wx_card"],
         ["access_token"],
     ]
-    assert {one["state"] for account in listed for one in account["credentials"]} == {"fresh"}
+    assert {each["state"] for account in listed for each in account["credentials"]} == {"fresh"}
     assert [world.get(f"/v1/accounts/{account['account']}")[1] for account in listed] == listed
 
 

@@ -76,7 +76,7 @@ def test_the_first_token_appears_with_the_parameter(world: World) -> None:
     # When an account's parameter is created
     summary = world.add_account("main")
     # Then its token is there before any reader has asked for it
-    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert [item["account"] for item in summary["renewed"]] == ["main"]
     assert world.wechat.accepts(world.token())
     assert world.calls() == 1
 
@@ -284,7 +284,7 @@ def test_a_lost_response_is_repaired_in_isolation_at_once(world: World, fault: F
     # When the token is to be renewed
     summary = world.wake("tick")
     # Then stable_token gives the new one at once, which ends no token that readers are promised
-    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert [item["account"] for item in summary["renewed"]] == ["main"]
     assert (world.calls(TOKEN), world.calls(STABLE_TOKEN)) == (2, 1)
     assert world.wechat.accepts(read(world)[1]["access_token"])
     assert world.wechat.accepts(old)
@@ -298,7 +298,7 @@ def test_a_lost_repair_is_retried_a_minute_later_in_isolation(world: World, faul
     world.wechat.fail(STABLE_TOKEN, fault, fault)
     # When the token is to be renewed, and the guard fires in the following minutes
     summary = world.wake("tick")
-    assert [one["class"] for one in summary["failed"]] == ["transient"]
+    assert [item["class"] for item in summary["failed"]] == ["transient"]
     assert read(world)[1].get("access_token") == old
     for _ in range(3):
         world.clock.sleep(60)
@@ -455,7 +455,7 @@ def test_a_response_that_comes_too_late_changes_nothing(world: World, late: str)
     # When its response comes after all
     summary = world.wake("tick")
     # Then the newest token stays; a value that came too late may be its successor, so that it is renewed at once
-    assert [one["account"] for one in summary["skipped"]] == ["main"]
+    assert [item["account"] for item in summary["skipped"]] == ["main"]
     assert read(world)[1]["access_token"].startswith("simulated_token_3_" if late == "value" else "simulated_token_2_")
     assert world.health()["state"] == "fresh"
 
@@ -481,7 +481,7 @@ def test_while_no_lease_can_be_taken_no_token_is_fetched(world: World) -> None:
     with world.down("dynamodb.UpdateItem", "dynamodb.PutItem"):
         summary = world.wake("tick")
     # Then that is reported, WeChat was not asked, and the old token is served
-    assert [(one["class"], one["errcode"]) for one in summary["failed"]] == [("transient", None)]
+    assert [(item["class"], item["errcode"]) for item in summary["failed"]] == [("transient", None)]
     assert world.calls() == 1
     assert read(world)[1]["access_token"] == old
     # And the guard renews it when it is due
@@ -549,8 +549,8 @@ def test_one_broken_account_delays_no_other(world: World, fault: Fault) -> None:
     # When the main tick fires
     summary = world.wake("tick")
     # Then the good ones are renewed, and only the broken one fails
-    assert {one["account"] for one in summary["renewed"]} == {"a", "z"}
-    assert {one["account"] for one in summary["failed"]} == {"broken"}
+    assert {item["account"] for item in summary["renewed"]} == {"a", "z"}
+    assert {item["account"] for item in summary["failed"]} == {"broken"}
 
 
 def test_a_good_account_is_renewed_before_a_hundred_broken_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,7 +569,7 @@ def test_a_good_account_is_renewed_before_a_hundred_broken_ones(world: World, mo
     called = len(world.wechat.calls)
     summary = world.wake("guard")
     # Then the good one is renewed, and first
-    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert [item["account"] for item in summary["renewed"]] == ["main"]
     assert len(summary["failed"]) == broken
     assert world.wechat.calls[called].account == APPID
 
@@ -596,10 +596,10 @@ def test_an_operator_replaces_a_live_token(world: World, endpoint: str, lost: in
 def test_asking_for_a_renewal_that_is_not_due_replaces_nothing(world: World) -> None:
     world.add_account("main")
     old = world.token()
-    # When a renewal is asked for without the operator's wish to rotate
+    # When a renewal is asked for without the operator's order to rotate
     summary = world.invoke({"renew": {"account": "main", "credential": "access_token"}})
     # Then it is skipped, with the reason
-    assert [(one["account"], bool(one["reason"])) for one in summary["skipped"]] == [("main", True)]
+    assert [(item["account"], bool(item["reason"])) for item in summary["skipped"]] == [("main", True)]
     assert read(world)[1]["access_token"] == old
 
 
@@ -643,7 +643,7 @@ def test_events_during_a_renewal_cost_no_further_call(world: World) -> None:
     summary = world.wake("guard")
     # Then only the first one has asked WeChat
     assert len(summary["renewed"]) == 1
-    assert [(one["renewed"], one["failed"]) for one in meanwhile] == [([], [])] * len(EVENTS)
+    assert [(item["renewed"], item["failed"]) for item in meanwhile] == [([], [])] * len(EVENTS)
     assert world.calls() == 2
 
 
@@ -654,7 +654,7 @@ def test_a_run_that_is_out_of_time_leaves_the_rest_to_the_next(world: World, eve
     # When a wake-up has less time left than an attempt may take
     summary = world.invoke(event, seconds=10)
     # Then it begins none and says so, and the next one goes on
-    assert [one["account"] for one in summary["skipped"]] == ["main"]
+    assert [item["account"] for item in summary["skipped"]] == ["main"]
     assert world.calls() == 1
     assert world.wake("guard")["renewed"]
 
@@ -807,7 +807,9 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
             "renews_at": "2026-09-21T17:54:20Z",
         }
     ]
-    assert [(one["account"], set(one)) for one in summary["skipped"]] == [("busy", {"account", "credential", "reason"})]
+    assert [(item["account"], set(item)) for item in summary["skipped"]] == [
+        ("busy", {"account", "credential", "reason"})
+    ]
     failed = summary["failed"][0]
     assert (failed["account"], failed["credential"]) == ("bad", "access_token")
     assert (failed["class"], failed["errcode"]) == ("configuration", 50002)
@@ -928,7 +930,7 @@ def test_an_expired_lease_makes_no_wechat_call(world: World, monkeypatch: pytest
     assert [failed["class"] for failed in summary["failed"]] == ["transient"]
     # And the next guard renews
     world.clock.sleep(60)
-    assert credential in [one["credential"] for one in world.wake("guard")["renewed"]]
+    assert credential in [item["credential"] for item in world.wake("guard")["renewed"]]
 
 
 def test_two_simultaneous_runs_renew_a_ticket_with_its_new_token(world: World) -> None:
@@ -941,4 +943,4 @@ def test_two_simultaneous_runs_renew_a_ticket_with_its_new_token(world: World) -
     world.during_call = lambda: world.wake("tick")
     renewed = world.wake("guard")["renewed"]
     # Then the guard renews the ticket next
-    assert [one["credential"] for one in renewed] == ["access_token", "jsapi"]
+    assert [item["credential"] for item in renewed] == ["access_token", "jsapi"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra.local.simulated_wechat import Fault
-from infra.stack import nested, schedules, translate
+from infra.sam_template import nested, schedules, translate
 from tests.integration.wechats_calls import token_query
 from tests.support.world import World
 
@@ -30,7 +30,7 @@ def monitoring() -> dict[str, Any]:
 
 def test_only_the_keys_that_are_tried_have_a_metric_of_their_own() -> None:
     # Given every metric that an alarm or a widget names
-    alarms = [one["Properties"] for one in monitoring().values() if one["Type"] == "AWS::CloudWatch::Alarm"]
+    alarms = [item["Properties"] for item in monitoring().values() if item["Type"] == "AWS::CloudWatch::Alarm"]
     widgets = dashboard(monitoring()["Dashboard"]["Properties"])["widgets"]
     shown = {metric[0] for widget in widgets for metric in widget["properties"].get("metrics", [])}
     # Then AWS measures it for nothing, except one, which is emitted only when something happens
@@ -69,7 +69,7 @@ def test_what_the_dashboard_asks_the_log_is_in_the_log(world: World, caplog: pyt
 
 def test_every_alarm_says_what_to_do_first_and_reaches_the_topic() -> None:
     monitoring = nested(translate(), "Monitoring")["Resources"]
-    alarms = {name: one["Properties"] for name, one in monitoring.items() if one["Type"] == "AWS::CloudWatch::Alarm"}
+    alarms = {name: item["Properties"] for name, item in monitoring.items() if item["Type"] == "AWS::CloudWatch::Alarm"}
 
     assert len(alarms) >= 6
     for alarm in alarms.values():

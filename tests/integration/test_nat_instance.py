@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from infra.stack import TEMPLATE, parse
+from infra.sam_template import TEMPLATE, parse
 
 FUNCTION, NAT, WECHAT = "10.71.0.70", "10.71.0.4", "198.51.100.7"
 ROUTER = {"function": "10.71.0.65/26", "nat": "10.71.0.1/28", "internet": "198.51.100.1/24"}

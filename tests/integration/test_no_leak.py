@@ -22,9 +22,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ParamValid
 from werkzeug import Request, Response
 
 import api
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from infra.local.simulated_wechat import Fault
-from infra.stack import translate
+from infra.sam_template import translate
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.leaks import QUIET, Said, forms, listening, spellings
 from tests.support.world import APPID, Clock, World, gateway_event

@@ -10,7 +10,7 @@ import pytest
 from moto import mock_aws
 
 import notify
-from infra.local.loopback import Server
+from infra.local.http_server import Server
 from infra.local.simulated_robots import SIGNING_SECRET, SimulatedRobots
 from infra.local.simulated_wechat import Fault
 from tests.support.world import APPID, REGION, SECRET, START, Clock, World
@@ -59,8 +59,8 @@ class People:
             for entry in wanted
         ]
         records = [{"messageId": str(number), "body": json.dumps(body)} for number, body in enumerate(bodies)]
-        answer = self._handler({"Records": records}, None)
-        return [wanted[int(failure["itemIdentifier"])] for failure in answer["batchItemFailures"]]
+        reply = self._handler({"Records": records}, None)
+        return [wanted[int(failure["itemIdentifier"])] for failure in reply["batchItemFailures"]]
 
     def restart(self) -> None:
         """A cold start: a new instance of the function, which remembers nothing."""
@@ -184,7 +184,7 @@ def test_a_failing_account_that_is_removed_has_not_recovered(world: World, peopl
     world.delete_parameter("main")
     world.sent = world.sent[-1:]
     people.deliver(world.sent)
-    # Then people are told that, too
+    # Then people get to read that, too
     ((_, text),) = people.written()
     assert "已移除，不再维护 | Removed, kept no longer" in text
     assert "🟢" not in text
@@ -239,7 +239,7 @@ def test_a_robot_that_refuses_for_good_is_not_tried_again(
     people.add_robot("ops", f"{WECOM}ops")
     # When
     left = people.deliver([failing()])
-    # Then the others are told, once, and the queue delivers nothing again
+    # Then the others get the message, once, and the queue delivers nothing again
     assert left == []
     assert [robot for robot, _ in people.written()] == ["ops"]
     assert people.robots.refused == ["broken"]
@@ -264,7 +264,7 @@ def test_a_robot_that_is_busy_gets_the_message_later(people: People, address: st
     people.add_robot("ops", f"{WECOM}ops", accounts=["main"])
     # When
     left = people.deliver([failing(), failing("shop-1")])
-    # Then all is to be delivered again, and the others are told at once
+    # Then all is to be delivered again, and the others get it at once
     assert [entry["Detail"]["account"] for entry in left] == ["main", "shop-1"]
     assert sorted(robot for robot, _ in people.written()) == ["ops", "shops"]
     assert len(people.mails()) == 1
@@ -320,14 +320,14 @@ def test_a_message_says_when_it_happened_in_beijing(people: People) -> None:
 
 
 def test_an_old_failure_is_no_alarm_after_the_recovery(people: People) -> None:
-    # Given a recovery that people have heard of
+    # Given a recovery that people have read of
     people.add_robot("ops", f"{WECOM}ops")
     people.deliver([recovered(at=START + 300)])
     people.written()
     people.mails()
     # When the failure before it comes late, and a new failure of another credential with it
     people.deliver([failing(at=START), failing(at=START, credential="jsapi_ticket")])
-    # Then the first is told as what it is
+    # Then the first is shown as what it is
     ((_, text),) = people.written()
     now, _, before = text.partition("⚪")
     assert "🔴" in now

@@ -42,7 +42,7 @@ def test_a_dead_token_is_found_and_replaced(world: World, record: dict[str, Any]
     summary = world.wake("probe")
     # Then the token is replaced, and health names the cause
     assert summary["probed"] == {"alive": 0, "dead": 1, "unclear": 0, "left": 0}
-    assert [one["account"] for one in summary["renewed"]] == ["main"]
+    assert [item["account"] for item in summary["renewed"]] == ["main"]
     assert world.wechat.accepts(read(world))
     rotations = world.health()["foreign_rotations"]
     assert (rotations["count"], rotations["last_at"]) == (1, "2026-09-21T14:18:20Z")
@@ -62,7 +62,7 @@ def test_a_probe_that_finds_nothing_dead_writes_nothing(world: World, fault: Fau
     world.before_aws = None
     # Then it has asked about each, and no credential has changed
     assert summary["probed"]["unclear"] == (2 if fault else 0)
-    assert [one for one in written(seen) if not fault] == []
+    assert [item for item in written(seen) if not fault] == []
     assert "dynamodb.UpdateItem" not in seen
     assert world.get("/v1/accounts")[1] == before
 

@@ -16,7 +16,7 @@ def test_a_program_can_be_loaded(program: str) -> None:
 
 def test_the_bill_grows_with_the_accounts() -> None:
     # Given what a month of keeping 1 and 100 accounts takes
-    one, hundred = bill.keeping(1), bill.keeping(100)
+    item, hundred = bill.keeping(1), bill.keeping(100)
     # Then each account takes as many writes, and the guard's one query is for all of them
-    assert hundred[bill.WRITES] == pytest.approx(100 * one[bill.WRITES], rel=0.01)
-    assert hundred[bill.READS] < 100 * one[bill.READS]
+    assert hundred[bill.WRITES] == pytest.approx(100 * item[bill.WRITES], rel=0.01)
+    assert hundred[bill.READS] < 100 * item[bill.READS]

@@ -322,9 +322,9 @@ def test_a_renewal_that_responds_too_late_is_served(world: World, monkeypatch: p
 
 
 @pytest.mark.moto
-def test_what_housekeeping_has_taken_is_fetched_again(world: World) -> None:
+def test_what_ttl_expiry_deleted_is_fetched_again(world: World) -> None:
     world.add_account("main", tickets=["jsapi"])
-    # Given a stack that stood still for weeks, so that DynamoDB has deleted what bears a time to live
+    # Given a stack that stood still for weeks, so that DynamoDB has deleted what has a time to live
     world.clock.sleep(30 * 86400)
     table = world.environment["TABLE_NAME"]
     for item in world.dynamodb.scan(TableName=table)["Items"]:

@@ -167,7 +167,7 @@ def test_a_ticket_that_meets_a_dead_token_has_it_replaced(world: World) -> None:
     world.clock.sleep(300)
     summary = world.wake("guard")
     # Then it is fetched with a new token
-    assert [one["credential"] for one in summary["renewed"]] == ["access_token", "jsapi"]
+    assert [item["credential"] for item in summary["renewed"]] == ["access_token", "jsapi"]
     world.restart()
     assert world.token() != dead
     assert world.wechat.accepts(world.token())
@@ -401,7 +401,7 @@ def test_a_check_that_hangs_keeps_no_renewal_waiting(world: World) -> None:
     # When it is reported
     _, body = world.report(access_token=token)
     # Then it is renewed all the same, once
-    assert [one["credential"] for one in summaries[0]["renewed"]] == ["access_token"]
+    assert [item["credential"] for item in summaries[0]["renewed"]] == ["access_token"]
     assert world.calls() == 2
     assert world.wechat.accepts(world.token())
     # And the response to the report says so

@@ -98,7 +98,7 @@ def wait_for_first_tick(caplog: pytest.LogCaptureFixture) -> None:
     """On a busy machine the tick that fires at the start would still be applying the first record when it is changed."""
     ends = monotonic() + TRIES_FOR
     while not any(
-        (one.getMessage(), getattr(one, "woken_by", None)) == ("woken", "tick") for one in list(caplog.records)
+        (each.getMessage(), getattr(each, "woken_by", None)) == ("woken", "tick") for each in list(caplog.records)
     ):
         assert monotonic() < ends
         sleep(0.05)

@@ -142,7 +142,7 @@ def test_readers_wait_no_longer_than_their_patience(world: RaceWorld) -> None:
 
 
 def test_readers_of_a_lost_credential_have_it_fetched_once(world: RaceWorld) -> None:
-    # Given an account whose credential housekeeping has taken
+    # Given an account whose credential TTL expiry has deleted
     world.add_account()
     key = {"pk": {"S": "credential#main"}, "sk": {"S": "access_token"}}
     world.dynamodb.delete_item(TableName=world.environment["TABLE_NAME"], Key=key)

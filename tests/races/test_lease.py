@@ -128,7 +128,8 @@ class ReadsThenWrites:
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
         if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        del update["ExpressionAttributeValues"][":epoch"]
+        for value in (":epoch", ":seen"):
+            del update["ExpressionAttributeValues"][value]
         return self._dynamodb.update_item(**update)
 
 
@@ -258,7 +259,7 @@ def test_of_many_accounts_with_one_appid_one_has_the_claim(table: Table) -> None
         # Given many accounts with one appid
         accounts = [Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS)]
         # When all claim it at one moment
-        owners = at_once(*[partial(table.accounts.claim, account, now=START) for account in accounts])
+        owners = at_once(*[partial(table.accounts.acquire_claim, account, now=START) for account in accounts])
         # Then all get the same owner, which is one of them
         (owner,) = set(owners)
         assert owner in {account.name for account in accounts}
@@ -268,15 +269,16 @@ def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
     for number in range(ROUNDS):
         # Given a claim that is held
         owner, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
-        table.accounts.claim(owner, now=START)
+        table.accounts.acquire_claim(owner, now=START)
         # When it is released several times, at the moment in which many others claim the same
         release = partial(table.accounts.release_claims, owner.name, owner.app_id, now=START)
         owners = at_once(
-            *[release] * (RUNNERS // 2), *[partial(table.accounts.claim, account, now=START) for account in others]
+            *[release] * (RUNNERS // 2),
+            *[partial(table.accounts.acquire_claim, account, now=START) for account in others],
         )
         # Then those that came too early get the old owner, all others the same new one
         new_owners = set(owners) - {None, owner.name}
         assert len(new_owners) <= 1
-        assert table.accounts.claim(replace(owner, name="late"), now=START) == (
+        assert table.accounts.acquire_claim(replace(owner, name="late"), now=START) == (
             new_owners.pop() if new_owners else "late"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra import stack
+from infra import sam_template
 from infra.cli.consumer_keys import new_consumer
 from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
@@ -19,7 +19,7 @@ from token_keeper.model import (
     Account,
     Consumer,
     Credential,
-    Due,
+    DueCredential,
     Failure,
     FailureClass,
     Grant,
@@ -34,7 +34,7 @@ from token_keeper.refresh import alerts
 from token_keeper.table import Table
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
-from token_keeper.table.items import Entry, to_due
+from token_keeper.table.items import Entry, to_due_credential
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
@@ -124,8 +124,8 @@ def entries(table: Table) -> None:
     # Given more entries than DynamoDB hands out at once: a page is a megabyte
     long = " ".join(["x" * 1000] * 250)
     wanted = [Entry(name, APP_ID, Kind.TOKEN, tuple(long.split()), None) for name in "abcdef"]
-    for one in reversed(wanted):
-        table.accounts.put_entry(one)
+    for each in reversed(wanted):
+        table.accounts.put_entry(each)
     # When they are read
     # Then all come, by name
     assert list(table.accounts.entries()) == wanted
@@ -139,7 +139,7 @@ def page(table: Table) -> None:
     first, following = table.accounts.page(2, None)
     rest, end = table.accounts.page(2, following)
     # Then two come, and then the last one
-    assert [one.account for one in (*first, *rest)] == ["a", "b", "c"]
+    assert [each.account for each in (*first, *rest)] == ["a", "b", "c"]
     assert (following, end) == ("b", None)
 
 
@@ -156,7 +156,7 @@ def of(table: Table) -> None:
     assert table.credentials.of([]) == {}
 
 
-def due(table: Table) -> None:
+def list_due(table: Table) -> None:
     # Given a token that is due, one that has failed and is due later, and an account's entry, which is no credential
     enrolled(table)
     fail(table, leased(table), PASSING, LEASE_END)
@@ -164,10 +164,13 @@ def due(table: Table) -> None:
     table.accounts.put_entry(ENTRY)
     # When the index is asked
     # Then it lists what is due by then, or all, in the order in which they are due
-    early, late = Due("early", ACCESS_TOKEN, Kind.TOKEN, START, 0), Due("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1)
-    assert table.due(START - 1) == ([], False)
-    assert table.due(LEASE_END - 1) == ([early], False)
-    assert table.due(LEASE_END) == table.due(None) == ([early, late], False)
+    early, late = (
+        DueCredential("early", ACCESS_TOKEN, Kind.TOKEN, START, 0),
+        DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1),
+    )
+    assert table.list_due(START - 1) == ([], False)
+    assert table.list_due(LEASE_END - 1) == ([early], False)
+    assert table.list_due(LEASE_END) == table.list_due(None) == ([early, late], False)
 
 
 def take_lease(table: Table) -> None:
@@ -182,10 +185,11 @@ def take_lease(table: Table) -> None:
     # And no instance gets one before that end, or of what is not kept
     for seen in (second, replace(second, account="other")):
         assert try_lease(table, seen, LEASE_END + 59) is None
-    # And, once a value is published, only one that has read it since
+    # And, once a value is published, only one that has read it since, not one that saw the lease before it was given back
     live = give(table, second, "first")
     assert live is not None
-    assert try_lease(table, before, DUE) is None
+    for seen in (before, second):
+        assert try_lease(table, seen, DUE) is None
     assert try_lease(table, live, DUE) is not None
 
 
@@ -290,7 +294,7 @@ def mark_refused(table: Table) -> None:
     # When WeChat refuses it, because another client has invalidated it
     assert table.credentials.mark_refused(before, now=START + 100, foreign=True)
     # Then it is due, and that is counted, once
-    refused = replace(before, refused_at=START + 100, refused_fingerprints=before.fingerprint, due_at=START + 100)
+    refused = replace(before, refused_at=START + 100, refused_fingerprints=str(before.fingerprint), due_at=START + 100)
     refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
     assert read(table) == refused
     assert not table.credentials.mark_refused(refused, now=START + 101, foreign=True)
@@ -329,9 +333,9 @@ def sync_pending_from(table: Table) -> None:
     enrolled(table)
     table.sync_pending_from(START + 1)
     # Then it is listed from then on, and is no credential
-    token = Due("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
-    assert table.due(START) == ([token], False)
-    assert table.due(START + 1) == table.due(None) == ([token], True)
+    token = DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, START, 0)
+    assert table.list_due(START) == ([token], False)
+    assert table.list_due(START + 1) == table.list_due(None) == ([token], True)
 
 
 def end_sync(table: Table) -> None:
@@ -340,10 +344,10 @@ def end_sync(table: Table) -> None:
     table.sync_pending_from(START + 1)
     # When the first has finished it, then it is still to be gone on with, until the other has finished it, too
     table.end_sync(START)
-    assert table.due(None) == ([], True)
+    assert table.list_due(None) == ([], True)
     for _ in range(2):
         table.end_sync(START + 1)
-        assert table.due(None) == ([], False)
+        assert table.list_due(None) == ([], False)
 
 
 def put_progress(table: Table) -> None:
@@ -358,7 +362,7 @@ def tokens(table: Table) -> None:
     other = enrolled(table, "other")
     table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
     # Then their tokens come, and nothing of an account that is not kept
-    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda one: one.account) == [token, other]
+    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda each: each.account) == [token, other]
 
 
 def in_force(table: Table) -> None:
@@ -369,44 +373,48 @@ def in_force(table: Table) -> None:
     token = enrolled(table)
     table.accounts.put_entry(ENTRY)
     assert found() is None
-    table.accounts.claim(account("other"), now=START)
+    table.accounts.acquire_claim(account("other"), now=START)
     assert found() is None
     table.accounts.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
-    table.accounts.claim(account(), now=START)
+    table.accounts.acquire_claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
     assert found() == token
     table.accounts.put_entry(replace(ENTRY, version="2"))
     assert found() is None
 
 
-def claim(table: Table) -> None:
+def acquire_claim(table: Table) -> None:
     # Given an account that claims its appid, twice
-    assert table.accounts.claim(account(), now=START) == table.accounts.claim(account(), now=START) == "main"
+    assert (
+        table.accounts.acquire_claim(account(), now=START)
+        == table.accounts.acquire_claim(account(), now=START)
+        == "main"
+    )
     # When another account claims the same, whatever the endpoint
     # Then it gets the owner's name
-    assert table.accounts.claim(account("other"), now=START) == "main"
-    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
+    assert table.accounts.acquire_claim(account("other"), now=START) == "main"
+    assert table.accounts.acquire_claim(account("other", Kind.STABLE_TOKEN), now=START) == "main"
 
 
 def release_claims(table: Table) -> None:
     # Given an account with claims on two apps of a corp
     first, second = (Account("main", "ww0", secret, Kind.CORP_TOKEN) for secret in ("first", "second"))
-    table.accounts.claim(first, now=START)
-    table.accounts.claim(second, now=START)
+    table.accounts.acquire_claim(first, now=START)
+    table.accounts.acquire_claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
     table.accounts.release_claims("main", "ww0", now=START, but=second.claim)
     table.accounts.release_claims("other", "ww0", now=START)
     # Then it owns that one
-    assert table.accounts.claim(replace(first, name="other"), now=START) == "other"
-    assert table.accounts.claim(replace(second, name="other"), now=START) == "main"
+    assert table.accounts.acquire_claim(replace(first, name="other"), now=START) == "other"
+    assert table.accounts.acquire_claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
     table.accounts.release_claims("main", APP_ID, now=START)
-    assert table.accounts.claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
+    assert table.accounts.acquire_claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
     # And one that is released for later can be claimed from then on
     table.accounts.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
-    assert table.accounts.claim(account(), now=LEASE_END - 1) == "other"
-    assert table.accounts.claim(account(), now=LEASE_END) == "main"
+    assert table.accounts.acquire_claim(account(), now=LEASE_END - 1) == "other"
+    assert table.accounts.acquire_claim(account(), now=LEASE_END) == "main"
 
 
 def enrol(table: Table) -> None:
@@ -432,7 +440,7 @@ def reschedule(table: Table) -> None:
     table.credentials.reschedule(before, due_at=START + 2)
     # Then only the first has done it, for all that look for what is due
     assert read(table) == replace(before, due_at=START + 1)
-    assert table.due(START + 1) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
+    assert table.list_due(START + 1) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
     # And what is not kept does not begin to exist
     table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
@@ -542,7 +550,7 @@ def drop(table: Table) -> None:
     assert give(table, held, "late") is None
     assert not fail(table, held, FAILURE, DUE, at_risk=True)
     assert table.credentials.get("main", ACCESS_TOKEN) is None
-    assert table.due(None) == ([], False)
+    assert table.list_due(None) == ([], False)
 
 
 def drop_entry(table: Table) -> None:
@@ -559,15 +567,15 @@ def add_consumer(table: Table) -> Consumer:
     return Consumer("shop", digest(key), ("main", "mini-*"), may_report=True)
 
 
-def claims(table: Table) -> None:
+def claims_on(table: Table) -> None:
     # Given a corp with two apps
     corp = Account("app", "ww0", "secret", Kind.CORP_TOKEN)
     others = replace(corp, name="other", secret="other")
-    table.accounts.claim(corp, now=START)
-    table.accounts.claim(others, now=START)
+    table.accounts.acquire_claim(corp, now=START)
+    table.accounts.acquire_claim(others, now=START)
     # Then both are found, and nothing of a corp that is not kept
-    assert table.accounts.claims("ww0") == {corp.claim: "app", others.claim: "other"}
-    assert table.accounts.claims("ww1") == {}
+    assert table.accounts.claims_on("ww0") == {corp.claim: "app", others.claim: "other"}
+    assert table.accounts.claims_on("ww1") == {}
 
 
 def consumer(table: Table) -> None:
@@ -584,7 +592,7 @@ def token_and_ticket(table: Table) -> None:
     assert table.credentials.token_and_ticket("other", "jsapi") == (None, None)
 
 
-def holder_of_token(table: Table) -> None:
+def account_of_token(table: Table) -> None:
     # Given a token that has been renewed once, and a ticket
     published(table, "first")
     give(table, leased(table, DUE), "second", asked_at=DUE)
@@ -596,11 +604,11 @@ def holder_of_token(table: Table) -> None:
     give(table, held, "ticket")
     # Then each index finds its own value, and no ticket
     found = {
-        (index, value): table.credentials.holder_of_token(index, fingerprint(value))
+        (index, value): table.credentials.account_of_token(index, fingerprint(value))
         for index in ("fingerprint", "previous_fingerprint")
         for value in ("first", "second", "ticket")
     }
-    assert {asked for asked, holder in found.items() if holder == "main"} == {
+    assert {asked for asked, owner in found.items() if owner == "main"} == {
         ("fingerprint", "second"),
         ("previous_fingerprint", "first"),
     }
@@ -609,11 +617,11 @@ def holder_of_token(table: Table) -> None:
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
-        *(get, of, entry, entries, page, due),
+        *(get, of, entry, entries, page, list_due),
         *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
-        *(consumer, token_and_ticket, holder_of_token, claims),
-        *(claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
+        *(consumer, token_and_ticket, account_of_token, claims_on),
+        *(acquire_claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
         change_unsent,
         *(drop, drop_entry),
     )
@@ -628,7 +636,7 @@ def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> No
 @pytest.mark.parametrize("method", METHODS.keys() - {"consumer"})
 def test_the_refresher_may_do_what_the_method_does(dynamodb: Any, table: Table, method: str) -> None:
     # Given the partition keys that RefreshFunction's policy names
-    policies = stack.translate()["Resources"]["RefreshFunctionRole"]["Properties"]["Policies"]
+    policies = sam_template.translate()["Resources"]["RefreshFunctionRole"]["Properties"]["Policies"]
     statements = (one for policy in policies for one in policy["PolicyDocument"]["Statement"])
     of_table = next(one for one in statements if one["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]})
     permitted = of_table["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
@@ -662,7 +670,7 @@ def test_the_release_before_leaves_a_pending_sync_alone(table: Table) -> None:
     table.sync_pending_from(START)
     # When it is read as that release reads it, which knows of credentials alone
     (item,) = table._items.index("due", "due = :due", {":due": "due"})
-    task = to_due(item)
+    task = to_due_credential(item)
     # Then it is something of an account that cannot be
     assert not ACCOUNT_NAME.fullmatch(task.account)
     assert task.account
@@ -688,5 +696,5 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
     assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
-    assert table.due(DUE) == ([Due("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
+    assert table.list_due(DUE) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Printed
 
-from infra.stack import translate
+from infra.sam_template import translate
 from tests.integration.test_calls import Kept
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS
 
@@ -200,9 +200,9 @@ def keeping(accounts: int) -> Usage:
     tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.seconds_left)))
 
     def all_once() -> None:
-        last = kept.due()[-1]
+        last = kept.due_times()[-1]
         while kept.clock() < last:
-            kept.clock.now = max(kept.clock() + 60, kept.due()[0])
+            kept.clock.now = max(kept.clock() + 60, kept.due_times()[0])
             list(kept.keeper.guard(kept.seconds_left))
 
     renewed, calls = kept.measure(all_once)
@@ -260,7 +260,7 @@ def egress(accounts: int) -> dict[str, Usage]:
 def worst_day() -> float:
     """Requests of a day in which all open routes are asked without a valid key, as fast as their limits let through."""
     resources = translate()["Resources"].values()
-    (stage,) = (one["Properties"] for one in resources if one["Type"] == "AWS::ApiGatewayV2::Stage")
+    (stage,) = (each["Properties"] for each in resources if each["Type"] == "AWS::ApiGatewayV2::Stage")
     return float(sum(limit["ThrottlingRateLimit"] for limit in stage["RouteSettings"].values()) * 86400)
 
 
@@ -304,8 +304,8 @@ def main() -> None:
         totals = [f"[bold]{dollars(bill[title]):.2f}" for bill in bills.values()]
         printed.add_row(f"[bold]{title}", "", "", "", *totals, end_section=True)
     console.print(printed)
-    one, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
-    console.print(f"each further account: {(many - one) / 9999:.4f} $ a month")
+    each, _, many = (dollars(bill["everything but the reads"]) for bill in bills.values())
+    console.print(f"each further account: {(many - each) / 9999:.4f} $ a month")
     console.print(f"an own key for the parameters: {dollars({KEY: 1}):.2f} $")
     requests = worst_day()
     console.print(

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from infra import stack
+from infra import sam_template
 from infra.local.simulated_wechat import DAY, Fault, Reply, SimulatedWeChat
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import APPID, SECRET, START, Clock, World, gateway_event
@@ -106,7 +106,9 @@ class ThisProject:
         self._api = self.world.api_instance()
         self._request = gateway_event("/v1/accounts/main/access-token")
         self.clock.sleep(enrolled_after)
-        self._timers = [(Timer(each.rate, self.clock), each.event) for each in stack.schedules(stack.translate())]
+        self._timers = [
+            (Timer(each.rate, self.clock), each.event) for each in sam_template.schedules(sam_template.translate())
+        ]
         self.world.put_parameter("main", json.dumps({"appid": APPID, "secret": SECRET, "endpoint": endpoint}))
 
     def step(self) -> None:

@@ -21,7 +21,7 @@ from botocore.exceptions import ConnectTimeoutError
 from rich.console import Console
 from rich.table import Table
 
-from infra import stack
+from infra import sam_template
 from infra.local.simulated_wechat import Fault, Reply, SimulatedWeChat
 from tests.reports.day import Timer
 from tests.simulation.memory_aws import MemoryAws
@@ -48,7 +48,7 @@ ENROLLED_AFTER = (0, 3601, 3631)
 """Seconds from the schedules' beginning to the accounts' enrolment: with a main tick; and so that the guard comes as late as
 it can for what is due 540 or 300 s before its end (59 s), and for what is due 270 s before (59 s)."""
 
-SCHEDULES = stack.schedules(stack.translate())
+SCHEDULES = sam_template.schedules(sam_template.translate())
 
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "token": {"appid": "wx1", "endpoint": "token", "tickets": ["jsapi", "wx_card"]},

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.stack import TEMPLATE
+from infra.sam_template import TEMPLATE
 from tests.reports.day import BareTimer, Contender, ThisProject
 from token_keeper.model import Kind
 

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 from urllib3.exceptions import NewConnectionError
 
-from infra import stack
+from infra import sam_template
 from infra.local.simulated_wechat import BEIJING, DAY, HOUR, Fault, Reply, SimulatedWeChat
 from tests.reports.day import BARE_TIMER_RATE, Reading, ask
 from tests.simulation.memory_aws import MemoryAws
@@ -235,7 +235,7 @@ class ThisProject:
         self._faults = faults
         self._cold = Armed(faults.cold_readers)
         self._request = gateway_event("/v1/accounts/main/access-token")
-        self._schedules = [(each.rate, each.event) for each in stack.schedules(stack.translate())]
+        self._schedules = [(each.rate, each.event) for each in sam_template.schedules(sam_template.translate())]
         self._fires_at = [float(START)] * len(self._schedules)
         self._api = self.world.api_instance()
         self.world.put_parameter("main", json.dumps({"appid": APPID, "secret": SECRET, "endpoint": endpoint}))

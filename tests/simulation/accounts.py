@@ -1,4 +1,4 @@
-"""The accounts that people want kept, and what is told apart by a record."""
+"""The accounts that people want kept, and what a record distinguishes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,7 @@ def identity_of(record: Mapping[str, Any]) -> str:
 
 
 def app_name_of(name: str, record: Mapping[str, Any]) -> str:
-    """A corp's apps are told apart by the account that they are for; an appid may be wanted under two names."""
+    """A corp's apps are distinguished by the account that they are for; an appid may be wanted under two names."""
     return f"{record['corpid']}/{name}" if "corpid" in record else str(record["appid"])
 
 

@@ -1,4 +1,4 @@
-"""What the rules choose from: accounts, readers, events, and the faults of WeChat's answers."""
+"""What the rules choose from: accounts, readers, events, and the faults of WeChat's responses."""
 
 from collections.abc import Callable
 

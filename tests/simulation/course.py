@@ -34,7 +34,7 @@ class Course(ReaderChecks):
         world.failed_with = self._failed_with
         self.wechat.at_point = self._pass_point
         self.wechat.met_fault = self._met_fault
-        self.wechat.responded = self._answered
+        self.wechat.responded = self._responded
         clock.next_at = self._next_at
         clock.fire = self._fire
 
@@ -98,7 +98,7 @@ class Course(ReaderChecks):
     def _deliver(self, event: dict[str, Any], attempts: int = 3) -> bool:
         """Wake RefreshFunction as AWS does: a failed invocation is repeated twice."""
         if event.get("detail", {}).get("operation") == "Update":
-            # It may tell of a parameter that is gone again: then the keeper waits for that to become readable.
+            # It may be about a parameter that is gone again: then the keeper waits for that to become readable.
             self.absent.discard(event["detail"]["name"].rpartition("/")[2])
         try:
             self.world.invoke(event)
@@ -128,8 +128,8 @@ class Course(ReaderChecks):
         match event:
             case {"verify": name}:
                 item = self._item(name, ACCESS_TOKEN)
-                told = item["fingerprint"]["S"] if item and "fingerprint" in item else "0" * 16
-                self._deliver({"verify": {"account": name, "fingerprint": told}}, attempts=1)
+                reported = item["fingerprint"]["S"] if item and "fingerprint" in item else "0" * 16
+                self._deliver({"verify": {"account": name, "fingerprint": reported}}, attempts=1)
             case {"changed": name}:
                 self._deliver(change_event(name, "Update"))
             case {"read": name}:

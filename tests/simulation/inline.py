@@ -26,7 +26,7 @@ class _Log(logging.Handler):
 
 @contextlib.contextmanager
 def _plain_records() -> Iterator[None]:
-    """Log records do not tell where they come from: the ways that `logging`'s documentation has to make it faster."""
+    """Log records do not say where they come from: the ways that `logging`'s documentation has to make it faster."""
     with (
         patch.object(logging, "_srcfile", None),
         patch.object(logging, "logThreads", False),
@@ -106,7 +106,7 @@ class _Reply(contextlib.AbstractContextManager["_Reply"]):
         pass
 
     def read(self, _size: int, **_: Any) -> bytes:
-        """The whole: a simulated response never drips."""
+        """The whole: a simulated response is never sent slowly."""
         return self._body
 
 

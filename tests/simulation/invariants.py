@@ -24,7 +24,7 @@ class Invariants(Course):
             if value.dies_at < promise.until and self._excuse(promise) is None:
                 self._violate(
                     "promise",
-                    f"{promise.account}/{promise.credential}: told at {promise.learned_at:.0f} that it works until "
+                    f"{promise.account}/{promise.credential}: promised at {promise.learned_at:.0f} that it works until "
                     f"{promise.until:.0f}, it was minted at {value.minted_at:.0f} and dies at {value.dies_at:.0f}",
                 )
             if promise.until > self.clock.now - 600:
@@ -35,7 +35,7 @@ class Invariants(Course):
     def everything_is_live_again(self) -> None:
         """Invariants 3, 7 and 9: an account that has had peace for so long has a usable value, whatever its neighbours do."""
         if self.violations:
-            return  # told at the end of this step
+            return  # reported at the end of this step
         for name, record in self.records.items():
             if not self._is_right(name):
                 continue
@@ -76,7 +76,7 @@ class Invariants(Course):
         for name in self.absent:
             status, _ = self.world.get(f"/v1/accounts/{name}/access-token", self.world.reader(0))
             if status != 404:
-                self._violate("deleted", f"{name} is deleted and answered {status}")
+                self._violate("deleted", f"{name} is deleted and got {status}")
 
     @invariant()
     def nothing_that_works_is_past_its_time(self) -> None:

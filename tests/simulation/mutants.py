@@ -10,7 +10,7 @@ from unittest.mock import patch
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, Due, Failed, Grant, Probed, Skipped, Task, task_of
+from token_keeper.model import ACCESS_TOKEN, DueCredential, Failed, Grant, Probed, RenewalTask, Skipped, task_of
 from token_keeper.refresh import renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -97,9 +97,9 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.accounts.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, task: Due, record: Any) -> Any:
+def _owner_unasked(self: Enrolment, task: DueCredential, record: Any) -> Any:
     credential = self._table.credentials.get(task.account, task.credential)
-    if credential is None or isinstance(task, Task):
+    if credential is None or isinstance(task, RenewalTask):
         return credential and task
     is_due = renewal.is_still_due(task, credential, self._now())
     return task_of(credential) if is_due else Skipped(task.account, task.credential, "not due any more")
@@ -137,8 +137,8 @@ def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: b
 
 def _report_uncompared(self: reader.Reader, account: str, reported: str) -> Any:
     # Whatever was reported, the current token is checked.
-    current = self._read_afresh(account, ACCESS_TOKEN).credential.fingerprint
-    return self._verify(account, current or ""), self._read_afresh(account, ACCESS_TOKEN)
+    current = self._read_through(account, ACCESS_TOKEN).credential.fingerprint
+    return self._verify(account, current or ""), self._read_through(account, ACCESS_TOKEN)
 
 
 MUTANTS = {

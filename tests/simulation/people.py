@@ -153,10 +153,10 @@ class People(Invariants):
     def report(self, name: str, reader: int, which: int, times: int) -> None:
         """Clients report the current token, or one of those before it."""
         name = self._kept(name)
-        told = [
+        seen = [
             promise.minted for promise in self.promises if (promise.account, promise.credential) == (name, ACCESS_TOKEN)
         ]
-        reported = dict.fromkeys(minted.value.text for minted in reversed(told))
+        reported = dict.fromkeys(minted.value.text for minted in reversed(seen))
         item = self._item(name, ACCESS_TOKEN)
         candidates = [*([item["value"]["S"]] if item and "value" in item else []), *reported]
         if which >= len(candidates):
@@ -166,7 +166,7 @@ class People(Invariants):
 
     @rule(name=accounts, reader=readers)
     def clients_keep_reporting(self, name: str, reader: int) -> None:
-        """For a quarter of an hour clients report the current token, whatever they are answered."""
+        """For a quarter of an hour clients report the current token, whatever they are served."""
         name = self._kept(name)
         for _ in range(60):
             text = text_of(self._item(name, ACCESS_TOKEN))

@@ -1,4 +1,4 @@
-"""Readers that ask ApiFunction, and what must hold of its answers."""
+"""Readers that ask ApiFunction, and what must hold of its responses."""
 
 import json
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ class ReaderChecks(WriteChecks):
         path = "access-token" if credential == ACCESS_TOKEN else f"tickets/{credential}"
         status, body = self.world.get(f"/v1/accounts/{name}/{path}", self.world.readers[reader])
         if status == 200:
-            self._answered_by_api(name, credential, reader, body)
+            self._served_by_api(name, credential, reader, body)
 
     def _report(self, name: str, reader: int, text: str) -> None:
         asked_at = self.clock.now
         path, body = f"/v1/accounts/{name}/access-token/reports", json.dumps({"access_token": text})
-        status, answer, _ = self.world.request(path, self.world.readers[reader], body)
+        status, response, _ = self.world.request(path, self.world.readers[reader], body)
         if status == 200:
-            self._answered_by_api(name, ACCESS_TOKEN, reader, answer)
-            self._check_outcome(name, answer, self.wechat.minted[text].value, asked_at)
+            self._served_by_api(name, ACCESS_TOKEN, reader, response)
+            self._check_outcome(name, response, self.wechat.minted[text].value, asked_at)
 
     def _ask(self, name: str, reader: int, *, force: bool) -> None:
         record = self.records.get(name, RECORDS[name])
@@ -37,24 +37,24 @@ class ReaderChecks(WriteChecks):
         instance = self.world.readers[reader]
         if "corpid" in record:
             query = {"corpid": identity_of(record), "corpsecret": self.keys[name]}
-            answer = self.world.ask("GET /cgi-bin/gettoken", instance, **query)
+            response = self.world.ask("GET /cgi-bin/gettoken", instance, **query)
         elif force or reader:
             body = json.dumps({**sent, "force_refresh": force})
-            answer = self.world.ask("POST /cgi-bin/stable_token", instance, body=body)
+            response = self.world.ask("POST /cgi-bin/stable_token", instance, body=body)
         else:
-            answer = self.world.ask("GET /cgi-bin/token", instance, **sent)
-        if "access_token" in answer:
-            self._handed_out(name, ACCESS_TOKEN, reader, answer["access_token"], answer["expires_in"])
+            response = self.world.ask("GET /cgi-bin/token", instance, **sent)
+        if "access_token" in response:
+            self._handed_out(name, ACCESS_TOKEN, reader, response["access_token"], response["expires_in"])
 
-    def _answered_by_api(self, name: str, credential: str, reader: int, body: Mapping[str, Any]) -> None:
+    def _served_by_api(self, name: str, credential: str, reader: int, body: Mapping[str, Any]) -> None:
         text = body["access_token"] if credential == ACCESS_TOKEN else body["ticket"]
         if body["fingerprint"] != fingerprint(text):
-            self._violate("answers", f"{name}/{credential}: a value was handed out with another's fingerprint")
+            self._violate("responses", f"{name}/{credential}: a value was handed out with another's fingerprint")
         if not 0 < body["cache_for"] <= min(60, body["expires_in"]):
             self._violate("promise", f"{name}/{credential}: to be kept for longer than is promised")
         until, of_reader = self.clock.now + body["expires_in"], (reader, credential, text)
         if body["stale"] and until > self.last_promise.get(of_reader, 0):
-            self._violate("reader", f"{name}/{credential}: a stale answer promises more than the one it is made of")
+            self._violate("reader", f"{name}/{credential}: a stale response promises more than the one it is made of")
         self.last_promise[of_reader] = until
         self._handed_out(name, credential, reader, text, body["expires_in"], stale=body["stale"])
 
@@ -63,7 +63,7 @@ class ReaderChecks(WriteChecks):
     ) -> None:
         now, minted = self.clock.now, self.wechat.minted.get(text)
         if minted is None:
-            self._violate("answers", f"{name}/{credential}: a reader got what is no value")
+            self._violate("responses", f"{name}/{credential}: a reader got what is no value")
             return
         if credential == ACCESS_TOKEN and minted.value.owner not in self.apps[name]:
             self._violate("order", f"{name}/{credential}: a reader got another account's value")
@@ -79,16 +79,16 @@ class ReaderChecks(WriteChecks):
         self.last_promise[reader, credential, text] = now + expires_in
         self.promises.append(Promise(name, credential, minted, now, now + expires_in))
 
-    def _check_outcome(self, name: str, answer: Mapping[str, Any], reported: Any, asked_at: float) -> None:
-        same, outcome = answer["fingerprint"] == fingerprint(reported.text), answer["outcome"]
+    def _check_outcome(self, name: str, response: Mapping[str, Any], reported: Any, asked_at: float) -> None:
+        same, outcome = response["fingerprint"] == fingerprint(reported.text), response["outcome"]
         if same != (outcome in ("still_valid", "unverified")):
-            self._violate("reader", f"a report was answered {outcome} with {'the same' if same else 'another'} value")
+            self._violate("reader", f"a report was served {outcome} with {'the same' if same else 'another'} value")
         if outcome == "replaced" and reported.dies_at > self.clock.now:
             self._violate("reader", "a report replaced a token that works")
         item = self._item(name, ACCESS_TOKEN)
         is_young = item is not None and asked_at - int(item["fetched_at"]["N"]) < renewal.MIN_AGE_TO_CHECK + MARGIN
         if outcome == "still_valid" and asked_at - reported.dies_at > CHECK_SERVES + MARGIN and not is_young:
-            self._violate("reader", "a report was answered still_valid for a dead token")
+            self._violate("reader", "a report was served still_valid for a dead token")
 
     def _excuse(self, promise: Promise) -> str | None:
         """Why a value may have died before the end of its promise, in all the cases where it may."""

@@ -118,7 +118,7 @@ class State(RuleBasedStateMachine):
         return all(self._is_taken_over(name) for name in self.records)
 
     def _forget_usage(self, item: Item) -> None:
-        """What an account has used is forgotten with it; WeChat then answers one forced refresh too many with the old token."""
+        """What an account has used is forgotten with it; WeChat then returns the old token to one forced refresh too many."""
         for counted in (self.forced_a_day, self.forced_at):
             for key in [key for key in counted if item["app_id"]["S"] in (key, key[0])]:
                 del counted[key]  # type: ignore[arg-type]

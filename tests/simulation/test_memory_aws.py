@@ -30,7 +30,7 @@ def in_memory() -> Any:
 
 OPERATIONS = [
     *["enrol", "lease", "publish", "fail", "usage", "check", "checked", "refuse", "reschedule", "note"],
-    *["claim", "release_claims", "progress", "drop"],
+    *["acquire_claim", "release_claims", "progress", "drop"],
 ]
 operations = st.lists(
     st.tuples(st.sampled_from(OPERATIONS), st.sampled_from(["one", "two"]), st.integers(0, 6)), max_size=25
@@ -86,12 +86,12 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
             return table.credentials.reschedule(seen, due_at=now)
         case "note":
             return table.credentials.set_record_error(account, "access_token", FAILURE if now % 2 else None)
-        case "claim":
-            holder = table.accounts.claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
+        case "acquire_claim":
+            owner = table.accounts.acquire_claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (
-                holder,
+                owner,
                 table.accounts.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
-                table.accounts.claims("app0"),
+                table.accounts.claims_on("app0"),
             )
         case "release_claims":
             return table.accounts.release_claims(
@@ -111,8 +111,8 @@ def _held(table: Table) -> Any:
     first_page, _ = table.accounts.page(
         1, None
     )  # where that was all, DynamoDB may still name a place to go on, and moto does not
-    dues = [sorted(table.due(until)[0], key=repr) for until in (None, 3)]
-    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of(entries), dues
+    listed = [sorted(table.list_due(until)[0], key=repr) for until in (None, 3)]
+    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of(entries), listed
 
 
 KEY: dict[str, Any] = {"pk": {"S": "p"}, "sk": {"S": "s"}}

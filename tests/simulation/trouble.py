@@ -27,7 +27,7 @@ class Trouble(People):
         times=st.sampled_from([1, 1, 2, 3]),
     )
     def wechat_fails(self, name: str, faults: list[str], what: str, times: int) -> None:
-        """WeChat's next answers to an account are not what they should be."""
+        """WeChat's next responses to an account are not what they should be."""
         if what == "check" and "errcode 40001" in faults:
             return  # a token that is called dead is dead: `somebody_else` kills it
         name = self._kept(name)
@@ -47,7 +47,7 @@ class Trouble(People):
         self._trouble(seconds)
 
     @rule(
-        point=st.sampled_from(["write", "written", "read", "ssm", "wechat", "answered"]),
+        point=st.sampled_from(["write", "written", "read", "ssm", "wechat", "responded"]),
         skip=st.integers(0, 3),
         effect=st.sampled_from(["die", "fail", "overlap", "overlap"]),
         overlap=wakes,
@@ -60,7 +60,7 @@ class Trouble(People):
         self.mishaps.append(Mishap(point, skip, effect, overlap, seconds))
 
     @rule(
-        point=st.sampled_from(["write", "written", "wechat", "answered"]),
+        point=st.sampled_from(["write", "written", "wechat", "responded"]),
         skip=st.integers(0, 1),
         effect=st.sampled_from(["die", "fail", "overlap"]),
         hours_later=st.booleans(),
@@ -76,15 +76,15 @@ class Trouble(People):
 
     @rule(name=accounts)
     def an_operators_renewal_dies(self, name: str) -> None:
-        """WeChat has replaced a value that was not due, and nobody lives to store the new one; ten minutes pass."""
+        """WeChat has replaced a value that was not due, and no instance lives to store the new one; ten minutes pass."""
         self.clock.sleep(FORCED_APART)
-        self.mishaps.append(Mishap("answered", 0, "die"))
+        self.mishaps.append(Mishap("responded", 0, "die"))
         self.operator_rotates(name, (1, 0))
         self.clock.sleep(CALM + GUARD_EVERY)
 
     @rule(name=accounts, reader=readers, seconds=st.sampled_from([20, 50, 80, 110]))
-    def answers_get_lost(self, name: str, reader: int, seconds: int) -> None:
-        """Nothing that WeChat answers to the next renewal arrives; clients ask before and after."""
+    def responses_get_lost(self, name: str, reader: int, seconds: int) -> None:
+        """Nothing that WeChat returns to the next renewal arrives; clients ask before and after."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None or name not in self.records:
@@ -97,9 +97,9 @@ class Trouble(People):
         self.clock.sleep(ahead + seconds)
         self._read(name, ACCESS_TOKEN, reader)
 
-    @rule(name=accounts, point=st.sampled_from(["wechat", "answered"]), reader=readers)
-    def an_answer_comes_late(self, name: str, point: str, reader: int) -> None:
-        """An account's next renewal reaches WeChat, or its answer arrives, when its lease is over, and after another's."""
+    @rule(name=accounts, point=st.sampled_from(["wechat", "responded"]), reader=readers)
+    def a_response_comes_late(self, name: str, point: str, reader: int) -> None:
+        """An account's next renewal reaches WeChat, or its response arrives, when its lease is over, and after another's."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None:
@@ -130,13 +130,13 @@ class Trouble(People):
 
     @rule(seconds=st.sampled_from([5, 90]))
     def reads_lag(self, seconds: int) -> None:
-        """For some time the table's index, and reads that are not consistent, tell what was before."""
+        """For some time the table's index, and reads that are not consistent, return what was before."""
         self.world.aws.lag(seconds)
         self._trouble(seconds)
 
     @rule(name=accounts, reader=readers)
     def a_renewal_is_read_late(self, name: str, reader: int) -> None:
-        """Clients ask soon after the next regular renewal, while reads that are not consistent tell what was before."""
+        """Clients ask soon after the next regular renewal, while reads that are not consistent return what was before."""
         name = self._kept(name)
         item = self._item(name, ACCESS_TOKEN)
         if item is None or "value" not in item:

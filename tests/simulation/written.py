@@ -17,7 +17,7 @@ from token_keeper.renewal import MARGIN
 class WriteChecks(State):
     """Looks at what RefreshFunction does, as it does it."""
 
-    def _answered(self, path: str, asked: Mapping[str, Any], text: str | None) -> None:
+    def _responded(self, path: str, asked: Mapping[str, Any], text: str | None) -> None:
         call = self.wechat.calls[-1]
         identity, day = str(call.account), int((self.clock.now + BEIJING) // DAY)
         forced = asked.get("force_refresh") is True
@@ -69,7 +69,7 @@ class WriteChecks(State):
         for failed in frame.failed:
             if failed["class"] == FailureClass.DEFECT:
                 self._violate("defect", f"{frame.event}: {failed['errmsg']}")
-        # Who is held up for a lease may be overtaken; the other instance's clock may be ahead.
+        # An instance that is held up for a lease may be superseded; the other instance's clock may be ahead.
         in_time = self.clock.now - frame.began_at < renewal.LEASE - MARGIN
         if not frame.disturbed and in_time and frame.fetched > frame.published:
             self._violate("one fetch", f"{frame.event} fetched {frame.fetched} and published {frame.published}")
@@ -110,9 +110,9 @@ class WriteChecks(State):
         name, credential = after["pk"]["S"].partition("#")[2], after["sk"]["S"]
         old, new = text_of(before), text_of(after)
         if old is not None and new is None:
-            self._violate("answers", f"{name}/{credential}: a write took the value away")
+            self._violate("responses", f"{name}/{credential}: a write took the value away")
         if new is not None and new not in self.wechat.minted:
-            self._violate("answers", f"{name}/{credential}: what is stored as a value is none")
+            self._violate("responses", f"{name}/{credential}: what is stored as a value is none")
             return
         if "expires_at = :expires_at, due_at" in what:
             self._published(name, credential, before, after)
@@ -134,7 +134,7 @@ class WriteChecks(State):
             if self.world.frames[-1].epochs.get((name, credential)) != after["epoch"]:
                 self._violate("order", f"{name}/{credential}: published though a later lease was taken")
         text = str(text_of(after))
-        # What comes back after its end as we count it: after a lost answer a ticket's life is counted too short.
+        # What comes back after its end as we count it: after a lost response a ticket's life is counted too short.
         came_back = before is not None and text == text_of(before) and after["expires_at"] != before["expires_at"]
         is_ticket = credential != ACCESS_TOKEN
         if is_ticket and before is not None and text_of(before) in self.wechat.spoiled and text != text_of(before):
@@ -161,13 +161,13 @@ class WriteChecks(State):
             return
         failed = int(after["failures"]["N"]) > int(before["failures"]["N"])
         if failed and any(before.get(kept) != after.get(kept) for kept in ("value", "fingerprint", "expires_at")):
-            self._violate("answers", f"{name}/{credential}: a failure changed the live value or its expiry")
+            self._violate("responses", f"{name}/{credential}: a failure changed the live value or its expiry")
         # A call that was held up minted it late, so that to the keeper it is older than WeChat's delay.
         minted_at = self.wechat.minted[text].value.minted_at
         is_late = minted_at - int(before["fetched_at"]["N"]) > renewal.MIN_AGE_TO_CHECK / 2
         is_excused = is_late and self.clock.now - minted_at < self.wechat.accepted_after
         if "refused_at" in after and "refused_at" not in before and not self._is_ended(text) and not is_excused:
-            self._violate("answers", f"{name}/{credential}: a value that works was declared dead")
+            self._violate("responses", f"{name}/{credential}: a value that works was declared dead")
 
     def _check_need(self, name: str, credential: str, older: Minted, newer: Minted) -> None:
         apart, text = newer.value.minted_at - older.value.minted_at, older.value.text

@@ -74,20 +74,21 @@ def account(name: str, *credentials: dict[str, Any]) -> dict[str, Any]:
 
 
 class Service:
-    """An AWS service that gives one answer, and keeps the path and body of what it was asked."""
+    """An AWS service that gives one response, and keeps the path and body of what it was asked."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.status = 200
         self.headers: dict[str, str] = {}
-        self.answer = ""
+        self.response = ""
         self.url = ""
 
 
 @cache
 def client(service: str, region: str = REGION) -> Any:
     """A client of moto, made once: that takes longer than most calls."""
-    return boto3.Session("example", "example", region_name=region).client(service)  # type: ignore[call-overload]
+    make: Any = boto3.client  # whose types know no name of a service but literals
+    return make(service, region, aws_access_key_id="example", aws_secret_access_key="example")
 
 
 def create_stack(name: str, region: str = REGION, **parameters: str) -> None:
@@ -124,7 +125,7 @@ def put_item(**values: str) -> None:
 
 def names() -> list[str]:
     """The parameters below the accounts' path."""
-    return [one["Name"] for one in client("ssm").get_parameters_by_path(Path=ACCOUNTS_PATH)["Parameters"]]
+    return [each["Name"] for each in client("ssm").get_parameters_by_path(Path=ACCOUNTS_PATH)["Parameters"]]
 
 
 def items() -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.stack import TEMPLATE
+from infra.sam_template import TEMPLATE
 
 ROOT = TEMPLATE.parent
 OPERATIONS = ROOT / "infra" / "docs" / "operations.md"

@@ -53,8 +53,8 @@ def spellings(marker: str) -> set[str]:
     in_json = json.dumps(marker)[1:-1]
     quoted = {quote(marker), quote(marker, safe="")}
     found = {marker, in_json, json.dumps(in_json)[1:-1], escape(marker), *quoted}
-    found |= {re.sub("%..", lambda byte: byte[0].lower(), one) for one in quoted}
-    found |= {quote(one, safe="") for one in quoted}
+    found |= {re.sub("%..", lambda byte: byte[0].lower(), item) for item in quoted}
+    found |= {quote(item, safe="") for item in quoted}
     return found
 
 
@@ -98,7 +98,7 @@ def listening() -> Iterator[Said]:
             handler.setStream(stream or sys.stdout)
         said.add("stdout", stdout.getvalue())
         said.add("stderr", stderr.getvalue())
-        said.add("warnings", "\n".join(str(one.message) for one in warned))
+        said.add("warnings", "\n".join(str(item.message) for item in warned))
 
 
 class _Listener(logging.Handler):

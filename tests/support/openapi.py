@@ -59,8 +59,8 @@ def _validator(schema: str) -> Any:
 def _closed(node: Any) -> Any:
     """With no field allowed but those that are named. The document itself leaves room for more, as clients should."""
     if isinstance(node, list):
-        return [_closed(one) for one in node]
+        return [_closed(item) for item in node]
     if not isinstance(node, dict):
         return node
-    closed = {name: _closed(one) for name, one in node.items()}
+    closed = {name: _closed(item) for name, item in node.items()}
     return closed | {"additionalProperties": False} if node.get("type") == "object" else closed

@@ -27,9 +27,9 @@ from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutErr
 
 import api
 import refresh
-from infra import stack
+from infra import sam_template
 from infra.cli.consumer_keys import new_consumer
-from infra.local.loopback import gateway_body
+from infra.local.http_server import gateway_body
 from infra.local.simulated_wechat import SimulatedWeChat
 from token_keeper.model import digest
 from token_keeper.refresh import wechat
@@ -265,7 +265,7 @@ class World:
     def health(self, name: str = "main", credential: str = "access_token") -> dict[str, Any]:
         """One credential's health."""
         _, body = self.get(f"/v1/accounts/{name}")
-        return next(one for one in body["credentials"] if one["credential"] == credential)
+        return next(element for element in body["credentials"] if element["credential"] == credential)
 
     def calls(self, path: str = "/cgi-bin/token") -> int:
         """How often WeChat was called there."""
@@ -357,7 +357,7 @@ def _pool(host: str | None) -> Any:
     return HTTPSConnectionPool(str(host))
 
 
-_TEMPLATE = stack.translate()
+_TEMPLATE = sam_template.translate()
 
 
 def create_table(dynamodb: Any, name: str) -> None:
@@ -373,7 +373,8 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 # What takes every path or method comes last.
 _ROUTES = sorted(
-    ((route, _pattern(route.path)) for route in stack.routes(_TEMPLATE)), key=lambda each: each[0].method == "ANY"
+    ((route, _pattern(route.path)) for route in sam_template.routes(_TEMPLATE)),
+    key=lambda each: each[0].method == "ANY",
 )
 _VALUE_PATHS = ("/access-token", "/reports", "/jsapi", "/wx_card", "/agent_config")
 

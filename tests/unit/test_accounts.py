@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 
 from token_keeper.errors import InvalidRecordError, ParametersUnavailableError
 from token_keeper.model import Account, Kind
-from token_keeper.refresh.parameter_store import Accounts, parse_record
+from token_keeper.refresh.parameter_store import ParameterStore, parse_record
 
 SECRET = "s3cr3t-0123456789abcdef"
 
@@ -133,13 +133,13 @@ def test_an_account_does_not_show_its_secret() -> None:
 @pytest.mark.parametrize("path", ["/keeper/accounts", "/keeper/accounts/"])
 def test_only_a_parameter_right_below_the_path_is_an_accounts(path: str, parameter: str, account: str | None) -> None:
     no_aws: object = None
-    assert Accounts(no_aws, path).name_of(parameter) == account  # type: ignore[arg-type]
+    assert ParameterStore(no_aws, path).name_of(parameter) == account  # type: ignore[arg-type]
 
 
 # --- reading many
 
 
-class ParameterStore:
+class FakeParameterStore:
     """Parameter Store with a usable record under every name; a call for a name in `failing` fails as it says."""
 
     def __init__(self, failing: dict[str, Exception]) -> None:
@@ -166,9 +166,9 @@ def aws_error(code: str, status: int = 400) -> ClientError:
 NAMES = [f"a{number}" for number in range(10)]
 
 
-def read_all(store: ParameterStore) -> tuple[list[str], list[str]]:
+def read_all(store: FakeParameterStore) -> tuple[list[str], list[str]]:
     """The accounts that could be read, and those that could not."""
-    records = dict(Accounts(store, "/keeper/accounts").read(NAMES))  # type: ignore[arg-type]
+    records = dict(ParameterStore(store, "/keeper/accounts").read(NAMES))  # type: ignore[arg-type]
     assert list(records) == NAMES
     failed = [name for name, record in records.items() if isinstance(record.content, ParametersUnavailableError)]
     return [name for name, record in records.items() if isinstance(record.content, Account)], failed
@@ -188,7 +188,7 @@ def read_all(store: ParameterStore) -> tuple[list[str], list[str]]:
 )
 def test_one_bad_parameter_never_stops_the_others(code: str) -> None:
     # Given a parameter whose key cannot be used, which has every request with it refused
-    store = ParameterStore({"a3": aws_error(code)})
+    store = FakeParameterStore({"a3": aws_error(code)})
     assert read_all(store) == ([name for name in NAMES if name != "a3"], ["a3"])
     assert store.calls == [NAMES, *([name] for name in NAMES)]
 
@@ -204,13 +204,13 @@ def test_one_bad_parameter_never_stops_the_others(code: str) -> None:
     ids=lambda error: type(error).__name__ + str(error)[:60],
 )
 def test_throttling_or_an_outage_is_no_ten_calls(error: ClientError | BotoCoreError) -> None:
-    store = ParameterStore(dict.fromkeys(NAMES, error))
+    store = FakeParameterStore(dict.fromkeys(NAMES, error))
     assert read_all(store) == ([], NAMES)
     assert len(store.calls) == 1
 
 
 def test_an_outage_while_each_is_read_ends_the_calls() -> None:
     # Given a bad parameter, and a Parameter Store that throttles from the fifth on
-    store = ParameterStore({"a0": aws_error("InvalidKeyId"), "a4": aws_error("ThrottlingException")})
+    store = FakeParameterStore({"a0": aws_error("InvalidKeyId"), "a4": aws_error("ThrottlingException")})
     assert read_all(store) == (["a1", "a2", "a3"], ["a0", *NAMES[4:]])
     assert len(store.calls) == 1 + 5

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from token_keeper.api.aws import clients, http
 from token_keeper.api.aws.sigv4 import Credentials, sign
-from token_keeper.aws_errors import RefusedError, UnreachableError
+from token_keeper.aws_errors import AwsError, AwsUnavailableError
 
 NOW = 1_790_000_000
 ITEM = {"Item": {"pk": {"S": "a"}}}
@@ -206,17 +206,17 @@ def test_what_may_pass_is_tried_once_more(service: Service, passing: tuple[int, 
 
 def test_what_does_not_pass_is_told_after_the_second_attempt(service: Service) -> None:
     service.responses = [(503, b"<html>")] * 3
-    with pytest.raises(RefusedError, match="HTTP 503"):
+    with pytest.raises(AwsError, match="HTTP 503"):
         ask(service)
     service.responses = [None] * 3
-    with pytest.raises(UnreachableError):
+    with pytest.raises(AwsUnavailableError):
         ask(service)
     assert len(service.requests) == 4
 
 
 def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) -> None:
     service.responses = [error("ResourceNotFoundException")]
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(AwsError) as refused:
         ask(service)
     assert refused.value.response == {"Error": {"Code": "ResourceNotFoundException"}}
     assert len(service.requests) == 1
@@ -225,7 +225,7 @@ def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) ->
 def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
     client = clients.client("lambda", environment(service), lambda: NOW)
     service.responses = [(500, b"{}")]
-    with pytest.raises(RefusedError):
+    with pytest.raises(AwsError):
         client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
     service.headers["X-Amz-Function-Error"] = "Unhandled"
     reply = client.invoke(FunctionName="f", Payload='{"a": 1}')
@@ -274,7 +274,7 @@ def test_only_a_server_that_proves_its_name_is_asked(
     service.url = service.url.replace("http:", "https:")
     # When no authority vouches for it, then nothing is sent to it
     http._tls.cache_clear()
-    with pytest.raises(UnreachableError):
+    with pytest.raises(AwsUnavailableError):
         ask(service)
     assert service.requests == []
     # And when an authority does, it responds, over one connection
@@ -342,7 +342,7 @@ def test_no_error_tells_a_credential(
     service: Service, responses: list[tuple[int, bytes] | None], more: dict[str, str]
 ) -> None:
     service.responses = list(responses) * 2
-    with pytest.raises((RefusedError, UnreachableError)) as caught:
+    with pytest.raises((AwsError, AwsUnavailableError)) as caught:
         ask(service, **more)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
     for value in ("session-token", "secret-key", "key-id"):

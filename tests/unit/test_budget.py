@@ -41,13 +41,13 @@ def test_the_reserve_covers_a_day_in_which_every_attempt_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("forced", "since", "heeded"), [(0, 10**9, True), (19, 30, True), (19, 29, False), (20, 3600, False)]
+    ("forced", "since", "honoured"), [(0, 10**9, True), (19, 30, True), (19, 29, False), (20, 3600, False)]
 )
-def test_a_forced_refresh_keeps_to_wechats_limits(forced: int, since: int, heeded: bool) -> None:
+def test_a_forced_refresh_keeps_to_wechats_limits(forced: int, since: int, honoured: bool) -> None:
     now = MIDNIGHT + 3600
     usage = replace(budget.record(Usage(), MIDNIGHT), forced=forced, forced_at=now - since)
-    assert budget.may_force(usage, now) is heeded
-    assert budget.may_rotate(Kind.STABLE_TOKEN, usage, now) is heeded
+    assert budget.may_force(usage, now) is honoured
+    assert budget.may_rotate(Kind.STABLE_TOKEN, usage, now) is honoured
     assert budget.may_rotate(Kind.TOKEN, usage, now)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.stack import TEMPLATE, parse, translate
+from infra.sam_template import TEMPLATE, parse, translate
 from tests.support.tools import needed
 
 POLICY = TEMPLATE.parent / "infra" / "docs" / "deployer-policy.json"
@@ -85,11 +85,11 @@ def test_what_can_be_limited_to_the_stack_is() -> None:
     unlimited = {statement["Sid"] for statement in statements() if statement["Resource"] == "*"}
 
     assert unlimited == {"Network", "WithoutResources"}
-    roles = [one for one in statements() if any(action.startswith("iam:") for action in one["Action"])]
+    roles = [item for item in statements() if any(action.startswith("iam:") for action in item["Action"])]
     assert all(
-        "role/STACK-*" in str(one["Resource"]) or "role/aws-service-role/" in str(one["Resource"]) for one in roles
+        "role/STACK-*" in str(item["Resource"]) or "role/aws-service-role/" in str(item["Resource"]) for item in roles
     )
-    (passing,) = (one for one in roles if "iam:PassRole" in one["Action"])
+    (passing,) = (item for item in roles if "iam:PassRole" in item["Action"])
     assert set(passing["Condition"]["StringEquals"]["iam:PassedToService"]) == {
         "lambda.amazonaws.com",
         "scheduler.amazonaws.com",

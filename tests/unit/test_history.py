@@ -11,7 +11,7 @@ import pytest
 from infra.console.history import History
 from infra.console.web import PAGE
 from token_keeper.errors import KeeperError
-from token_keeper.model import FailureClass, Kind, Verdict, foreign_remedy, rfc3339
+from token_keeper.model import FailureClass, Kind, ReportOutcome, foreign_remedy, rfc3339
 from token_keeper.refresh import wechat
 from token_keeper.renewal import State
 
@@ -166,7 +166,7 @@ def test_other_fields_of_a_record_are_not_passed_on() -> None:
 
 def test_an_account_without_a_token_has_an_empty_lane() -> None:
     state = History().state([ACCOUNT | {"credentials": [health(None)]}], START)
-    assert [one["tokens"] for one in state["lanes"]] == [[]]
+    assert [item["tokens"] for item in state["lanes"]] == [[]]
 
 
 # --- the page's Chinese
@@ -220,5 +220,5 @@ def test_every_word_of_the_page_is_there_in_both_languages() -> None:
     names = re.compile(r"(?:^ +|, |{)(\w+): ", re.MULTILINE)
     english, chinese = (set(names.findall(words(language))) for language in ("en", "zh"))
 
-    assert {*map(str, State), *map(str, Verdict)} <= english <= chinese
+    assert {*map(str, State), *map(str, ReportOutcome)} <= english <= chinese
     assert set(map(str, FailureClass)) <= chinese

@@ -7,7 +7,7 @@ import pytest
 from jsonschema.exceptions import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from infra import stack
+from infra import sam_template
 from tests.support.openapi import DOCUMENT, check, resolved, validate
 from token_keeper.api.wechat_compatible import ERRMSG
 
@@ -28,7 +28,7 @@ def test_it_is_an_openapi_document() -> None:
 
 def test_it_describes_the_routes_that_are_deployed() -> None:
     described = {(method.upper(), path) for method, path, _ in operations()}
-    routes = stack.routes(stack.translate())
+    routes = sam_template.routes(sam_template.translate())
     assert described == {(route.method, route.path) for route in routes if route.method != "ANY"}
 
 
@@ -54,7 +54,7 @@ def test_its_examples_are_what_it_describes() -> None:
         for _, _, operation in operations()
         for response in operation["responses"].values()
         for media in resolved(response)["content"].values()
-        for example in [media.get("example"), *(one["value"] for one in media.get("examples", {}).values())]
+        for example in [media.get("example"), *(each["value"] for each in media.get("examples", {}).values())]
         if example is not None
     ]
     assert len(examples) > 15

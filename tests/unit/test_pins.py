@@ -21,8 +21,10 @@ PIN = re.compile(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==([^; ]+)")
 
 def pins(requirements: list[Any]) -> dict[str, str]:
     """Versions by name; a requirement that leaves a choice fails the test."""
-    found = [(one, PIN.match(one)) for one in requirements if isinstance(one, str) and one.partition("[")[0] not in OWN]
-    assert not [one for one, pinned in found if not pinned]
+    found = [
+        (item, PIN.match(item)) for item in requirements if isinstance(item, str) and item.partition("[")[0] not in OWN
+    ]
+    assert not [item for item, pinned in found if not pinned]
     return {pinned[1]: pinned[2] for _, pinned in found if pinned}
 
 

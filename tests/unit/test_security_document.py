@@ -2,7 +2,7 @@
 
 import re
 
-from infra.stack import TEMPLATE, routes, translate
+from infra.sam_template import TEMPLATE, routes, translate
 from token_keeper import budget
 from token_keeper.api.reader import REMEMBERED_FOR
 from token_keeper.untrusted import LONGEST_BODY
@@ -36,7 +36,7 @@ def test_its_figures_are_those_of_the_code() -> None:
 
 def test_no_route_has_cors() -> None:
     template = translate()
-    (api,) = (one["Properties"] for one in template["Resources"].values() if one["Type"] == "AWS::ApiGatewayV2::Api")
+    (api,) = (item["Properties"] for item in template["Resources"].values() if item["Type"] == "AWS::ApiGatewayV2::Api")
     assert "CorsConfiguration" not in api
     assert "x-amazon-apigateway-cors" not in api["Body"]
     assert not [route for route in routes(template) if route.method == "OPTIONS"]

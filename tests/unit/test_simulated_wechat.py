@@ -371,10 +371,10 @@ def test_wecom_may_mint_again_and_invalidate_the_previous_token(clock: Clock) ->
 
 def test_each_app_of_a_corp_has_its_own_token(wechat: SimulatedWeChat) -> None:
     # Given a corp with two apps / When both fetch
-    one, other = corp_token(wechat, CORP_SECRET)["access_token"], corp_token(wechat, OTHER_CORP_SECRET)["access_token"]
+    item, other = corp_token(wechat, CORP_SECRET)["access_token"], corp_token(wechat, OTHER_CORP_SECRET)["access_token"]
     # Then the tokens differ and both work
-    assert one != other
-    assert wechat.accepts(one)
+    assert item != other
+    assert wechat.accepts(item)
     assert wechat.accepts(other)
 
 

@@ -13,7 +13,7 @@ from moto.events.models import EventPattern
 from werkzeug.test import Client
 
 from infra.local.local_stack import gateway
-from infra.stack import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
+from infra.sam_template import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
 from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
 from token_keeper.refresh.keeper import SYNC_TIME
@@ -84,12 +84,12 @@ def properties(template: Template, logical_id: str) -> dict[str, Any]:
 
 
 def of_type(template: Template, kind: str) -> dict[str, dict[str, Any]]:
-    return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
+    return {name: item["Properties"] for name, item in template["Resources"].items() if item["Type"] == kind}
 
 
 def statements(role: dict[str, Any], effect: str) -> Iterator[dict[str, Any]]:
     for policy in role["Policies"]:
-        yield from (one for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == effect)
+        yield from (item for item in policy["PolicyDocument"]["Statement"] if item["Effect"] == effect)
 
 
 def calls(role: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -163,7 +163,7 @@ def test_every_name_belongs_to_the_partition_it_is_deployed_in(region: str, part
     template = translate(region=region)
 
     everything = [template, *(nested(template, name, region=region) for name in ("Egress", "Monitoring"))]
-    arns = re.findall(r"arn:([a-z-]+|\$\{[^}]+\}):", json.dumps([one["Resources"] for one in everything]))
+    arns = re.findall(r"arn:([a-z-]+|\$\{[^}]+\}):", json.dumps([item["Resources"] for item in everything]))
     assert set(arns) == {partition}
     url = {"Fn::Sub": f"https://${{HttpApi}}.execute-api.{region}.{suffix}"}
     assert template["Outputs"]["ApiUrl"]["Value"] == url
@@ -467,8 +467,8 @@ def test_the_table_outlives_its_stack_and_never_blocks_the_next(template: Templa
 
 
 def key(table: dict[str, Any]) -> list[tuple[str, str, str]]:
-    types = {one["AttributeName"]: one["AttributeType"] for one in table["AttributeDefinitions"]}
-    return [(one["AttributeName"], one["KeyType"], types[one["AttributeName"]]) for one in table["KeySchema"]]
+    types = {item["AttributeName"]: item["AttributeType"] for item in table["AttributeDefinitions"]}
+    return [(item["AttributeName"], item["KeyType"], types[item["AttributeName"]]) for item in table["KeySchema"]]
 
 
 def test_a_function_has_the_environment_it_needs_and_no_more(template: Template) -> None:
@@ -586,7 +586,7 @@ def test_a_run_holds_a_sync_as_long_as_it_may_take(template: Template) -> None:
 def test_the_refresher_sends_events_in_its_stacks_name_only(template: Template) -> None:
     role = properties(template, "RefreshFunctionRole")
 
-    (statement,) = (one for one in statements(role, "Allow") if one["Action"] == "events:PutEvents")
+    (statement,) = (item for item in statements(role, "Allow") if item["Action"] == "events:PutEvents")
     named = {"Fn::Sub": "wechat-token-keeper.${AWS::StackName}"}
     assert statement["Condition"] == {"StringEquals": {"events:source": named}}
 
@@ -612,7 +612,7 @@ def test_interfaces_are_made_and_removed_by_lambda_alone(region: str, mode: str)
     assert "ManagedPolicyArns" not in role
     assert {call for call in calls(role) if call[0].startswith("ec2:")} == INTERFACE_CALLS
     # But not by the function's code, whose ARN Lambda puts into what it asks for
-    (denied,) = (one for one in statements(role, "Deny") if one["Resource"] == "*")
+    (denied,) = (item for item in statements(role, "Deny") if item["Resource"] == "*")
     assert {(action, "*") for action in denied["Action"]} == INTERFACE_CALLS
     assert denied["Condition"] == {"Null": {"lambda:SourceFunctionArn": "false"}}
 
@@ -729,12 +729,12 @@ def holds(condition: Any, template: Template) -> bool:
             return holds(template["Conditions"][name], template)
         case {"Fn::Equals": [left, right]}:
             return bool(left == right)
-        case {"Fn::Not": [one]}:
-            return not holds(one, template)
+        case {"Fn::Not": [item]}:
+            return not holds(item, template)
         case {"Fn::And": several}:
-            return all(holds(one, template) for one in several)
+            return all(holds(item, template) for item in several)
         case {"Fn::Or": several}:
-            return any(holds(one, template) for one in several)
+            return any(holds(item, template) for item in several)
     raise AssertionError(condition)
 
 
@@ -747,7 +747,7 @@ def resolved(node: Any, template: Template) -> Any:
             kept = {key: resolved(value, template) for key, value in node.items()}
             return {key: value for key, value in kept.items() if value != NOTHING}
         case list():
-            return [resolved(one, template) for one in node]
+            return [resolved(item, template) for item in node]
     return node
 
 
@@ -755,9 +755,9 @@ def deployed(template: Template) -> Template:
     """The resources and outputs that conditions leave."""
     return {
         part: {
-            name: resolved(one, template)
-            for name, one in template[part].items()
-            if "Condition" not in one or holds(one["Condition"], template)
+            name: resolved(item, template)
+            for name, item in template[part].items()
+            if "Condition" not in item or holds(item["Condition"], template)
         }
         for part in ("Resources", "Outputs")
     }
@@ -810,7 +810,7 @@ def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: s
     # And both of its subnets have that way out alone
     private = {"FirstPrivateSubnet", "SecondPrivateSubnet"}
     routed = of_type(egress, "AWS::EC2::SubnetRouteTableAssociation").values()
-    tables = {one["SubnetId"]["Ref"]: one["RouteTableId"]["Ref"] for one in routed}
+    tables = {item["SubnetId"]["Ref"]: item["RouteTableId"]["Ref"] for item in routed}
     assert {tables[subnet] for subnet in private} == {"PrivateRoutes"}
     target = "NatGatewayId" if mode == "managed" else "NetworkInterfaceId"
     assert properties(egress, "PrivateRoute") == {
@@ -823,7 +823,7 @@ def test_an_own_way_out_has_one_address_and_only_calls_out(mode: str, way_out: s
     assert endpoint["VpcEndpointType"] == "Gateway"
     assert endpoint["ServiceName"] == "com.amazonaws.us-east-1.dynamodb"
     # And what the other mode costs is not there
-    assert ("AWS::EC2::NatGateway" in {one["Type"] for one in egress["Resources"].values()}) is (mode == "managed")
+    assert ("AWS::EC2::NatGateway" in {item["Type"] for item in egress["Resources"].values()}) is (mode == "managed")
     assert ("InstanceGroup" in egress["Resources"]) is (mode == "instance")
 
 
@@ -837,7 +837,7 @@ def test_the_interface_keeps_address_and_route_of_the_instance() -> None:
         "AllocationId": {"Fn::GetAtt": ["InstanceAddress", "AllocationId"]},
         "NetworkInterfaceId": {"Ref": "InstanceInterface"},
     }
-    (group,) = (properties(egress, one["Ref"]) for one in interface["GroupSet"])
+    (group,) = (properties(egress, item["Ref"]) for item in interface["GroupSet"])
     (incoming,), (outgoing,) = group["SecurityGroupIngress"], group["SecurityGroupEgress"]
     assert incoming["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
     assert {rule[end] for rule in (incoming, outgoing) for end in ("FromPort", "ToPort")} == {443}

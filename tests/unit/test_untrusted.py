@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_keeper.api.wechat_compatible import RefusedError, _parameters
+from token_keeper.api.wechat_compatible import WeChatApiError, _parameters
 from token_keeper.untrusted import LONGEST_BODY, body_text, json_object
 
 
@@ -69,6 +69,6 @@ PIECES = [
 def test_whatever_looks_like_a_form_is_read_or_refused(text: str) -> None:
     try:
         parameters = _parameters({"body": f"--b\r\n{text}"})
-    except RefusedError:
+    except WeChatApiError:
         return
     assert all(isinstance(name, str) for name in parameters)

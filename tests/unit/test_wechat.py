@@ -565,7 +565,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("drops", DRIPS.values(), ids=DRIPS)
-def test_an_attempt_ends_in_time_however_slowly_a_peer_drips(
+def test_an_attempt_ends_in_time_however_slowly_a_peer_sends(
     monkeypatch: pytest.MonkeyPatch, drops: tuple[bytes, ...]
 ) -> None:
     monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.3)
@@ -579,7 +579,7 @@ def test_an_attempt_ends_in_time_however_slowly_a_peer_drips(
     assert_discreet(error)
 
 
-def test_a_tls_handshake_that_drips_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_tls_handshake_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "CONNECT_TIMEOUT", 0.3)
     began_at = time.monotonic()
     # Given a peer whose handshake does not get on: a TLS record of 16 KB, byte by byte

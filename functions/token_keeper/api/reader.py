@@ -8,7 +8,7 @@ from hmac import compare_digest
 from token_keeper import budget, renewal
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
-from token_keeper.model import ACCESS_TOKEN, Credential, Failure, Verdict
+from token_keeper.model import ACCESS_TOKEN, Credential, Failure, ReportOutcome
 from token_keeper.table import Table
 
 REMEMBERED_FOR = 15
@@ -108,40 +108,40 @@ class Reader:
             if in_time and (reading := _reading(credential, read_at, now)):
                 return reading
         try:
-            return self._read_afresh(account, name)
+            return self._read_through(account, name)
         except StoreUnavailableError as error:
             if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
                 return reading
             raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
-    def report(self, account: str, fingerprint: str) -> tuple[Verdict, Reading]:
+    def report(self, account: str, fingerprint: str) -> tuple[ReportOutcome, Reading]:
         """A client saw an access token refused: the current one, and whether theirs was behind, alive or replaced.
 
         Raises what `read` raises, and `TooManyReportsError`.
         """
         try:
-            reading = self._read_afresh(account, ACCESS_TOKEN)
+            reading = self._read_through(account, ACCESS_TOKEN)
             asked_at = self._now()
-            verdict = self._known_verdict(reading.credential, fingerprint, asked_at)
-            if verdict is None and not self._is_under_way(reading.credential):
+            outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
+            if outcome is None and not self._is_under_way(reading.credential):
                 if wait := budget.report_wait(reading.credential.checks_booked_until, asked_at):
                     raise TooManyReportsError(wait)
-                verdict = self._verify(account, fingerprint)
-                reading = self._read_afresh(account, ACCESS_TOKEN)
-            while verdict in (None, Verdict.UNVERIFIED):
-                verdict = self._known_verdict(reading.credential, fingerprint, asked_at)
+                outcome = self._verify(account, fingerprint)
+                reading = self._read_through(account, ACCESS_TOKEN)
+            while outcome in (None, ReportOutcome.UNVERIFIED):
+                outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
                 is_waiting = self._is_under_way(reading.credential) and self._now() - asked_at < PATIENCE
-                if verdict is not None or not is_waiting:
+                if outcome is not None or not is_waiting:
                     break
                 self._sleep(POLL_INTERVAL)
-                reading = self._read_afresh(account, ACCESS_TOKEN)
-            if verdict is Verdict.STILL_VALID and reading.credential.fingerprint != fingerprint:
-                verdict = Verdict.SUPERSEDED  # by a renewal meanwhile
-            return verdict or Verdict.UNVERIFIED, reading
+                reading = self._read_through(account, ACCESS_TOKEN)
+            if outcome is ReportOutcome.STILL_VALID and reading.credential.fingerprint != fingerprint:
+                outcome = ReportOutcome.SUPERSEDED  # by a renewal meanwhile
+            return outcome or ReportOutcome.UNVERIFIED, reading
         except StoreUnavailableError as error:
             raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
-    def holder(self, access_token: str) -> str | None:
+    def account_of_token(self, access_token: str) -> str | None:
         """The account whose current access token this is, as far as this reader remembers."""
         now, asked = self._now(), access_token.encode()
         for (account, name), (credential, read_at) in list(self._remembered.items()):
@@ -150,30 +150,30 @@ class Reader:
                 return account
         return None
 
-    def _known_verdict(self, token: Credential, fingerprint: str, asked_at: int) -> Verdict | None:
+    def _known_outcome(self, token: Credential, fingerprint: str, asked_at: int) -> ReportOutcome | None:
         """What the item already says of a token reported at `asked_at`."""
         if token.fingerprint != fingerprint:
-            return Verdict.SUPERSEDED
+            return ReportOutcome.SUPERSEDED
         if renewal.is_checked(token, asked_at):
-            return Verdict.STILL_VALID
+            return ReportOutcome.STILL_VALID
         return None
 
     def _is_under_way(self, token: Credential) -> bool:
         return self._now() < max(token.lease_until, token.check_until)
 
-    def _verify(self, account: str, fingerprint: str) -> Verdict:
+    def _verify(self, account: str, fingerprint: str) -> ReportOutcome:
         try:
             summary = self._refresher.verify(account, fingerprint)
         except RefresherUnavailableError:
-            return Verdict.UNVERIFIED
+            return ReportOutcome.UNVERIFIED
         for verified in summary.get("verified", ()):
-            verdict = Verdict(verified["outcome"])
-            if verdict is Verdict.LIMITED:
+            outcome = ReportOutcome(verified["outcome"])
+            if outcome is ReportOutcome.LIMITED:
                 raise TooManyReportsError(verified["retry_after"])
-            return verdict
-        return Verdict.UNVERIFIED
+            return outcome
+        return ReportOutcome.UNVERIFIED
 
-    def _read_afresh(self, account: str, name: str) -> Reading:
+    def _read_through(self, account: str, name: str) -> Reading:
         credential, reading = self._read_table(account, name)
         return reading or self._read_after_renewal(account, name, credential)
 
@@ -212,7 +212,7 @@ class Reader:
             self._sleep(POLL_INTERVAL)
 
     def _check_kept(self, account: str, name: str) -> None:
-        # The directory decides: housekeeping may have taken the credential itself.
+        # The directory decides: TTL expiry may have deleted the credential itself.
         entry = self._table.accounts.entry(account)
         if entry is None:
             raise UnknownAccountError(f"no account named {account} is kept")

@@ -32,10 +32,10 @@ class Refresher:
         try:
             reply = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
             summary: dict[str, Any] = json.load(reply["Payload"])
-        except aws_errors.refusals() as error:
+        except aws_errors.client_errors() as error:
             response: Any = error.response  # type: ignore[attr-defined]
             raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from None
-        except aws_errors.outages() as error:
+        except aws_errors.connection_errors() as error:
             raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from None
         if "FunctionError" in reply:
             raise RefresherUnavailableError("RefreshFunction failed")

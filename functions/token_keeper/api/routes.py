@@ -28,7 +28,7 @@ from token_keeper.untrusted import body_text, json_object
 logger = logging.getLogger("api")
 logger.setLevel(logging.INFO)
 
-PAGE = 50
+MAX_PAGE_SIZE = 50
 """Accounts on a page of health, and the most that `limit` may ask for."""
 
 FINGERPRINT = re.compile("[0-9a-f]{16}")
@@ -84,9 +84,9 @@ class Api:
 
     def _accounts(self, event: Mapping[str, Any]) -> dict[str, Any]:
         query = event.get("queryStringParameters") or {}
-        limit, after = query.get("limit", str(PAGE)), query.get("next")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= PAGE):
-            raise InvalidRequestError(f"limit must be a number from 1 to {PAGE}")
+        limit, after = query.get("limit", str(MAX_PAGE_SIZE)), query.get("next")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE_SIZE):
+            raise InvalidRequestError(f"limit must be a number from 1 to {MAX_PAGE_SIZE}")
         if after is not None and not ACCOUNT_NAME.fullmatch(after):
             raise InvalidRequestError("next must be what the page before gave as next")
         entries, following = self._table.accounts.page(int(limit), after)
@@ -109,8 +109,8 @@ class Api:
 
     def _report(self, event: Mapping[str, Any]) -> dict[str, Any]:
         account, reported = _account_name(event), _reported(event)
-        verdict, reading = self._reader.report(account, reported)
-        return self._hand_out(event, reading, "access_token") | {"outcome": str(verdict)}
+        outcome, reading = self._reader.report(account, reported)
+        return self._hand_out(event, reading, "access_token") | {"outcome": str(outcome)}
 
     def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
         ticket_type = event["pathParameters"]["type"]

@@ -83,7 +83,7 @@ type Parameters = Mapping[str, Any]
 type Body = dict[str, Any]
 
 
-class RefusedError(KeeperError):
+class WeChatApiError(KeeperError):
     """What WeChat would refuse with this errcode. `hint` is added to WeChat's words."""
 
     errcode: int
@@ -95,7 +95,7 @@ class RefusedError(KeeperError):
 
 
 @dataclass(frozen=True)
-class Holder:
+class TokenOwner:
     """The account that an access token belongs to, and the appid or corpid it was minted for."""
 
     account: str
@@ -117,7 +117,7 @@ class CompatibleApi:
         self._table = table
         self._reader = reader
         self._permits: _Memory[tuple[str, str, bool], Permit] = _Memory(clock)
-        self._holders: _Memory[str, Holder] = _Memory(clock)
+        self._owners: _Memory[str, TokenOwner] = _Memory(clock)
         self._clock = clock
         self.routes: dict[str, Callable[[Parameters], Body]] = {
             "GET /cgi-bin/token": self._token,
@@ -139,7 +139,7 @@ class CompatibleApi:
             return _error(event, errcode, _ELSEWHERE if errcode == 40066 else "")
         try:
             return self.routes[route](_parameters(event))
-        except RefusedError as error:
+        except WeChatApiError as error:
             errcode, hint = error.errcode, error.hint
             # So that a caller who tries out keys is seen. What was tried may be a real AppSecret, sent here by mistake.
             source_ip = event.get("requestContext", {}).get("http", {}).get("sourceIp")
@@ -165,7 +165,7 @@ class CompatibleApi:
         permit = self._permit(key_digest, corpid, corp=True)
         accounts = set(permit.accounts.values())
         if len(accounts) > 1:
-            raise RefusedError(40013, "this key may read several apps of this corp: make one consumer for each app")
+            raise WeChatApiError(40013, "this key may read several apps of this corp: make one consumer for each app")
         return {"errcode": 0, "errmsg": "ok", **self._hand_out(permit.consumer, accounts.pop(), corpid)}
 
     def _ticket(self, parameters: Parameters) -> Body:
@@ -180,27 +180,27 @@ class CompatibleApi:
     def _hand_out_ticket(self, parameters: Parameters, known: Iterable[str], ticket_type: str) -> Body:
         token = _text(parameters, "access_token")
         if not token:
-            raise RefusedError(41001)
+            raise WeChatApiError(41001)
         if ticket_type not in known:
-            raise RefusedError(40097)
+            raise WeChatApiError(40097)
         if not token.isascii():
-            raise RefusedError(40001)
+            raise WeChatApiError(40001)
         try:
-            holder = self._holder(token, ticket_type)
-            reading = self._reader.read(holder.account, ticket_type)
+            owner = self._owner_of(token, ticket_type)
+            reading = self._reader.read(owner.account, ticket_type)
         except UnknownAccountError:
-            raise RefusedError(40001) from None
+            raise WeChatApiError(40001) from None
         except UnknownCredentialError:
-            raise RefusedError(48001, f"no {ticket_type} ticket is kept for this account") from None
-        if reading.credential.app_id != holder.app_id:  # the account has got another appid since one was looked up
-            raise RefusedError(40001)
+            raise WeChatApiError(48001, f"no {ticket_type} ticket is kept for this account") from None
+        if reading.credential.app_id != owner.app_id:  # the account has got another appid since one was looked up
+            raise WeChatApiError(40001)
         _log(reading, by_token=fingerprint(token))
         return {"errcode": 0, "errmsg": "ok", "ticket": reading.value, "expires_in": reading.expires_in}
 
     def _public_token(self, parameters: Parameters, *preferred: Kind, force: bool = False) -> Body:
         """The token of an appid: of the account kept with the first of these endpoints, where the consumer may read two."""
         if _text(parameters, "grant_type") != "client_credential":
-            raise RefusedError(40002)
+            raise WeChatApiError(40002)
         appid, key_digest = _credentials(parameters, "appid", "secret")
         permit = self._permit(key_digest, appid, corp=False)
         preferable = [permit.accounts[endpoint] for endpoint in preferred if endpoint in permit.accounts]
@@ -213,7 +213,7 @@ class CompatibleApi:
             if force and consumer.may_report:
                 reading = self._reported(reading)
         except (UnknownAccountError, UnknownCredentialError):
-            raise RefusedError(40013) from None
+            raise WeChatApiError(40013) from None
         if reading.credential.app_id != app_id:  # one of the two was looked up before the account got another appid
             raise NoValidValueError(None, retry_after=1)
         _log(reading, consumer=consumer.name)
@@ -240,48 +240,50 @@ class CompatibleApi:
         asked_at = self._clock()
         consumer = self._table.consumer(key_digest)
         if consumer is None or not compare_digest(consumer.key_digest, key_digest):
-            raise RefusedError(40125)
+            raise WeChatApiError(40125)
         accounts = {
             claim: account
-            for claim, account in self._table.accounts.claims(app_id).items()
+            for claim, account in self._table.accounts.claims_on(app_id).items()
             if _is_corps(claim) == corp and consumer.may_read(account)
         }
         if not accounts:
-            raise RefusedError(40013)
+            raise WeChatApiError(40013)
         permit = Permit(consumer, accounts)
         self._permits.put(asked_for, permit, asked_at)
         return permit
 
-    def _holder(self, token: str, ticket_type: str) -> Holder:
+    def _owner_of(self, token: str, ticket_type: str) -> TokenOwner:
         """Whose access token this is: the current one, or the one before for as long as WeChat accepts it."""
         token_digest = digest(token)
-        holder = self._holders.get(token_digest) or self._remembered_holder(token)
-        if holder is not None:
-            return holder
+        owner = self._owners.get(token_digest) or self._cached_owner(token)
+        if owner is not None:
+            return owner
         asked_at = self._clock()
         for index in ("fingerprint", "previous_fingerprint"):
-            account = self._table.credentials.holder_of_token(index, fingerprint(token))
-            holder = self._confirmed_holder(account, token, ticket_type) if account else None
-            if holder is not None:
-                self._holders.put(token_digest, holder, asked_at)
-                return holder
-        raise RefusedError(40001)
+            account = self._table.credentials.account_of_token(index, fingerprint(token))
+            owner = self._confirmed_owner(account, token, ticket_type) if account else None
+            if owner is not None:
+                self._owners.put(token_digest, owner, asked_at)
+                return owner
+        raise WeChatApiError(40001)
 
-    def _remembered_holder(self, token: str) -> Holder | None:
-        account = self._reader.holder(token)
+    def _cached_owner(self, token: str) -> TokenOwner | None:
+        account = self._reader.account_of_token(token)
         if account is None:
             return None
         reading = self._reader.read(account, ACCESS_TOKEN)
         is_current = compare_digest(reading.value.encode(), token.encode())
-        return Holder(account, reading.credential.app_id) if is_current else None
+        return TokenOwner(account, reading.credential.app_id) if is_current else None
 
-    def _confirmed_holder(self, account: str, token: str, ticket_type: str) -> Holder | None:
+    def _confirmed_owner(self, account: str, token: str, ticket_type: str) -> TokenOwner | None:
         """Whether the table itself, which does not lag, says so; the ticket is read along."""
         read_at = int(self._clock())
         current, ticket = self._table.credentials.token_and_ticket(account, ticket_type)
         if ticket is not None:
             self._reader.remember(ticket, read_at)
-        return Holder(account, current.app_id) if current is not None and _is_alive(current, token, read_at) else None
+        return (
+            TokenOwner(account, current.app_id) if current is not None and _is_alive(current, token, read_at) else None
+        )
 
 
 class _Memory[Key, Value]:
@@ -316,13 +318,13 @@ def _credentials(parameters: Parameters, id_name: str, secret_name: str) -> tupl
     """The appid or corpid, and the digest of the consumer's key."""
     app_id, key = _text(parameters, id_name), _text(parameters, secret_name)
     if not app_id:
-        raise RefusedError(41002)
+        raise WeChatApiError(41002)
     if not key:
-        raise RefusedError(41004)
+        raise WeChatApiError(41004)
     if not CONSUMER_KEY.fullmatch(key):
-        raise RefusedError(40125)
+        raise WeChatApiError(40125)
     if not _APP_ID.fullmatch(app_id):
-        raise RefusedError(40013)
+        raise WeChatApiError(40013)
     return app_id, digest(key)
 
 
@@ -350,9 +352,9 @@ def _parameters(event: Mapping[str, Any]) -> Parameters:
     except RecursionError:
         sent = None
     except ValueError as error:
-        raise RefusedError(47001, str(error)) from None
+        raise WeChatApiError(47001, str(error)) from None
     if sent is None:
-        raise RefusedError(47001)
+        raise WeChatApiError(47001)
     return {**(event.get("queryStringParameters") or {}), **sent}
 
 

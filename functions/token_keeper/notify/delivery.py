@@ -20,7 +20,7 @@ ATTEMPTS = 2
 """Calls of a robot for one batch, before the queue delivers it again."""
 
 WORKERS = 16
-"""Robots that are called at a time, so that one that does not answer keeps no other waiting."""
+"""Robots that are called at a time, so that one that does not respond keeps no other waiting."""
 
 MAX_REMEMBERED = 10_000
 """Deliveries that an instance remembers, the newest ones: a thousand events for ten receivers."""

@@ -111,7 +111,7 @@ class Robots:
         """Every robot, or what is wrong with it, by name. Raises `RobotError` where Parameter Store does not respond."""
         try:
             pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._path, WithDecryption=True)
-            found = {one["Name"].rpartition("/")[2]: one["Value"] for page in pages for one in page["Parameters"]}
+            found = {item["Name"].rpartition("/")[2]: item["Value"] for page in pages for item in page["Parameters"]}
         except (ClientError, BotoCoreError) as error:
             raise RobotError(f"Parameter Store: {type(error).__name__}") from None
         for name, value in found.items():

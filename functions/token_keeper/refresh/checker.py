@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
-from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, Task, Verdict, Verified, task_of
+from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, RenewalTask, ReportOutcome, Verified, task_of
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
@@ -35,33 +35,33 @@ class Checker:
         self._wechat = wechat
         self._clock = clock
 
-    def check(self, account: str, reported: str) -> Verified | Task:
+    def check(self, account: str, reported: str) -> Verified | RenewalTask:
         """What is to be said of an access token, named by its fingerprint, that a client saw refused; a task if it is dead.
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
         """
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or token.value is None:
-            return Verified(account, ACCESS_TOKEN, Verdict.UNVERIFIED, None)
+            return Verified(account, ACCESS_TOKEN, ReportOutcome.UNVERIFIED, None)
         now = self._now()
         if token.fingerprint != reported:
-            return _verified(token, Verdict.SUPERSEDED)
+            return _verified(token, ReportOutcome.SUPERSEDED)
         if renewal.is_checked(token, now):
-            return _verified(token, Verdict.STILL_VALID)
+            return _verified(token, ReportOutcome.STILL_VALID)
         if token.refused_at is not None or now < max(token.lease_until, token.check_until):
-            return _verified(token, Verdict.UNVERIFIED)
+            return _verified(token, ReportOutcome.UNVERIFIED)
         if wait := budget.report_wait(token.checks_booked_until, now):
-            return _verified(token, Verdict.LIMITED, retry_after=wait)
+            return _verified(token, ReportOutcome.LIMITED, retry_after=wait)
         booked_until = budget.book_check(token.checks_booked_until, now)
         if not self._table.credentials.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
             return self.check(account, reported)  # another instance has begun one since
         accepts = self._accepts(token)
         if accepts is False:
-            return self._invalidate(token) or _verified(token, Verdict.UNVERIFIED)
+            return self._invalidate(token) or _verified(token, ReportOutcome.UNVERIFIED)
         self._table.credentials.end_check(token, accepted_at=now if accepts else None)
-        return _verified(token, Verdict.STILL_VALID if accepts else Verdict.UNVERIFIED)
+        return _verified(token, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
 
-    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Task] | Probed]:
+    def probe(self, time_left: Callable[[], float]) -> Iterator[list[RenewalTask] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones as tasks, batch by batch, and at last the counts.
 
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
@@ -96,7 +96,7 @@ class Checker:
             self._table.put_progress(reached)
         yield Probed(counts[True], counts[False], counts[None], len(queue))
 
-    def _invalidate(self, token: Credential) -> Task | None:
+    def _invalidate(self, token: Credential) -> RenewalTask | None:
         """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
         # A renewal of our own whose outcome is unknown may be the reason, too.
         foreign = token.at_risk_since is None
@@ -119,8 +119,8 @@ class Checker:
         return int(self._clock())
 
 
-def _verified(token: Credential, verdict: Verdict, retry_after: int = 0) -> Verified:
-    return Verified(token.account, token.name, verdict, token.fingerprint, retry_after)
+def _verified(token: Credential, outcome: ReportOutcome, retry_after: int = 0) -> Verified:
+    return Verified(token.account, token.name, outcome, token.fingerprint, retry_after)
 
 
 def _note_unclear(unclear_since: dict[str, int], found: list[tuple[Credential, bool | None]], now: int) -> None:

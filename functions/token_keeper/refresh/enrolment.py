@@ -10,24 +10,24 @@ from token_keeper.errors import (
     KeeperError,
     ParametersUnavailableError,
     RecordChangedError,
-    RecordOvertakenError,
+    RecordSupersededError,
 )
 from token_keeper.model import (
     ACCESS_TOKEN,
     Account,
     Credential,
-    Due,
+    DueCredential,
     Failed,
     Failure,
     FailureClass,
     Kind,
+    RenewalTask,
     Skipped,
-    Task,
     task_of,
 )
 from token_keeper.refresh import alerts
 from token_keeper.refresh.events import Events
-from token_keeper.refresh.parameter_store import Record
+from token_keeper.refresh.parameter_store import AccountRecord
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
@@ -59,7 +59,7 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def permit(self, task: Due, record: Record) -> Task | Skipped | None:
+    def permit(self, task: DueCredential, record: AccountRecord) -> RenewalTask | Skipped | None:
         """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
 
         None where that is not so. Where the record cannot be read, the renewer is to report that.
@@ -73,18 +73,18 @@ class Enrolment:
             return None
         if credential is None:
             return None
-        if isinstance(task, Task):
+        if isinstance(task, RenewalTask):
             return task
         if not renewal.is_still_due(task, credential, self._now()):
             return Skipped(task.account, task.credential, "not due any more")
         return task_of(credential)
 
-    def apply(self, name: str, record: Record) -> list[Task | Failed]:
+    def apply(self, name: str, record: AccountRecord) -> list[RenewalTask | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
         `StoreUnavailableError` where the change could not be applied wholly: it is then to be applied again. After
-        `RecordOvertakenError` at once, because health may show what this record deserved, and not the newest.
+        `RecordSupersededError` at once, because health may show what this record deserved, and not the newest.
         """
         try:
             if record.content is None:
@@ -110,7 +110,7 @@ class Enrolment:
                 self._table.credentials.reschedule(credential, due_at=retry_at)
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[Task | Failed]:
+    def _enrol(self, account: Account, version: str | None) -> list[RenewalTask | Failed]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
@@ -124,7 +124,7 @@ class Enrolment:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
         self._table.accounts.put_entry(entry, applying=version)
-        owner = self._table.accounts.claim(account, now=self._now())
+        owner = self._table.accounts.acquire_claim(account, now=self._now())
         is_owner = owner == account.name
         for name, kind in account.credentials.items():
             if is_owner or name == ACCESS_TOKEN:  # which shows what is wrong
@@ -141,10 +141,10 @@ class Enrolment:
             if self._table.accounts.entry(account.name) is None:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
                 self._table.accounts.put_entry(entry)
-            raise RecordOvertakenError("the account's record has changed once more; that change is being applied")
+            raise RecordSupersededError("the account's record has changed once more; that change is being applied")
         return [each for each in found if each]
 
-    def _schedule(self, account: Account, name: str, kind: Kind) -> Task | Failed | None:
+    def _schedule(self, account: Account, name: str, kind: Kind) -> RenewalTask | Failed | None:
         """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
         while (credential := self._table.credentials.get(account.name, name)) is not None:
@@ -163,7 +163,7 @@ class Enrolment:
                 self._table.credentials.reschedule(credential, due_at=now)
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> Task | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> RenewalTask | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of

@@ -7,25 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile
 
 from token_keeper import budget, renewal
-from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordOvertakenError
+from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordSupersededError
 from token_keeper.model import (
     ACCESS_TOKEN,
     Credential,
-    Due,
+    DueCredential,
     Failed,
     Outcome,
     Probed,
+    RenewalTask,
     Renewed,
+    ReportOutcome,
     Skipped,
-    Task,
-    Verdict,
     Verified,
     task_of,
 )
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.events import Events
-from token_keeper.refresh.parameter_store import Accounts, Record
+from token_keeper.refresh.parameter_store import AccountRecord, ParameterStore
 from token_keeper.refresh.renewer import Renewer, not_stored
 from token_keeper.refresh.wechat import WeChat
 from token_keeper.table import Table
@@ -46,7 +46,7 @@ READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows the change."""
 
-type Found = list[Task | Failed] | KeeperError | None
+type Found = list[RenewalTask | Failed] | KeeperError | None
 
 
 class Keeper:
@@ -58,7 +58,7 @@ class Keeper:
     def __init__(
         self,
         table: Table,
-        accounts: Accounts,
+        accounts: ParameterStore,
         wechat: WeChat,
         events: Events,
         clock: Callable[[], float] = time.time,
@@ -80,7 +80,7 @@ class Keeper:
         Raises `ParametersUnavailableError` or `StoreUnavailableError`, after the renewals.
         """
         now = self._now()
-        listed, is_sync_pending = self._table.due(None)
+        listed, is_sync_pending = self._table.list_due(None)
         yield from self._renew_all([task for task in listed if renewal.due_for_tick(task, now)], time_left)
         yield from self._sync_changed(time_left, is_pending=is_sync_pending)
 
@@ -89,7 +89,7 @@ class Keeper:
 
         Raises `StoreUnavailableError`; with such a sync `ParametersUnavailableError`, too.
         """
-        tasks, is_sync_pending = self._table.due(self._now())
+        tasks, is_sync_pending = self._table.list_due(self._now())
         yield from self._renew_all(tasks, time_left)
         if is_sync_pending:
             yield from self._sync_changed(time_left, is_pending=True)
@@ -119,7 +119,7 @@ class Keeper:
     def renew(
         self, account: str, credential: str, time_left: Callable[[], float], *, rotate: bool = False
     ) -> list[Outcome]:
-        """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit wish)."""
+        """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit order)."""
         found = self._table.credentials.get(account, credential)
         if found is None:
             outcomes = self.account_changed(account, time_left)
@@ -136,13 +136,13 @@ class Keeper:
     def verify(self, account: str, reported: str, time_left: Callable[[], float]) -> list[Outcome]:
         """A client saw an access token refused, named by its fingerprint: check it, and replace it if it is dead."""
         found = self._checker.check(account, reported)
-        if not isinstance(found, Task):
+        if not isinstance(found, RenewalTask):
             return [found]
         outcomes = self._renew_all([found], time_left)
         for renewed in (outcome for outcome in outcomes if isinstance(outcome, Renewed)):
             if renewed.credential == ACCESS_TOKEN:
-                verdict = Verdict.STILL_VALID if renewed.fingerprint == reported else Verdict.REPLACED
-                return [*outcomes, Verified(account, ACCESS_TOKEN, verdict, renewed.fingerprint)]
+                outcome = ReportOutcome.STILL_VALID if renewed.fingerprint == reported else ReportOutcome.REPLACED
+                return [*outcomes, Verified(account, ACCESS_TOKEN, outcome, renewed.fingerprint)]
         return outcomes
 
     # --- renewing
@@ -160,10 +160,10 @@ class Keeper:
         return None
 
     def _renew_all(
-        self, tasks: Iterable[Due], time_left: Callable[[], float], *, rotate: bool = False
+        self, tasks: Iterable[DueCredential], time_left: Callable[[], float], *, rotate: bool = False
     ) -> list[Outcome]:
         """Renew the accounts side by side, those that work before those that fail; in each, the token before tickets."""
-        by_account: dict[str, list[Due]] = {}
+        by_account: dict[str, list[DueCredential]] = {}
         for task in sorted(tasks, key=lambda task: (task.failures > 0, task.credential != ACCESS_TOKEN, task.due_at)):
             by_account.setdefault(task.account, []).append(task)
         if not by_account:
@@ -178,12 +178,12 @@ class Keeper:
         skipped = [_out_of_time(account) for account in by_account if account not in renewals]
         return [*chain.from_iterable(each.result() for each in renewals.values()), *skipped]
 
-    def _read(self, accounts: Iterable[str], time_left: Callable[[], float]) -> Iterator[tuple[str, Record]]:
+    def _read(self, accounts: Iterable[str], time_left: Callable[[], float]) -> Iterator[tuple[str, AccountRecord]]:
         """The accounts' records, as long as there is time to read and use them."""
         return takewhile(lambda _: time_left() >= MIN_TIME, self._accounts.read(accounts))
 
     def _renew_account(
-        self, tasks: list[Due], record: Record, time_left: Callable[[], float], rotate: bool
+        self, tasks: list[DueCredential], record: AccountRecord, time_left: Callable[[], float], rotate: bool
     ) -> list[Outcome]:
         """Renew what is due of one account; where its record is not in force, apply that first."""
         outcomes: list[Outcome] = []
@@ -237,7 +237,7 @@ class Keeper:
         # The directory is read first: an account that is enrolled in between then seems neither deleted nor without an item.
         entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
-        listed, _ = self._table.due(None)
+        listed, _ = self._table.list_due(None)
         kept = {(task.account, task.credential) for task in listed}
         lost = {
             entry.account
@@ -253,27 +253,27 @@ class Keeper:
         `raising`: raise the error that prevents that, instead of returning it as a failure.
         """
         outcomes: list[Outcome] = []
-        tasks: list[Task] = []
+        tasks: list[RenewalTask] = []
         pending = list(names)
         while pending:
             applied: dict[str, str | None] = {}
-            overtaken: list[str] = []
+            superseded: list[str] = []
             for name, version, found in self._apply_all(pending, time_left):
                 match found:
                     case None:
                         outcomes.append(_out_of_time(name))
-                    case RecordOvertakenError():
-                        overtaken.append(name)
+                    case RecordSupersededError():
+                        superseded.append(name)
                     case KeeperError() if raising:
                         raise found
                     case KeeperError():
                         outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
                     case _:
                         applied[name] = version
-                        tasks += [task for task in found if isinstance(task, Task)]
+                        tasks += [task for task in found if isinstance(task, RenewalTask)]
                         outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
             # A record that changed meanwhile is applied again: the older one may have overwritten it.
-            pending = overtaken + [
+            pending = superseded + [
                 name
                 for name, record in self._read(applied, time_left)
                 if record.version != applied[name] and not isinstance(record.content, ParametersUnavailableError)
@@ -283,7 +283,7 @@ class Keeper:
     def _apply_all(self, names: list[str], time_left: Callable[[], float]) -> Iterator[tuple[str, str | None, Found]]:
         """Apply the accounts' records side by side; None for what there was no time for."""
 
-        def apply(name: str, record: Record) -> Found:
+        def apply(name: str, record: AccountRecord) -> Found:
             try:
                 return self._enrolment.apply(name, record) if time_left() >= MIN_TIME else None
             except KeeperError as error:

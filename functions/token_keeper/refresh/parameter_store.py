@@ -66,14 +66,14 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Record:
+class AccountRecord:
     """An account's record as it was found: `content` is None where there is no parameter of that name."""
 
     version: str | None
     content: Account | KeeperError | None
 
 
-class Accounts:
+class ParameterStore:
     """The records below `path`."""
 
     def __init__(self, ssm: "SSMClient", path: str) -> None:
@@ -98,12 +98,12 @@ class Accounts:
                     versions[name] = record_version(parameter)
         return versions
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, AccountRecord]]:
         """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
         for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
             yield from self._read_batch(batch)
 
-    def _read_batch(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    def _read_batch(self, names: Sequence[str]) -> Iterator[tuple[str, AccountRecord]]:
         named = [f"{self._path}/{name}" for name in names if ACCOUNT_NAME.fullmatch(name)]
         try:
             with _translated_errors():
@@ -112,15 +112,15 @@ class Accounts:
             if error.refused and len(names) > 1:
                 yield from self._read_each(names)
             else:
-                yield from ((name, Record(None, error)) for name in names)
+                yield from ((name, AccountRecord(None, error)) for name in names)
             return
         found = {parameter["Name"]: parameter for parameter in parameters}
         for name in names:
             yield name, _record(name, found.get(f"{self._path}/{name}"))
 
-    def _read_each(self, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    def _read_each(self, names: Sequence[str]) -> Iterator[tuple[str, AccountRecord]]:
         """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down."""
-        outage: Record | None = None
+        outage: AccountRecord | None = None
         for name in names:
             if outage is not None:
                 yield name, outage
@@ -130,7 +130,7 @@ class Accounts:
                 outage = record
             yield name, record
 
-    def read_one(self, name: str) -> Record:
+    def read_one(self, name: str) -> AccountRecord:
         """The account's record. Raises `ParametersUnavailableError`."""
         (_, record), *_ = self.read([name])
         if isinstance(record.content, ParametersUnavailableError):
@@ -138,13 +138,13 @@ class Accounts:
         return record
 
 
-def _record(name: str, parameter: Any) -> Record:
+def _record(name: str, parameter: Any) -> AccountRecord:
     if parameter is None:
-        return Record(None, None)
+        return AccountRecord(None, None)
     try:
-        return Record(record_version(parameter), parse_record(name, parameter["Value"]))
+        return AccountRecord(record_version(parameter), parse_record(name, parameter["Value"]))
     except InvalidRecordError as error:
-        return Record(record_version(parameter), error)
+        return AccountRecord(record_version(parameter), error)
 
 
 def record_version(parameter: Any) -> str:

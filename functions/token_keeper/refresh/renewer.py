@@ -20,9 +20,9 @@ from token_keeper.model import (
     Grant,
     Kind,
     Outcome,
+    RenewalTask,
     Renewed,
     Skipped,
-    Task,
     Usage,
     fingerprint,
 )
@@ -43,7 +43,7 @@ class _NoTokenError(WeChatError):
 class Attempt:
     """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
 
-    `lost_lease_until`: as in `Task`. `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether
+    `lost_lease_until`: as in `RenewalTask`. `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether
     it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`.
     `outcome_unknown`: a response was lost that may have held a new value.
     """
@@ -78,7 +78,7 @@ class Renewer:
         self._checker = checker
         self._clock = clock
 
-    def renew(self, task: Task, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+    def renew(self, task: RenewalTask, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
         """Renew what the task names, with the account's record (or why there is none); `rotate`: even a live value.
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
@@ -93,7 +93,7 @@ class Renewer:
             outcome = not_stored(task.account, task.credential, failure)
         return [*others, outcome]
 
-    def _renew(self, task: Task, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
+    def _renew(self, task: RenewalTask, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
         if task.credential != ACCESS_TOKEN and self._is_token_renewal_under_way(task.account):
             return Skipped(task.account, task.credential, "its access token is being renewed; the ticket comes next")
         now = self._now()
@@ -188,7 +188,7 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        others += self.renew(found, account) if isinstance(found, Task) else [found]
+        others += self.renew(found, account) if isinstance(found, RenewalTask) else [found]
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:

@@ -29,7 +29,7 @@ CONNECT_TIMEOUT = 3
 """Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
 
 READ_TIMEOUT = 8
-"""Seconds from then on until the whole response is there, however slowly it drips. So an attempt takes both at most, 11
+"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most, 11
 seconds, and what the system needs to look up the host's name."""
 
 KEPT_CONNECTIONS = 50
@@ -400,8 +400,8 @@ def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
 def _forms(sent: str) -> set[str]:
     """How a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or escaped twice."""
     in_json, quoted = json.dumps(sent)[1:-1], {quote(sent), quote(sent, safe="")}
-    quoted |= {re.sub("%..", lambda byte: byte[0].lower(), one) for one in quoted}
-    return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(one, safe="") for one in quoted)}
+    quoted |= {re.sub("%..", lambda byte: byte[0].lower(), item) for item in quoted}
+    return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(item, safe="") for item in quoted)}
 
 
 def _ip_remedy(errcode: int, errmsg: str) -> str:

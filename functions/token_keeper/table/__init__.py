@@ -12,18 +12,18 @@ claim on an appid, one per consumer, one for the probe.
 | `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
 The index `due` lists every credential, and such a sync, by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
-value, or by the value before, which works for a while after a rotation. The attribute `ttl` is housekeeping: no rule relies
+value, or by the value before, which works for a while after a rotation. The attribute `ttl` only tidies up: no rule relies
 on it.
 """
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from token_keeper.model import Consumer, Due, Kind, Progress
+from token_keeper.model import Consumer, DueCredential, Kind, Progress
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
 from token_keeper.table.dynamodb import ConditionFailedError, Items
-from token_keeper.table.items import CONSUMERS, HOUSEKEEPING, PROGRESS, SYNC, to_consumer, to_due
+from token_keeper.table.items import CONSUMERS, HOUSEKEEPING, PROGRESS, SYNC, to_consumer, to_due_credential
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -42,13 +42,13 @@ class Table:
         item = self._items.get({"pk": CONSUMERS, "sk": key_digest})
         return to_consumer(item) if item else None
 
-    def due(self, until: int | None) -> tuple[list[Due], bool]:
+    def list_due(self, until: int | None) -> tuple[list[DueCredential], bool]:
         """The credentials that the index lists as due at `until` or before (all that it lists, where that is None), and
         whether it lists a sync that was not finished.
         """
         condition = "due = :due" if until is None else "due = :due AND due_at <= :until"
         items = list(self._items.index("due", condition, {":due": "due", ":until": until}))
-        tasks = [to_due(item) for item in items if item["pk"] != SYNC["pk"]]
+        tasks = [to_due_credential(item) for item in items if item["pk"] != SYNC["pk"]]
         return tasks, len(tasks) < len(items)
 
     def sync_pending_from(self, due_at: int) -> None:

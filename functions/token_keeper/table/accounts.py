@@ -77,12 +77,12 @@ class Accounts:
         """Delete the account's directory entry."""
         self._items.delete(entry_key(account))
 
-    def claims(self, app_id: str) -> dict[str, str]:
+    def claims_on(self, app_id: str) -> dict[str, str]:
         """The accounts that keep this appid or corpid, by what they claim of it."""
         items, _ = self._items.partition(claim_key(app_id, "")["pk"])
         return {item["sk"]: item["account"] for item in items}
 
-    def claim(self, account: Account, *, now: int) -> str:
+    def acquire_claim(self, account: Account, *, now: int) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
         # The release before named the claim of a stable_token account otherwise.
         names = self._items.get_all([claim_key(account.app_id, kind) for kind in (Kind.TOKEN, Kind.STABLE_TOKEN)])
@@ -100,8 +100,8 @@ class Accounts:
     def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
         owned, values = "account = :account", {":account": account}
-        for claim, holder in self.claims(app_id).items():
-            if holder != account or claim == but:
+        for claim, owner in self.claims_on(app_id).items():
+            if owner != account or claim == but:
                 continue
             with suppress(ConditionFailedError):
                 if free_at <= now:

@@ -12,7 +12,7 @@ from token_keeper.model import (
     Failure,
     Grant,
     Kind,
-    Task,
+    RenewalTask,
     Usage,
     digest,
     fingerprint,
@@ -73,15 +73,15 @@ class Credentials:
         found = {item["sk"]: to_credential(item) for item in items}
         return found.get(ACCESS_TOKEN), found.get(ticket)
 
-    def holder_of_token(self, index: str, token_fingerprint: str) -> str | None:
+    def account_of_token(self, index: str, token_fingerprint: str) -> str | None:
         """The account whose access token has, or had, that fingerprint by the index, which may lag."""
         found = self._items.index(index, f"{index} = :fingerprint", {":fingerprint": token_fingerprint})
         return next((account_of(item) for item in found if item["sk"] == ACCESS_TOKEN), None)
 
     # --- a renewal: lease, then publish or record the failure
 
-    def take_lease(self, task: Task, *, now: int, until: int) -> Credential | None:
-        """Take the right to renew; None if another instance has it, or has had it since the task was made.
+    def take_lease(self, task: RenewalTask, *, now: int, until: int) -> Credential | None:
+        """Take the right to renew; None if another instance has it, or the credential is not any more as the task says.
 
         Returns the credential as it is under the lease: with the epoch that publishing requires, due again when the
         lease ends, and at risk from now on (unless it already was).
@@ -90,9 +90,12 @@ class Credentials:
             |-----------------|----------------------|------------------------------------> (time)
                             now = at_risk_since    until = due_at: the next guard takes it
         """
-        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING, ":epoch": task.epoch}
+        values = {":now": now, ":until": until, ":one": 1, ":ttl": until + HOUSEKEEPING}
+        values |= {":epoch": task.epoch, ":seen": task.lost_lease_until}
+        # Under one epoch a lease that was seen to be lost may have been given back since, with a new value.
+        as_seen = "epoch = :epoch AND lease_until = :seen"
         key = credential_key(task.account, task.credential)
-        item = self._update(key, f"{BEGIN} ADD epoch :one", "lease_until <= :now AND epoch = :epoch", values)
+        item = self._update(key, f"{BEGIN} ADD epoch :one", f"lease_until <= :now AND {as_seen}", values)
         return to_credential(item) if item else None
 
     def begin_forced(self, leased: Credential, usage: Usage, *, now: int) -> bool:
@@ -173,7 +176,7 @@ class Credentials:
     def begin_check(self, token: Credential, *, until: int, booked_until: int) -> bool:
         """Take the right to ask WeChat about a reported token; False if another instance asks, or the token has changed.
 
-        It hinders no renewal. `booked_until`: what the reports' allowance is booked to by this check.
+        It blocks no renewal. `booked_until`: what the reports' allowance is booked to by this check.
         """
         values = {":until": until, ":booked_until": booked_until, ":epoch": token.epoch}
         values[":seen"] = token.checks_booked_until

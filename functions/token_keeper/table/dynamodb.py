@@ -136,14 +136,14 @@ def _only_if(condition: str, values: Mapping[str, Any] | None) -> Any:
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except aws_errors.refusals() as error:
+    except aws_errors.client_errors() as error:
         response: Any = error.response  # type: ignore[attr-defined]
         code = response["Error"]["Code"]
         if code == "ConditionalCheckFailedException":
             raise ConditionFailedError(_plain(response.get("Item", {}))) from None
         # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
         raise StoreUnavailableError(f"DynamoDB: {code}") from None
-    except aws_errors.outages() as error:
+    except aws_errors.connection_errors() as error:
         raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from token_keeper.model import Consumer, Credential, Due, Failure, FailureClass, Kind, Usage
+from token_keeper.model import Consumer, Credential, DueCredential, Failure, FailureClass, Kind, Usage
 from token_keeper.table.dynamodb import Item, Key
 
 HOUSEKEEPING = 7 * 86400
@@ -68,9 +68,9 @@ _CREDENTIAL_FIELDS = {field.name for field in fields(Credential)} - {
 }
 
 
-def to_due(item: Item) -> Due:
+def to_due_credential(item: Item) -> DueCredential:
     """A credential as the index `due` lists it."""
-    return Due(account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item.get("failures", 0))
+    return DueCredential(account_of(item), item["sk"], Kind(item["kind"]), item["due_at"], item.get("failures", 0))
 
 
 def to_entry(item: Item) -> Entry:

@@ -1,6 +1,6 @@
 """The command line as an operator meets it: what is shown, what stands in Parameter Store, how it exits.
 
-CloudFormation and Parameter Store are moto's; the API and RefreshFunction are answered over HTTP by the tests.
+CloudFormation and Parameter Store are moto's; the API and RefreshFunction are served over HTTP by the tests.
 """
 
 import threading
@@ -53,10 +53,10 @@ def service() -> Iterator[Service]:
         def do_POST(self) -> None:
             service.requests.append((self.path, self.rfile.read(int(self.headers["Content-Length"])).decode()))
             self.send_response_only(service.status)
-            for header in {"Content-Length": str(len(service.answer.encode())), **service.headers}.items():
+            for header in {"Content-Length": str(len(service.response.encode())), **service.headers}.items():
                 self.send_header(*header)
             self.end_headers()
-            self.wfile.write(service.answer.encode())
+            self.wfile.write(service.response.encode())
 
         def log_message(self, *_: object) -> None:
             pass

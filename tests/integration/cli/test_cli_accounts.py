@@ -47,7 +47,7 @@ def test_an_added_account_is_in_parameter_store(
 ) -> None:
     # When an account is added with its secret on standard input
     result = run("accounts", "add", "main", *options, "--no-wait", stdin=f"{secret}\n")
-    # Then its whole record is stored, the operator hears what comes next, and nobody sees the secret
+    # Then its whole record is stored, the operator reads what comes next, and the secret is not shown
     assert result.exit_code == 0
     assert stored("main") == {**record, "secret": secret}
     assert "token-keeper status main" in result.stdout
@@ -268,9 +268,9 @@ def test_remove_asks_first(stack: None) -> None:
 
 @pytest.mark.parametrize("command", [["remove", "--yes"], ["set-secret"]])
 def test_an_unknown_account_is_said_to_be_one(stack: None, command: list[str]) -> None:
-    result = run("accounts", *command, "nobody", stdin=SECRET)
+    result = run("accounts", *command, "unknown", stdin=SECRET)
     assert result.exit_code == 2
-    assert "There is no account 'nobody'" in result.stderr
+    assert "There is no account 'unknown'" in result.stderr
 
 
 def test_list_shows_the_accounts_without_reading_records(api: responses.RequestsMock) -> None:

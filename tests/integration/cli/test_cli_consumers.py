@@ -141,7 +141,7 @@ def test_a_key_that_cannot_be_written_is_taken_back(stack: None, monkeypatch: py
     monkeypatch.setattr("infra.cli.consumers.say", full)
     # When a consumer is added
     result = run("consumers", "add", "shop", "--accounts", "main")
-    # Then its key, which nobody has read, is valid for nobody
+    # Then its key, which was not read, is valid nowhere
     assert result.exit_code == 2
     assert "so shop was not added" in result.stderr
     assert "No space left on device" in result.stderr
@@ -172,8 +172,8 @@ def test_what_cannot_be_done_with_consumers_is_said(stack: None, arguments: list
     assert len(kept_consumers()) == 1
 
 
-def test_where_nobody_would_answer_a_consumer_that_is_said(stack: None) -> None:
-    # Given a stack that does not answer in WeChat's format
+def test_a_key_that_cannot_be_used_yet_is_said_to_be_one(stack: None) -> None:
+    # Given a stack that does not respond in WeChat's format
     create_stack("quiet", WeChatCompatibleApi="disabled")
     result = run("--stack-name", "quiet", "consumers", "add", "shop", "--accounts", "main")
     assert result.exit_code == 0

@@ -68,7 +68,7 @@ def test_a_wrong_environment(environment: dict[str, str | None], says: str, monk
 def test_what_aws_refuses(service: Service, monkeypatch: pytest.MonkeyPatch, code: str, says: str) -> None:
     # Given a CloudFormation that refuses, with a text that may repeat what was sent
     service.status = 400
-    service.answer = f"<ErrorResponse><Error><Code>{code}</Code><Message>{SECRET}</Message></Error></ErrorResponse>"
+    service.response = f"<ErrorResponse><Error><Code>{code}</Code><Message>{SECRET}</Message></Error></ErrorResponse>"
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDFORMATION", service.url)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     # When the status is asked for
@@ -87,7 +87,7 @@ def test_a_wrong_clock_is_named_as_the_cause(
     service.status = 403
     service.headers = {"Date": format_datetime(datetime.now(UTC) + timedelta(minutes=minutes), usegmt=True)}
     error = "<Error><Code>SignatureDoesNotMatch</Code><Message>Signature expired</Message></Error>"
-    service.answer = f"<ErrorResponse>{error}</ErrorResponse>"
+    service.response = f"<ErrorResponse>{error}</ErrorResponse>"
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDFORMATION", service.url)
     # When the status is asked for
     result = run("status")
@@ -100,14 +100,14 @@ PAGE = "<html><body>Sign in to the guest network</body></html>"
 
 
 @pytest.mark.parametrize(
-    ("status_code", "answer"), [(200, PAGE), (404, PAGE), (407, PAGE), (200, ""), (200, "{}"), (200, '{"Stacks": 1}')]
+    ("status_code", "response"), [(200, PAGE), (404, PAGE), (407, PAGE), (200, ""), (200, "{}"), (200, '{"Stacks": 1}')]
 )
 @pytest.mark.parametrize("is_local", [False, True])
-def test_another_program_that_answers_is_not_taken_for_aws(
-    home: None, service: Service, monkeypatch: pytest.MonkeyPatch, status_code: int, answer: str, is_local: bool
+def test_another_program_that_responds_is_not_taken_for_aws(
+    home: None, service: Service, monkeypatch: pytest.MonkeyPatch, status_code: int, response: str, is_local: bool
 ) -> None:
-    # Given a proxy that answers for CloudFormation, or another program on the port of the embedded AWS
-    service.status, service.answer = status_code, answer
+    # Given a proxy in place of CloudFormation, or another program on the port of the embedded AWS
+    service.status, service.response = status_code, response
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDFORMATION", service.url)
     port = int(service.url.rpartition(":")[2]) - 1
     monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(port))

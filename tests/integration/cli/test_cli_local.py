@@ -34,14 +34,14 @@ def test_local_operates_the_stack_of_this_machine(home: None) -> None:
     server.stop()
     # Then it is there
     assert result.exit_code == 0, result.output
-    assert [one["Name"] for one in found] == [f"{ACCOUNTS_PATH}/main"]
+    assert [item["Name"] for item in found] == [f"{ACCOUNTS_PATH}/main"]
 
 
-@pytest.mark.parametrize("answer", ["<!DOCTYPE html><title>It works", "<html></html>", "", "{}"])
+@pytest.mark.parametrize("response", ["<!DOCTYPE html><title>It works", "<html></html>", "", "{}"])
 @pytest.mark.parametrize("status", [200, 400, 403, 404])
-def test_another_program_on_the_local_port(service: Service, home: None, status: int, answer: str) -> None:
+def test_another_program_on_the_local_port(service: Service, home: None, status: int, response: str) -> None:
     # Given the keys of a local stack that was killed, and a program that has taken its port
-    service.status, service.answer = status, answer
+    service.status, service.response = status, response
     port = int(service.url.rpartition(":")[2])
     access_keys.write(port - 1, service.url, {"operator": Key.of("operator")}, "api-key")
     # When the local stack is asked

@@ -16,7 +16,7 @@ def test_refresh_replaces_the_token_and_says_so(refresh_function: Service) -> No
         "renews_at": "2026-11-22T15:23:00Z",
     }
     renewed = {"account": "main", "credential": "access_token", "fingerprint": "9f86d081884c7d65", **times}
-    refresh_function.answer = summary(renewed=[renewed])
+    refresh_function.response = summary(renewed=[renewed])
     # When the token is refreshed
     result = run("refresh", "main")
     # Then it was asked to rotate, and the new value is named
@@ -45,17 +45,17 @@ def test_refresh_replaces_the_token_and_says_so(refresh_function: Service) -> No
             {
                 "failed": [
                     {"account": "main", "credential": "jsapi", "next_attempt_at": "2026-11-22T13:32:00Z"}
-                    | {"class": "transient", "errcode": None, "errmsg": "no answer", "remedy": "Wait."}
+                    | {"class": "transient", "errcode": None, "errmsg": "no response", "remedy": "Wait."}
                 ]
             },
-            ["transient no answer."],
+            ["transient no response."],
         ),
     ],
 )
 def test_refresh_exits_with_1_where_nothing_was_renewed(
     refresh_function: Service, outcomes: dict[str, Any], says: list[str]
 ) -> None:
-    refresh_function.answer = summary(**outcomes)
+    refresh_function.response = summary(**outcomes)
     result = run("refresh", "main", "--credential", "jsapi")
     assert '"credential": "jsapi"' in refresh_function.requests[0][1]
     assert result.exit_code == 1
@@ -63,9 +63,9 @@ def test_refresh_exits_with_1_where_nothing_was_renewed(
 
 
 def test_a_broken_refresh_function_is_asked_once(refresh_function: Service) -> None:
-    # Given a RefreshFunction that breaks off, with a text nobody has looked through
+    # Given a RefreshFunction that fails, with a text that was not checked for secrets
     refresh_function.headers = {"X-Amz-Function-Error": "Unhandled"}
-    refresh_function.answer = json.dumps({"errorType": "KeyError", "errorMessage": SECRET})
+    refresh_function.response = json.dumps({"errorType": "KeyError", "errorMessage": SECRET})
     # When the token is refreshed
     result = run("refresh", "main")
     # Then the log is pointed to, and no second rotation was asked for

@@ -12,10 +12,10 @@ from tests.support.command_line import API, ERROR, FAILING, FRESH, NEVER, NOW, S
 
 
 def test_token_prints_the_token_alone(api: responses.RequestsMock) -> None:
-    answer = {"account": "main", "access_token": "85_Xk3pZk0m", "expires_in": 6826}
-    api.get(f"{API}/v1/accounts/main/access-token", json=answer)
+    response = {"account": "main", "access_token": "85_Xk3pZk0m", "expires_in": 6826}
+    api.get(f"{API}/v1/accounts/main/access-token", json=response)
     assert run("token", "main").stdout == "85_Xk3pZk0m\n"
-    assert json.loads(run("token", "main", "--json").stdout) == answer
+    assert json.loads(run("token", "main", "--json").stdout) == response
 
 
 def test_where_there_is_no_token_it_says_why(api: responses.RequestsMock) -> None:
@@ -30,12 +30,12 @@ def test_where_there_is_no_token_it_says_why(api: responses.RequestsMock) -> Non
 
 
 def test_status_shows_every_credential_and_the_remedies(api: responses.RequestsMock) -> None:
-    # Given an account that is well, and one that needs a person
+    # Given an account that is well, and one that needs an operator
     pages = {"accounts": [account("main", FRESH), account("shop", FAILING, NEVER)]}
     api.get(f"{API}/v1/accounts", json=pages, headers={"Date": NOW})
     # When the status is asked for
     result = run("status")
-    # Then each credential is a line, times are told from the API's now, and the remedy stands below
+    # Then each credential is a line, times are relative to the API's now, and the remedy is below
     lines = result.stdout.splitlines()
     assert [re.split(r"  +", line.strip()) for line in lines[1:4]] == [
         ["main", "access_token", "fresh", "9f86d081884c7d65", "in 1 h 58 min", "in 1 h 48 min", "0"],
@@ -94,7 +94,7 @@ def test_what_wechat_says_is_only_shown(
     api.get(f"{API}/v1/accounts/main/access-token", status=503, json=problem)
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", service.url)
     failed = {"account": "main", "credential": "access_token", "next_attempt_at": "2026-11-22T13:32:00Z", **error}
-    service.answer = summary(failed=[failed])
+    service.response = summary(failed=[failed])
     # When it is shown by any command
     shown = [run(*command).output for command in (["status"], ["refresh", "main"], ["token", "main"])]
     machine = [run("status", "--json").stdout, run("refresh", "main", "--json").stdout]
@@ -149,7 +149,7 @@ def test_the_api_is_asked_with_the_operators_signature(
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("response", "says"),
     [
         (
             {
@@ -168,8 +168,10 @@ def test_the_api_is_asked_with_the_operators_signature(
         ({"body": requests.Timeout("slow")}, "cannot be reached"),
     ],
 )
-def test_what_the_api_refuses_is_put_into_words(api: responses.RequestsMock, answer: dict[str, Any], says: str) -> None:
-    api.get(f"{API}/v1/accounts/main", **answer)
+def test_what_the_api_refuses_is_put_into_words(
+    api: responses.RequestsMock, response: dict[str, Any], says: str
+) -> None:
+    api.get(f"{API}/v1/accounts/main", **response)
     result = run("status", "main")
     assert result.exit_code == 2
     assert says in result.stderr

@@ -12,7 +12,7 @@ import pytest
 import responses
 
 from infra.cli import app
-from infra.stack import TEMPLATE as TEMPLATE_FILE
+from infra.sam_template import TEMPLATE as TEMPLATE_FILE
 from tests.support.command_line import (
     API,
     ERROR,
@@ -93,7 +93,7 @@ def test_any_encoding_of_the_output_will_do(
     # Given a refusal in words with → and Chinese, and an output that may have neither
     failed = {"account": "main", "credential": "access_token", "next_attempt_at": "2026-11-22T13:32:00Z", **ERROR}
     failed["remedy"] = "Add it (公众平台 > IP白名单) – at once"
-    refresh_function.answer = summary(failed=[failed])
+    refresh_function.response = summary(failed=[failed])
     output, errors = io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding))

@@ -36,12 +36,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from rich.console import Console
 from rich.table import Table as Printed
 
-from infra import stack
+from infra import sam_template
 from tests.reports.scale.stand_ins import ACCOUNTS_PATH
 
-_TEMPLATE = stack.translate()
+_TEMPLATE = sam_template.translate()
 _FUNCTION = _TEMPLATE["Resources"]["RefreshFunction"]["Properties"]
-_RATES = {schedule.event["wake"]: schedule.rate for schedule in stack.schedules(_TEMPLATE)}
+_RATES = {schedule.event["wake"]: schedule.rate for schedule in sam_template.schedules(_TEMPLATE)}
 
 TIMEOUT: int = _FUNCTION["Timeout"]
 """Seconds after which Lambda ends an invocation."""
@@ -117,7 +117,7 @@ class _Process:
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=stack.TEMPLATE.parent,
+            cwd=sam_template.TEMPLATE.parent,
             env={**os.environ, **(environment or {})},
         )
         self._lock = threading.Lock()
@@ -283,9 +283,9 @@ class Deployment:
                     continue
                 next_at = upcoming[0][0] - self.now() if upcoming and not over else 2.0
                 finished, _ = wait(running, timeout=max(min(next_at, 2.0), 0.0), return_when=FIRST_COMPLETED)
-                for one in finished:
-                    wake, retried = running.pop(one)
-                    reply = one.result()
+                for item in finished:
+                    wake, retried = running.pop(item)
+                    reply = item.result()
                     measured.longest = max(measured.longest, reply["seconds"])
                     measured.processor += reply.get("cpu", 0.0)
                     self.largest_summary = max(self.largest_summary, reply.get("bytes", 0))

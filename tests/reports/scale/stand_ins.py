@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from botocore import xform_name
 from botocore.exceptions import ClientError
 
-from infra import stack
+from infra import sam_template
 from infra.local.simulated_wechat import SimulatedWeChat
 from tests.simulation.expressions import Item
 from tests.simulation.memory_aws import MemoryAws
@@ -64,7 +64,7 @@ class Aws(MemoryAws):
         self.clock, self.lost, self.renewed = clock, 0, set[str]()
         self._partitions: dict[str, dict[str, Item]] = {}
         self._due: list[tuple[int, str, str]] = []
-        self.create(stack.translate()["Resources"]["TokenTable"]["Properties"])
+        self.create(sam_template.translate()["Resources"]["TokenTable"]["Properties"])
 
     def searched(self, index: str | None, consistent: bool, values: Mapping[str, Any]) -> Iterable[Item]:
         """The items of a partition, or of the index `due` up to the time that is asked for, or else of the whole index."""

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from token_keeper.api.aws.http import Endpoint, Response
 from token_keeper.api.aws.sigv4 import Credentials, sign
-from token_keeper.aws_errors import RefusedError, UnreachableError
+from token_keeper.aws_errors import AwsError, AwsUnavailableError
 
 READ_TIMEOUT = 2
 """Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
@@ -33,7 +33,7 @@ _HEADER_VALUE = re.compile("[!-~]+")
 def client(service: str, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> Any:
     """Make a client of `dynamodb` or `lambda` for a function's environment, which may be shared between threads.
 
-    Its methods raise `RefusedError` and `UnreachableError`. `clock`: epoch seconds, as AWS reckons them.
+    Its methods raise `AwsError` and `AwsUnavailableError`. `clock`: epoch seconds, as AWS reckons them.
     """
     return _SERVICES[service](environment, clock)
 
@@ -53,7 +53,7 @@ class _Service:
         for _ in range(self.attempts - 1):
             try:
                 return self._attempt(path, headers, body)
-            except (RefusedError, UnreachableError) as error:
+            except (AwsError, AwsUnavailableError) as error:
                 if not error.retryable:
                     raise
             time.sleep(PAUSE)
@@ -73,7 +73,7 @@ class _Service:
         if response.status < 300:
             return response
         code = _error_code(response)
-        raise RefusedError(code, retryable=response.status >= 500 or code in _THROTTLED)
+        raise AwsError(code, retryable=response.status >= 500 or code in _THROTTLED)
 
 
 class _DynamoDB(_Service):
@@ -133,7 +133,7 @@ def _error_code(response: Response) -> str:
 
 
 def _credentials(environment: Mapping[str, str]) -> Credentials:
-    """A function's credentials, which Lambda puts into its environment. Raises `UnreachableError`."""
+    """A function's credentials, which Lambda puts into its environment. Raises `AwsUnavailableError`."""
     token = environment.get("AWS_SESSION_TOKEN")
     return Credentials(
         _printable(environment.get("AWS_ACCESS_KEY_ID")),
@@ -145,5 +145,5 @@ def _credentials(environment: Mapping[str, str]) -> Credentials:
 def _printable(value: str | None) -> str:
     # http.client would put a value that it cannot send into its exception.
     if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
-        raise UnreachableError("a credential in the environment is missing or holds blanks")
+        raise AwsUnavailableError("a credential in the environment is missing or holds blanks")
     return value

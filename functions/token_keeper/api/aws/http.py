@@ -7,7 +7,7 @@ from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
 from urllib.parse import urlsplit
 
-from token_keeper.aws_errors import UnreachableError
+from token_keeper.aws_errors import AwsUnavailableError
 
 CONNECT_TIMEOUT = 1
 """Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
@@ -44,7 +44,7 @@ class Endpoint:
     def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Send a request. One that a kept connection breaks under is sent again over a new one: it was closed before.
 
-        Raises `UnreachableError`.
+        Raises `AwsUnavailableError`.
         """
         while (kept := self._kept()) is not None:
             try:
@@ -53,7 +53,7 @@ class Endpoint:
                 kept.close()
             except (OSError, HTTPException) as error:
                 kept.close()
-                raise UnreachableError(type(error).__name__) from None
+                raise AwsUnavailableError(type(error).__name__) from None
         connection = self._new()
         try:
             connection.connect()
@@ -61,7 +61,7 @@ class Endpoint:
             return self._exchange(connection, path, headers, body)
         except (OSError, HTTPException) as error:
             connection.close()
-            raise UnreachableError(type(error).__name__) from None
+            raise AwsUnavailableError(type(error).__name__) from None
 
     def _new(self) -> HTTPConnection:
         if self._tls is None:

@@ -153,7 +153,7 @@ def _fill_in(node: Any, known: Mapping[str, str]) -> Any:
 
 
 def _resources(template: Template, kind: str) -> dict[str, dict[str, Any]]:
-    return {name: one["Properties"] for name, one in template["Resources"].items() if one["Type"] == kind}
+    return {name: item["Properties"] for name, item in template["Resources"].items() if item["Type"] == kind}
 
 
 def _seconds(expression: str) -> int:
