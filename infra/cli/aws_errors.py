@@ -13,7 +13,7 @@ from botocore import exceptions as aws
 from botocore.parsers import ResponseParserError
 
 SIGN_IN = "sign in to AWS again, or choose a profile with AWS_PROFILE"
-NOT_AWS = "What responded is not {where}: a proxy, a sign-in page of the network or another program did."
+NOT_AWS = "The response did not come from {where}: a proxy, a sign-in page of the network or another program sent it."
 
 MOST_CLOCK_SKEW = 240
 """Seconds. AWS refuses signatures that are 5 minutes old."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from infra.local.simulated_wechat import Fault
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
@@ -38,6 +38,17 @@ def token(world: World, name: str = "main") -> str:
     status, body = read(world, f"/v1/accounts/{name}/access-token")
     assert status == 200, body
     return str(body["access_token"])
+
+
+def due(world: World) -> list[str]:
+    """The partition keys that the index lists."""
+    found = world.dynamodb.query(
+        TableName=world.environment["TABLE_NAME"],
+        IndexName="due",
+        KeyConditionExpression="due = :due",
+        ExpressionAttributeValues={":due": {"S": "due"}},
+    )
+    return [item["pk"]["S"] for item in found["Items"]]
 
 
 def accounts(world: World) -> list[str]:
@@ -903,3 +914,74 @@ def test_a_renewal_that_reads_no_record_drops_no_account(world: World) -> None:
     world.wake("guard")
     # Then it is kept, and has a token
     assert world.wechat.accepts(token(world))
+
+
+def deleted_at(world: World, call: int, account: str) -> bool:
+    """Deliver an account's event, and delete its parameter at the so-manieth call to AWS, if there are so many."""
+    calls, deleted = itertools.count(1), []
+
+    def delete(_operation: str, _: bytes) -> None:
+        if next(calls) == call:
+            world.before_aws = None
+            deleted.append(world.delete_parameter(account))
+
+    world.before_aws = delete
+    world.parameter_event(account)
+    world.before_aws = None
+    return bool(deleted)
+
+
+def test_a_deletion_during_an_enrolment_leaves_nothing(world: World) -> None:
+    for call in itertools.count(1):
+        # Given a new account whose parameter is deleted while it is enrolled
+        name, appid = f"main-{call}", f"wx-{call}"
+        world.wechat.add_app(appid, SECRET)
+        put_without_event(world, name, record(appid=appid))
+        if not deleted_at(world, call, name):
+            break
+        # When its appid is added under another name
+        world.put_parameter(f"heir-{call}", record(appid=appid))
+        world.clock.sleep(60)
+        world.wake("guard")
+        # Then that is kept, and nothing of the first is left
+        assert world.wechat.accepts(token(world, f"heir-{call}")), f"deleted at call {call}"
+        assert f"credential#{name}" not in due(world), f"deleted at call {call}"
+        assert name not in accounts(world), f"deleted at call {call}"
+    assert call > 5
+
+
+def test_a_superseded_change_that_cannot_be_read_comes_again(world: World) -> None:
+    # Given a live token, and a wrong new secret that WeChat is being asked about
+    world.add_account("main")
+    world.clock.sleep(1000)
+    world.secrets.add(WRONG_SECRET)
+    put_without_event(world, "main", record(secret=WRONG_SECRET))
+
+    def change_again() -> None:
+        # When another instance applies the corrected record meanwhile, and then Parameter Store cannot be reached
+        world.put_parameter("main", record())
+        world.before_aws = refuse
+
+    def refuse(operation: str, _: bytes) -> None:
+        if operation.startswith("ssm."):
+            raise EndpointConnectionError(endpoint_url=f"https://{operation}.invalid/")
+
+    world.during_call = change_again
+    # Then the event is to be delivered again
+    with pytest.raises(KeeperError, match="Parameter Store"):
+        world.parameter_event("main")
+    # And then health shows what WeChat says of the record in force
+    world.before_aws = None
+    world.parameter_event("main")
+    assert world.health()["last_error"] is None
+
+
+def test_an_account_added_during_a_tick_is_checked_once(world: World) -> None:
+    # Given an account whose token the main tick renews
+    world.add_account("main")
+    world.clock.sleep(6600)
+    # When another is added meanwhile
+    world.during_call = lambda: world.add_account("other", appid=OTHER_APPID)
+    world.wake("tick")
+    # Then the tick does not apply its record once more
+    assert [call.path for call in world.wechat.calls if call.account == OTHER_APPID] == [TOKEN]

@@ -1,16 +1,21 @@
 """Every method of the table once on DynamoDB's own engine: it knows the reserved words and refuses what moto lets pass."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 
+from infra import sam_template
 from infra.cli.consumer_keys import new_consumer
 from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
+    ACCOUNT_NAME,
     Account,
     Consumer,
     Credential,
@@ -29,7 +34,7 @@ from token_keeper.refresh import alerts
 from token_keeper.table import Table
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
-from token_keeper.table.items import Entry
+from token_keeper.table.items import Entry, to_due_credential
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
@@ -328,9 +333,14 @@ def sync_pending_from(table: Table) -> None:
 
 
 def end_sync(table: Table) -> None:
+    # Given a sync that a run goes on with, and that another run has left unfinished since
     table.sync_pending_from(START)
+    table.sync_pending_from(START + 1)
+    # When the first has finished it, then it is still to be gone on with, until the other has finished it, too
+    table.end_sync(START)
+    assert table.list_due(None) == ([], True)
     for _ in range(2):
-        table.end_sync()
+        table.end_sync(START + 1)
         assert table.list_due(None) == ([], False)
 
 
@@ -617,6 +627,29 @@ def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> No
     METHODS[method](table)
 
 
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"consumer"}))
+def test_the_refresher_may_do_what_the_method_does(dynamodb: Any, table: Table, method: str) -> None:
+    # Given the partition keys that RefreshFunction's policy names
+    policies = sam_template.translate()["Resources"]["RefreshFunctionRole"]["Properties"]["Policies"]
+    statements = (item for policy in policies for item in policy["PolicyDocument"]["Statement"])
+    of_table = next(item for item in statements if item["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]})
+    permitted = of_table["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+    asked = set()
+
+    def watch(params: dict[str, Any], **_: Any) -> None:
+        if "IndexName" not in (body := json.loads(params["body"])):
+            asked.update(re.findall(r'"(?:pk|:pk)": {"S": "([^"]+)"', json.dumps(body)))
+
+    # When the method is called, then it asks for these only
+    dynamodb.meta.events.register("before-call.dynamodb", watch)
+    try:
+        METHODS[method](table)
+    finally:
+        dynamodb.meta.events.unregister("before-call.dynamodb", watch)
+    assert asked
+    assert [key for key in asked if not any(fnmatchcase(key, item) for item in permitted)] == []
+
+
 def test_every_method_is_exercised() -> None:
     public = {name for part in (Table, Accounts, Credentials) for name in vars(part) if not name.startswith("_")}
     assert METHODS.keys() == public
@@ -625,6 +658,16 @@ def test_every_method_is_exercised() -> None:
 def test_a_table_that_is_not_there_is_an_unavailable_store(dynamodb: Any) -> None:
     with pytest.raises(StoreUnavailableError, match="ResourceNotFoundException"):
         Table(dynamodb, "no-such-table").credentials.get("main", ACCESS_TOKEN)
+
+
+def test_the_release_before_leaves_a_pending_sync_alone(table: Table) -> None:
+    table.sync_pending_from(START)
+    # When it is read as that release reads it, which knows of credentials alone
+    (item,) = table._items.index("due", "due = :due", {":due": "due"})
+    task = to_due_credential(item)
+    # Then it is something of an account that cannot be
+    assert not ACCOUNT_NAME.fullmatch(task.account)
+    assert task.account
 
 
 def test_an_item_of_another_release_can_be_read(table: Table) -> None:

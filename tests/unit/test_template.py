@@ -16,6 +16,7 @@ from infra.local.local_stack import gateway
 from infra.sam_template import TEMPLATE, Route, Schedule, Template, nested, parse, routes, schedules, translate
 from tests.reports.bill import READ_SECONDS
 from tests.support.tools import needed
+from token_keeper.refresh.keeper import SYNC_TIME
 
 EVENTS = Path(__file__).parents[1] / "events"
 FUNCTIONS = ("RefreshFunction", "ApiFunction", "NotifyFunction")
@@ -575,7 +576,11 @@ def test_the_refresher_reaches_all_of_the_table_but_consumers(template: Template
     for statement in statements(role, "Allow"):
         if statement["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]}:
             keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
-            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe"]
+            assert sorted(keys) == ["accounts", "claim#*", "credential#*", "probe", "sync#ALL"]
+
+
+def test_a_run_holds_a_sync_as_long_as_it_may_take(template: Template) -> None:
+    assert properties(template, "RefreshFunction")["Timeout"] == SYNC_TIME
 
 
 def test_the_refresher_sends_events_in_its_stacks_name_only(template: Template) -> None:

@@ -62,7 +62,7 @@ class Enrolment:
     def permit(self, task: DueCredential, record: AccountRecord) -> RenewalTask | Skipped | None:
         """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
 
-        None where that is not so. A record that Parameter Store does not give is the renewer's to report.
+        None where that is not so. Where the record cannot be read, the renewer is to report that.
         Raises `StoreUnavailableError`.
         """
         if isinstance(record.content, ParametersUnavailableError):
@@ -138,8 +138,11 @@ class Enrolment:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(account.name, version=version):
+            if self._table.accounts.entry(account.name) is None:
+                # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
+                self._table.accounts.put_entry(entry)
             raise RecordSupersededError("the account's record has changed once more; that change is being applied")
-        return [task for task in found if task]
+        return [each for each in found if each]
 
     def _schedule(self, account: Account, name: str, kind: Kind) -> RenewalTask | Failed | None:
         """What a created or changed record makes due. A live value is never rotated early for it."""

@@ -42,12 +42,9 @@ SYNC_TIME = 120
 
 OUT_OF_TIME = "out of time; the next run continues"
 
-SUPERSEDED = "superseded"
-"""Stands for the version that was applied where a newer change was begun meanwhile; no version is like it."""
-
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
-"""Seconds, and times: an event may arrive before Parameter Store shows what it is about."""
+"""Seconds, and times: an event may arrive before Parameter Store shows the change."""
 
 type Found = list[RenewalTask | Failed] | KeeperError | None
 
@@ -85,7 +82,7 @@ class Keeper:
         now = self._now()
         listed, is_sync_pending = self._table.list_due(None)
         yield from self._renew_all([task for task in listed if renewal.due_for_tick(task, now)], time_left)
-        yield from self._sync_changed(listed, is_sync_pending, time_left)
+        yield from self._sync_changed(time_left, is_pending=is_sync_pending)
 
     def guard(self, time_left: Callable[[], float]) -> Iterator[Outcome]:
         """The guard schedule: renew what is due, then go on with a sync that was not finished.
@@ -95,8 +92,7 @@ class Keeper:
         tasks, is_sync_pending = self._table.list_due(self._now())
         yield from self._renew_all(tasks, time_left)
         if is_sync_pending:
-            listed, _ = self._table.list_due(None)
-            yield from self._sync_changed(listed, is_sync_pending, time_left)
+            yield from self._sync_changed(time_left, is_pending=True)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[Outcome | Probed]:
         """The probe schedule: ask WeChat whether each live access token still works, and replace what is dead.
@@ -209,7 +205,7 @@ class Keeper:
     # --- which accounts are kept
 
     def _is_readable(self, account: str) -> bool:
-        """Wait a few seconds for Parameter Store to show the record that an event is about; whether there is any."""
+        """Wait a few seconds for Parameter Store to show a changed record; whether there is any record."""
         entry = self._table.accounts.entry(account)
         for _ in range(READ_AGAIN):
             version = self._accounts.read_one(account).version
@@ -218,30 +214,30 @@ class Keeper:
             self._sleep(READ_AGAIN_AFTER)
         return entry is not None or version is not None
 
-    def _sync_changed(
-        self, listed: list[DueCredential], is_pending: bool, time_left: Callable[[], float]
-    ) -> Iterator[Outcome]:
+    def _sync_changed(self, time_left: Callable[[], float], *, is_pending: bool) -> Iterator[Outcome]:
         """Bring all accounts in line with Parameter Store. Where the time is up before that, the guard goes on with it.
 
         `is_pending`: an earlier run did not finish it.
         """
+        held_until = self._now() + SYNC_TIME
         if is_pending:
-            self._table.sync_pending_from(self._now() + SYNC_TIME)  # no other run is to do the same meanwhile
+            self._table.sync_pending_from(held_until)  # no other guard is to do the same meanwhile
         is_finished = False
         if time_left() >= MIN_TIME:
-            outcomes = self._sync(self._changed(listed), time_left)
+            outcomes = self._sync(self._changed(), time_left)
             is_finished = not any(map(_is_out_of_time, outcomes))
             yield from outcomes
         if not is_finished:
             self._table.sync_pending_from(self._now())
         elif is_pending:
-            self._table.end_sync()
+            self._table.end_sync(held_until)
 
-    def _changed(self, listed: Iterable[DueCredential]) -> set[str]:
+    def _changed(self) -> set[str]:
         """The accounts whose record is not the one that is enrolled, or that lost an item."""
-        # The directory is read first: an account that is enrolled in between is then not taken for a deleted one.
+        # The directory is read first: an account that is enrolled in between then seems neither deleted nor without an item.
         entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
+        listed, _ = self._table.list_due(None)
         kept = {(task.account, task.credential) for task in listed}
         lost = {
             entry.account
@@ -254,28 +250,30 @@ class Keeper:
     def _sync(self, names: Iterable[str], time_left: Callable[[], float], *, raising: bool = False) -> list[Outcome]:
         """Bring each named account in line with its parameter as it is now, and renew what that makes due.
 
-        `raising`: let out what prevents that, and do not record it as a failure.
+        `raising`: raise the error that prevents that, instead of returning it as a failure.
         """
         outcomes: list[Outcome] = []
         tasks: list[RenewalTask] = []
         pending = list(names)
         while pending:
             applied: dict[str, str | None] = {}
+            superseded: list[str] = []
             for name, version, found in self._apply_all(pending, time_left):
-                if found is None:
-                    outcomes.append(_out_of_time(name))
-                elif isinstance(found, RecordSupersededError):
-                    applied[name] = SUPERSEDED
-                elif isinstance(found, KeeperError):
-                    if raising:
+                match found:
+                    case None:
+                        outcomes.append(_out_of_time(name))
+                    case RecordSupersededError():
+                        superseded.append(name)
+                    case KeeperError() if raising:
                         raise found
-                    outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
-                else:
-                    applied[name] = version
-                    tasks += [task for task in found if isinstance(task, RenewalTask)]
-                    outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
-            # Where a record changed meanwhile, this may have overwritten the newer change: that is applied again.
-            pending = [
+                    case KeeperError():
+                        outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
+                    case _:
+                        applied[name] = version
+                        tasks += [task for task in found if isinstance(task, RenewalTask)]
+                        outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
+            # A record that changed meanwhile is applied again: the older one may have overwritten it.
+            pending = superseded + [
                 name
                 for name, record in self._read(applied, time_left)
                 if record.version != applied[name] and not isinstance(record.content, ParametersUnavailableError)

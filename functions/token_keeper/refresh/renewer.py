@@ -84,24 +84,27 @@ class Renewer:
         """
         others: list[Outcome] = []
         try:
-            if task.credential != ACCESS_TOKEN and self._is_token_renewal_under_way(task.account):
-                reason = "its access token is being renewed; the ticket comes next"
-                return [Skipped(task.account, task.credential, reason)]
-            now = self._now()
-            leased = self._table.credentials.take_lease(task, now=now, until=now + renewal.LEASE)
-            if leased is None:
-                return [Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")]
-            attempt = Attempt(leased, now)
-            try:
-                grant = self._fetch(attempt, record, rotate, others)
-            except KeeperError as error:
-                return [*others, self._fail(attempt, error)]
-            return [*others, self._publish(attempt, grant)]
+            outcome = self._renew(task, record, rotate, others)
         except StoreUnavailableError as error:
-            return [*others, not_stored(task.account, task.credential, error.failure(self._now()))]
+            outcome = not_stored(task.account, task.credential, error.failure(self._now()))
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
             failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
-            return [*others, not_stored(task.account, task.credential, failure)]
+            outcome = not_stored(task.account, task.credential, failure)
+        return [*others, outcome]
+
+    def _renew(self, task: RenewalTask, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
+        if task.credential != ACCESS_TOKEN and self._is_token_renewal_under_way(task.account):
+            return Skipped(task.account, task.credential, "its access token is being renewed; the ticket comes next")
+        now = self._now()
+        leased = self._table.credentials.take_lease(task, now=now, until=now + renewal.LEASE)
+        if leased is None:
+            return Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")
+        attempt = Attempt(leased, now)
+        try:
+            grant = self._fetch(attempt, record, rotate, others)
+        except KeeperError as error:
+            return self._fail(attempt, error)
+        return self._publish(attempt, grant)
 
     # --- fetching
 
@@ -253,11 +256,13 @@ class Renewer:
         # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
         due_at = attempt.began_at + renewal.retry_after(failure, leased.failures + 1)
         refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
-        left = replace(leased, at_risk_since=leased.at_risk_since if attempt.at_risk else None)
-        usable_until = None if leased.value is None else failure.at if refused else renewal.usable_until(left)
-        is_told = not isinstance(error, _NoTokenError) and alerts.needs_alert(
+        after = replace(leased, at_risk_since=leased.at_risk_since if attempt.at_risk else None)
+        usable_until = None if leased.value is None else failure.at if refused else renewal.usable_until(after)
+        transition = None
+        if not isinstance(error, _NoTokenError) and alerts.needs_alert(
             failure, leased.failures + 1, due_at, usable_until
-        )
+        ):
+            transition = alerts.failing(failure, next_attempt_at=due_at, usable_until=usable_until)
         recorded = self._table.credentials.record_failure(
             leased,
             failure,
@@ -265,7 +270,7 @@ class Renewer:
             due_at=due_at,
             at_risk=attempt.at_risk,
             refused=refused,
-            transition=alerts.failing(failure, next_attempt_at=due_at, usable_until=usable_until) if is_told else None,
+            transition=transition,
         )
         if recorded is None:
             return Skipped(leased.account, leased.name, "a later renewal has superseded this one")

@@ -7,7 +7,7 @@ claim on an appid, one per consumer, one for the probe.
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
 | `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
 | `probe` | `progress` | how far the probe has come (`model.Progress`) |
-| `sync` | `pending` | from when on the guard is to go on with a sync that was not finished |
+| `sync#ALL` | `pending` | from when on the guard is to go on with a sync that was not finished |
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
 | `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
@@ -16,13 +16,14 @@ value, or by the value before, which works for a while after a rotation. The att
 on it.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from token_keeper.model import Consumer, DueCredential, Progress
+from token_keeper.model import Consumer, DueCredential, Kind, Progress
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
-from token_keeper.table.dynamodb import Items
-from token_keeper.table.items import CONSUMERS, PROGRESS, SYNC, to_consumer, to_due_credential
+from token_keeper.table.dynamodb import ConditionFailedError, Items
+from token_keeper.table.items import CONSUMERS, HOUSEKEEPING, PROGRESS, SYNC, to_consumer, to_due_credential
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -52,11 +53,13 @@ class Table:
 
     def sync_pending_from(self, due_at: int) -> None:
         """Have the guard go on with the sync from that time on."""
-        self._items.put({**SYNC, "due": "due", "due_at": due_at})
+        kind = Kind.TOKEN  # the release before cannot read an item of the index without it
+        self._items.put({**SYNC, "due": "due", "due_at": due_at, "kind": kind, "ttl": due_at + HOUSEKEEPING})
 
-    def end_sync(self) -> None:
-        """The sync is finished."""
-        self._items.delete(SYNC)
+    def end_sync(self, due_at: int) -> None:
+        """The sync that was to go on at that time is finished; what another run has left since is not."""
+        with suppress(ConditionFailedError):
+            self._items.delete(SYNC, "due_at = :due_at", {":due_at": due_at})
 
     def progress(self) -> Progress:
         """How far the probe has come."""

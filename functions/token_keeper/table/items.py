@@ -16,7 +16,9 @@ HOUSEKEEPING = 7 * 86400
 ACCOUNTS = "accounts"
 CONSUMERS = "consumers"
 PROGRESS: Key = {"pk": "probe", "sk": "progress"}
-SYNC: Key = {"pk": "sync", "sk": "pending"}
+SYNC: Key = {"pk": "sync#ALL", "sk": "pending"}
+"""The release before, after a rollback, takes it for a credential of an account named ALL. No account can have that name, so it
+leaves it alone."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_another_program_that_responds_is_not_taken_for_aws(
     result = run("status", *(["--local"] if is_local else []))
     # Then that is said, and nothing of the page
     assert (result.exit_code, result.stdout) == (2, "")
-    assert ("is no local stack of yours" if is_local else "What responded is not AWS") in result.stderr
+    assert ("is no local stack of yours" if is_local else "did not come from AWS") in result.stderr
     assert "guest" not in result.stderr
 
 

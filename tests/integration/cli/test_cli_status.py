@@ -19,13 +19,14 @@ def test_token_prints_the_token_alone(api: responses.RequestsMock) -> None:
 
 
 def test_where_there_is_no_token_it_says_why(api: responses.RequestsMock) -> None:
-    cause: dict[str, Any] = {"class": "configuration", "errcode": 40164, "remedy": "Add 8.149.1.2 to the IP whitelist."}
+    remedy = "Add 8.149.1.2 to the IP whitelist."
+    cause: dict[str, Any] = {"class": "configuration", "errcode": 40164, "remedy": remedy}
     problem = {"code": "no_valid_value", "title": "No valid value", "cause": cause}
     api.get(f"{API}/v1/accounts/main/access-token", status=503, json=problem)
     result = run("token", "main")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no usable token right now: configuration 40164" in result.stderr
-    assert cause["remedy"] in result.stderr
+    assert remedy in result.stderr
 
 
 def test_status_shows_every_credential_and_the_remedies(api: responses.RequestsMock) -> None:
