@@ -950,14 +950,14 @@ def test_a_deletion_during_an_enrolment_leaves_nothing(world: World) -> None:
     assert call > 5
 
 
-def test_an_overtaken_change_that_cannot_be_read_comes_again(world: World) -> None:
+def test_a_superseded_change_that_cannot_be_read_comes_again(world: World) -> None:
     # Given a live token, and a wrong new secret that WeChat is being asked about
     world.add_account("main")
     world.clock.sleep(1000)
     world.secrets.add(WRONG_SECRET)
     put_without_event(world, "main", record(secret=WRONG_SECRET))
 
-    def overtake() -> None:
+    def change_again() -> None:
         # When another instance applies the corrected record meanwhile, and then Parameter Store cannot be reached
         world.put_parameter("main", record())
         world.before_aws = refuse
@@ -966,7 +966,7 @@ def test_an_overtaken_change_that_cannot_be_read_comes_again(world: World) -> No
         if operation.startswith("ssm."):
             raise EndpointConnectionError(endpoint_url=f"https://{operation}.invalid/")
 
-    world.during_call = overtake
+    world.during_call = change_again
     # Then the event is to be delivered again
     with pytest.raises(KeeperError, match="Parameter Store"):
         world.parameter_event("main")

@@ -633,12 +633,12 @@ def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> No
     METHODS[method](table)
 
 
-@pytest.mark.parametrize("method", METHODS.keys() - {"consumer"})
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"consumer"}))
 def test_the_refresher_may_do_what_the_method_does(dynamodb: Any, table: Table, method: str) -> None:
     # Given the partition keys that RefreshFunction's policy names
     policies = sam_template.translate()["Resources"]["RefreshFunctionRole"]["Properties"]["Policies"]
-    statements = (one for policy in policies for one in policy["PolicyDocument"]["Statement"])
-    of_table = next(one for one in statements if one["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]})
+    statements = (item for policy in policies for item in policy["PolicyDocument"]["Statement"])
+    of_table = next(item for item in statements if item["Resource"] == {"Fn::GetAtt": ["TokenTable", "Arn"]})
     permitted = of_table["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
     asked = set()
 
@@ -653,7 +653,7 @@ def test_the_refresher_may_do_what_the_method_does(dynamodb: Any, table: Table, 
     finally:
         dynamodb.meta.events.unregister("before-call.dynamodb", watch)
     assert asked
-    assert [key for key in asked if not any(fnmatchcase(key, one) for one in permitted)] == []
+    assert [key for key in asked if not any(fnmatchcase(key, item) for item in permitted)] == []
 
 
 def test_every_method_is_exercised() -> None:
