@@ -320,6 +320,9 @@ def begin_forced(table: Table) -> None:
     later = replace(USAGE, calls=9)
     assert table.credentials.begin_forced(held, later, now=DUE + 1)
     assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
+    # And once more under the same lease: the value has not been served since the first time
+    assert table.credentials.begin_forced(held, later, now=DUE + 9)
+    assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
     assert not table.credentials.begin_forced(before, USAGE, now=DUE + 2)
 
 

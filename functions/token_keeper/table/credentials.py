@@ -101,7 +101,9 @@ class Credentials:
     def begin_forced(self, leased: Credential, usage: Usage, *, now: int) -> bool:
         """Record a forced refresh ahead of its call, which ends the value; False where a later lease was taken meanwhile."""
         values = {":usage": asdict(usage), ":now": now}
-        return self._update_leased(leased, "SET spent = :usage, refused_at = :now", values) is not None
+        # A value that was refused before stays so from then on, also for a reader whose clock is behind.
+        update = "SET spent = :usage, refused_at = if_not_exists(refused_at, :now)"
+        return self._update_leased(leased, update, values) is not None
 
     def publish(
         self,
