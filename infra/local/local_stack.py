@@ -335,6 +335,7 @@ def run(
     os.environ["NO_PROXY"] = f"{host or LOOPBACK},{LOOPBACK},{os.environ.get('NO_PROXY', '')}"
     wait_for_stop = until_stopped()
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    level = refresh.logger.log_level
     refresh.logger.setLevel("CRITICAL")  # what it logs as JSON is printed in words
     options: dict[str, Any] = {"speed": speed, "accounts": accounts, "real": bool(record), "fault": fault}
     try:
@@ -347,6 +348,8 @@ def run(
         raise OperatorError(f"The local stack cannot start: {error}; {remedy}.") from None
     except KeysError as error:
         raise OperatorError(f"The local stack cannot start: {error}.") from None
+    finally:
+        refresh.logger.setLevel(level)
     console.print("stopped")
 
 
