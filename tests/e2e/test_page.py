@@ -20,7 +20,7 @@ HALF_A_MINUTE = 40
 
 TOKEN = "article:has-text('access_token')"
 
-pytestmark = pytest.mark.xdist_group("local")
+pytestmark = [pytest.mark.xdist_group("local"), pytest.mark.long]  # `test_console` opens the page, too
 
 
 @dataclass
@@ -147,7 +147,6 @@ def test_a_renewal_shows_two_bars_that_overlap(local: LocalStack, visit: Open) -
     visited.wait_until("left => document.querySelector('.bar').getBoundingClientRect().x < left - 20", first["x"])
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_schedules_renew_and_the_page_follows(visit: Open) -> None:
     # Given a stack whose clock runs 60 times as fast, and that is left alone
