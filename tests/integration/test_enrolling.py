@@ -236,6 +236,19 @@ def test_a_changed_secret_does_not_rotate_a_live_token(world: World, endpoint: s
     assert world.wechat.accepts(live)
 
 
+def test_an_event_that_comes_twice_leaves_the_record_in_force(world: World) -> None:
+    # Given a record in force
+    world.add_account("main")
+    world.clock.sleep(1000)
+    versions: list[str | None] = []
+    # When its event comes again, and WeChat is asked about it
+    world.during_call = lambda: versions.append(world.get("/v1/accounts/main")[1]["record_version"])
+    world.parameter_event("main")
+    # Then it stays in force meanwhile
+    assert versions
+    assert None not in versions
+
+
 def test_a_superseded_wrong_secret_leaves_no_error(world: World) -> None:
     # Given a live token, and a wrong new secret that WeChat is being asked about
     world.add_account("main")

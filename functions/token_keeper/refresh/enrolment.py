@@ -115,10 +115,12 @@ class Enrolment:
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
-        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), None)
+        in_force = version if old is not None and old.version == version else None
+        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), in_force)
         # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
-        # because until then another account must not fetch, (3) write the entry without a version, (4) claim the appid,
-        # (5) create the new credentials, (6) write the version. An entry without a version is applied again.
+        # because until then another account must not fetch, (3) write the entry, without a version unless this one is in
+        # force, (4) claim the appid, (5) create the new credentials, (6) write the version. An entry without a version is
+        # applied again.
         dropped: dict[str, Credential] = {}
         if old is not None:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
@@ -140,7 +142,7 @@ class Enrolment:
         if not self._table.accounts.finish_entry(account.name, version=version):
             if self._table.accounts.entry(account.name) is None:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
-                self._table.accounts.put_entry(entry)
+                self._table.accounts.put_entry(replace(entry, version=None))
             raise RecordSupersededError("the account's record has changed once more; that change is being applied")
         return [each for each in found if each]
 
