@@ -23,6 +23,12 @@ def _for_each(codes: str, sentence: str) -> dict[str, str]:
     return dict.fromkeys(codes.split(), sentence)
 
 
+_OF_ROBOTS = {
+    "ParameterNotFound": "There is no {subject}: `token-keeper notifications list` shows those there are.",
+    "ParameterAlreadyExists": "The {subject} exists: to change it, `token-keeper notifications remove` it first.",
+}
+"""What the same codes mean where the subject is a group robot."""
+
 _BY_CODE = {
     "ParameterNotFound": "There is no account '{subject}': `token-keeper accounts list` shows those there are.",
     "ParameterAlreadyExists": "The account '{subject}' exists: use `accounts set` or `accounts set-secret`, or remove it first.",
@@ -106,7 +112,8 @@ def by_code(code: str, *, operation: str, subject: str, region: str | None, date
     if code in _SIGNATURE_CODES and (ahead := _ahead(date)):
         minutes, direction = round(abs(ahead) / 60), "ahead of" if ahead > 0 else "behind"
         return f"The clock of this machine is {minutes} minutes {direction} AWS's: set it right, and try again."
-    sentence = _BY_CODE.get(code, "AWS refused to {operation} for '{subject}': {code}.")
+    meanings = _BY_CODE | (_OF_ROBOTS if subject.startswith("robot ") else {})
+    sentence = meanings.get(code, "AWS refused to {operation} for '{subject}': {code}.")
     return sentence.format(operation=operation, subject=subject, region=region, code=code)
 
 

@@ -69,10 +69,13 @@ def test_a_robot_is_added_tested_listed_and_removed(local: Local) -> None:
         assert "s3cret" not in result.output
         assert SIGNING_SECRET not in result.output
     # And there cannot be two of one name
-    assert local.run("add", "ops", typed=address).exit_code == 2
+    second = local.run("add", "ops", typed=address)
+    assert (second.exit_code, "The robot ops exists: " in second.output) == (2, True)
     # When
     assert local.run("remove", "ops").exit_code == 0
     # Then
+    again = local.run("remove", "ops")
+    assert (again.exit_code, "There is no robot ops: " in again.output) == (2, True)
     gone = local.run("test", "ops")
     assert (gone.exit_code, "no robot of that name" in gone.output) == (1, True)
 
