@@ -115,6 +115,30 @@ def test_a_refused_token_is_not_published_two_tokens_later(world: World) -> None
     assert world.wechat.accepts(read(world)[0])
 
 
+def test_a_repeated_dead_token_ends_no_promise(world: World) -> None:
+    # Given a promised token, minted because stable_token repeats a dead one
+    world.add_account("main")
+    let_pass(world, 120)
+    world.wechat.kill(read(world)[0])
+    world.wake("probe")
+    isolated, _ = read(world)
+    let_pass(world, 120)
+    world.wechat.kill(isolated)
+    repeated = Fault.malformed(json.dumps({"access_token": isolated, "expires_in": 6000}).encode())
+    world.wechat.fail(STABLE_TOKEN, *[repeated] * 20)
+    world.wake("probe")
+    let_pass(world, 120)
+    # When an operator's renewal cannot be stored
+    outage = world.down("dynamodb.UpdateItem")
+    world.during_call = outage.__enter__
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    outage.__exit__(None, None, None)
+    # Then the token keeps the promise it has left, and another follows
+    assert_kept(world, *read(world))
+    let_pass(world, 60)
+    assert world.wechat.accepts(read(world)[0])
+
+
 def test_a_refused_token_does_not_wait_for_a_busy_endpoint(world: World) -> None:
     # Given a token that another client has invalidated, and a stable_token that is busy for long
     world.add_account("main")

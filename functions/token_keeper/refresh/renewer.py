@@ -124,7 +124,8 @@ class Renewer:
     def _fetch_public_token(self, attempt: Attempt, account: Account, rotate: bool) -> Grant:
         """The next token of an appid: from `stable_token` in normal mode wherever minting might break a promise.
 
-        Where that repeats the token that WeChat has refused, or refuses itself, a new one is minted.
+        Where that repeats a token that WeChat has refused, or refuses itself, a new one is minted as soon as that ends no
+        token that readers are promised.
         """
         leased, is_stable = attempt.leased, account.kind is Kind.STABLE_TOKEN
         if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at, attempt.lost_lease_until)):
@@ -132,6 +133,8 @@ class Renewer:
                 grant = self._ask_stable_token(attempt, account)
                 if not _is_refused(leased, grant):
                     return grant
+                if not is_stable and not renewal.may_mint(leased, attempt.began_at):
+                    raise _repeated_token()
             except WeChatError as error:
                 may_mint = not is_stable and renewal.may_mint(leased, attempt.began_at)
                 # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
@@ -146,13 +149,13 @@ class Renewer:
             # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
             grant = self._ask_stable_token(attempt, account)
         if _is_refused(leased, grant):
-            raise WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
+            raise _repeated_token()
         return grant
 
     def _fetch_corp_token(self, attempt: Attempt, account: Account) -> Grant:
         grant = self._ask(attempt, lambda: self._wechat.fetch_token(account))
         if _is_refused(attempt.leased, grant) and not self._wechat.accepts(account.kind, grant.value):
-            raise WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
+            raise _repeated_token()
         return grant
 
     def _ask_stable_token(self, attempt: Attempt, account: Account) -> Grant:
@@ -286,6 +289,10 @@ class Renewer:
 def not_stored(account: str, credential: str, failure: Failure) -> Failed:
     """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
     return Failed(account, credential, failure, failure.at + renewal.LEASE)
+
+
+def _repeated_token() -> WeChatError:
+    return WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
 
 
 def _is_refused(leased: Credential, grant: Grant) -> bool:
