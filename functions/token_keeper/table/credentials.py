@@ -26,9 +26,9 @@ from token_keeper.table.items import (
     to_credential,
 )
 
-REFUSED_KEPT = 4
-"""How many refused values a credential remembers, so that one that WeChat repeats for minutes is not published again. No token
-is refused in its first minute."""
+REFUSED_KEPT = 32
+"""How many refused values a credential remembers, so that one that WeChat repeats until its end, two hours, is not published
+again. In that time 24 probes may find another token refused."""
 
 BEGIN = "SET lease_until = :until, due_at = :until, at_risk_since = if_not_exists(at_risk_since, :now), #ttl = :ttl"
 
