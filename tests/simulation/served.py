@@ -97,6 +97,8 @@ class ReaderChecks(WriteChecks):
             return "another client or the platform has ended it"
         if promise.learned_at <= self.ended.get(value.text, 0):
             return "an operator has ended it since"
+        if value.text in self.ended and promise.learned_at <= self.outages.get("dynamodb", 0):
+            return "an operator has ended it, and a reader that DynamoDB does not respond to serves what it remembers"
         if promise.until - promise.learned_at <= 1 and promise.learned_at - value.dies_at < MARGIN:
             return "a clock that is behind: at least a second is promised while a value lives"
         key = (promise.account, promise.credential, value.text)
