@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import werobot.client  # type: ignore[import-untyped]
+import werobot.client
 
 from wechat_token_keeper.keeper import Keeper
 
