@@ -209,9 +209,9 @@ class DueCredential:
 
 @dataclass(frozen=True)
 class RenewalTask(DueCredential):
-    """What is to be renewed, as it was read from the table: only while it has this epoch can its lease be taken.
+    """What is to be renewed, as it was read from the table: its lease can be taken only while it is under this epoch and lease.
 
-    `lost_lease_until`: the end of the lease before, where its renewer never gave it back; else 0.
+    `lost_lease_until`: the end of the lease before, where its renewer had not given it back; else 0.
     """
 
     epoch: int

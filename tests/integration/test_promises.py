@@ -37,6 +37,21 @@ def assert_kept(world: World, token: str, until: int) -> None:
         world.wake("guard")
 
 
+def repeat_a_dead_token(world: World) -> str:
+    """WeChat refuses the account's token of stable_token and repeats it, so that another is minted; returns the dead one."""
+    world.add_account("main")
+    let_pass(world, 120)
+    world.wechat.kill(read(world)[0])
+    world.wake("probe")
+    isolated, _ = read(world)
+    let_pass(world, 120)
+    world.wechat.kill(isolated)
+    repeated = Fault.malformed(json.dumps({"access_token": isolated, "expires_in": 6000}).encode())
+    world.wechat.fail(STABLE_TOKEN, *[repeated] * 20)
+    world.wake("probe")
+    return isolated
+
+
 @pytest.mark.parametrize("seconds", [0, 600])
 def test_an_endpoint_changed_there_and_back_keeps_promises(world: World, seconds: int) -> None:
     # Given a promised token of /cgi-bin/token
@@ -95,16 +110,7 @@ def test_a_forced_refresh_that_dies_leaves_no_dead_token(world: World) -> None:
 
 def test_a_refused_token_is_not_published_two_tokens_later(world: World) -> None:
     # Given a token of stable_token that WeChat refuses and repeats, so that another is minted
-    world.add_account("main")
-    let_pass(world, 120)
-    world.wechat.kill(read(world)[0])
-    world.wake("probe")
-    isolated, _ = read(world)
-    let_pass(world, 120)
-    world.wechat.kill(isolated)
-    repeated = Fault.malformed(json.dumps({"access_token": isolated, "expires_in": 6000}).encode())
-    world.wechat.fail(STABLE_TOKEN, *[repeated] * 10)
-    world.wake("probe")
+    isolated = repeat_a_dead_token(world)
     minted, _ = read(world)
     assert minted != isolated
     # When that is refused, too
@@ -117,16 +123,7 @@ def test_a_refused_token_is_not_published_two_tokens_later(world: World) -> None
 
 def test_a_repeated_dead_token_ends_no_promise(world: World) -> None:
     # Given a promised token, minted because stable_token repeats a dead one
-    world.add_account("main")
-    let_pass(world, 120)
-    world.wechat.kill(read(world)[0])
-    world.wake("probe")
-    isolated, _ = read(world)
-    let_pass(world, 120)
-    world.wechat.kill(isolated)
-    repeated = Fault.malformed(json.dumps({"access_token": isolated, "expires_in": 6000}).encode())
-    world.wechat.fail(STABLE_TOKEN, *[repeated] * 20)
-    world.wake("probe")
+    repeat_a_dead_token(world)
     let_pass(world, 120)
     # When an operator's renewal cannot be stored
     outage = world.down("dynamodb.UpdateItem")

@@ -129,17 +129,17 @@ class Renewer:
         """
         leased, is_stable = attempt.leased, account.kind is Kind.STABLE_TOKEN
         if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at, attempt.lost_lease_until)):
+            ends_promise = not is_stable and not renewal.may_mint(leased, attempt.began_at)
             try:
                 grant = self._ask_stable_token(attempt, account)
                 if not _is_refused(leased, grant):
                     return grant
-                if not is_stable and not renewal.may_mint(leased, attempt.began_at):
+                if ends_promise:
                     raise _repeated_token()
             except WeChatError as error:
-                may_mint = not is_stable and renewal.may_mint(leased, attempt.began_at)
                 # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
                 is_first_try = leased.refused_at is None or leased.failures == 0
-                if not may_mint or (error.failure_class is FailureClass.TRANSIENT and is_first_try):
+                if is_stable or ends_promise or (error.failure_class is FailureClass.TRANSIENT and is_first_try):
                     raise
         try:
             grant = self._mint(attempt, account)

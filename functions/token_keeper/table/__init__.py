@@ -1,5 +1,5 @@
 """The table: what the keeper and the readers know of it. One item per credential, one per account in a directory, one per
-claim on an appid, one per consumer, one for the probe.
+claim on an appid, one per consumer, one for the probe, and one for a sync that was not finished.
 
 | pk | sk | holds |
 |---|---|---|
@@ -11,9 +11,9 @@ claim on an appid, one per consumer, one for the probe.
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
 | `consumer_names` | consumer's name | its keys' SHA-256; only the command line reads and writes these |
 
-The index `due` lists every credential, and such a sync, by `due_at`; `fingerprint` and `previous_fingerprint` find a credential by its
-value, or by the value before, which works for a while after a rotation. The attribute `ttl` only tidies up: no rule relies
-on it.
+The index `due` lists every credential, and such a sync, by `due_at`; `fingerprint` and `previous_fingerprint` find a
+credential by its value, or by the value before, which works for a while after a rotation. The attribute `ttl` only tidies
+up: no rule relies on it.
 """
 
 from contextlib import suppress
