@@ -26,8 +26,10 @@ CACHE_FOR = 60
 """The longest a client should keep a value before it asks again: WeChat's own advice is about a minute."""
 
 UNKNOWN_AGE_LIFE = 300
-"""Validity assumed, in seconds, for a value of unknown age: the first ticket of an account, which WeChat may have created
-for another client long ago, and what WeChat repeats after its end as counted here."""
+"""Validity assumed, in seconds, for the first ticket of an account: WeChat may have created it for another client long ago."""
+
+REPEATED_LIFE = 60
+"""Validity assumed, in seconds, for what WeChat repeats after its end as counted here: it may end at any moment."""
 
 MIN_AGE_TO_CHECK = 60
 """Seconds. WeChat may refuse a token for some seconds after it was handed out, so a younger one is never declared dead."""
@@ -79,26 +81,25 @@ def expiry(credential: Credential, grant: Grant) -> int:
     """When the granted value expires, at the earliest.
 
     A new value may be older than it looks: WeChat may have created it for an earlier request whose response was lost, or for
-    another client of this appid right after the previous one expired.
+    another client of this appid as soon as the one before had ended. Where WeChat repeats that one to its end, it is counted to end
+    up to a minute early, never late: two apps of a corp that share a ticket would each add the other's delay.
     """
     claimed = grant.asked_at + grant.expires_in
     if RULES[credential.kind].counts_down:
         return claimed
-    at_least = grant.asked_at + min(UNKNOWN_AGE_LIFE, grant.expires_in)
-    is_ticket = credential.kind in TICKETS
-    is_first = is_ticket and credential.previous_fingerprint is None
+    is_first = credential.kind in TICKETS and credential.previous_fingerprint is None
+    trusted = UNKNOWN_AGE_LIFE if is_first else REPEATED_LIFE
+    trusted_until = grant.asked_at + min(trusted, grant.expires_in)
+    if credential.value is None:
+        return trusted_until if is_first else claimed
     if grant.value == credential.value:
         ends_at = credential.fetched_at + grant.expires_in if is_first else credential.expires_at
         if grant.asked_at >= ends_at:
-            return at_least
-        return min(ends_at, at_least if is_first else claimed)
-    if credential.value is None:
-        return at_least if is_ticket else claimed
-    ended_at = credential.expires_at
-    if is_first or ended_at > credential.fetched_at + grant.expires_in:
-        ended_at -= UNKNOWN_AGE_LIFE  # it was of unknown age, and may have ended at any time since it was last seen
-    created_at = min(grant.asked_at, ended_at, credential.at_risk_since or grant.asked_at)
-    return max(created_at + grant.expires_in, at_least)
+            return trusted_until
+        return min(ends_at, trusted_until if is_first else claimed)
+    last_seen_at = credential.expires_at - trusted
+    created_at = min(grant.asked_at, last_seen_at, credential.at_risk_since or grant.asked_at)
+    return max(created_at + grant.expires_in, trusted_until)
 
 
 def next_due(credential: Credential, grant: Grant, *, isolated: bool = False) -> int:

@@ -29,7 +29,7 @@ class WriteChecks(State):
             self._count_check(self.wechat.minted[asked["access_token"]].value.owner, day)
         if forced:
             self._count_forced(identity, day)
-        elif path in PATHS.values() and text is not None and self._is_for_a_renewal(identity, text):
+        elif path in PATHS.values() and text is not None and self._is_for_a_renewal(text):
             self.world.frames[-1].fetched += 1
 
     def _count_check(self, app: Any, day: int) -> None:
@@ -54,16 +54,12 @@ class WriteChecks(State):
             self._violate("budget", f"forced {identity} twice within {apart:.0f} s")
         self.forced_at[identity] = forced_at
 
-    def _is_for_a_renewal(self, identity: str, text: str) -> bool:
+    def _is_for_a_renewal(self, text: str) -> bool:
         """Whether the fetched token is to be published. The check of a changed secret fetches one without a lease; and what
         WeChat has refused it may repeat."""
-        app, now = self.wechat.minted[text].value.owner, self.clock.now
-        tokens = [item for name in self.apps if app in self.apps[name] and (item := self._item(name, ACCESS_TOKEN))]
-        leased = [
-            item
-            for item in tokens
-            if item["app_id"]["S"] == identity and int(item["lease_until"]["N"]) > now + min(SKEWS)
-        ]
+        app, epochs = self.wechat.minted[text].value.owner, self.world.frames[-1].epochs
+        taken = [name for name in self.apps if app in self.apps[name] and (name, ACCESS_TOKEN) in epochs]
+        leased = [item for name in taken if (item := self._item(name, ACCESS_TOKEN)) and int(item["lease_until"]["N"])]
         return any(
             fingerprint(text) not in item.get("refused_fingerprints", {}).get("S", "").split() for item in leased
         )
