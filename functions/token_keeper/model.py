@@ -156,6 +156,7 @@ class Credential:
     `at_risk_since`: start of the oldest renewal whose outcome is unknown; since then the value may have a successor.
     `minted_at`: the last time at which a call of `/cgi-bin/token` may have minted a token.
     `epoch`: raised by every lease; only the owner of the latest may publish.
+    `revision`: raised by every write, so that none overwrites what it has not seen.
     `refused_at`: when WeChat refused the value, or a forced refresh was begun that ends it; from then on it is not served.
     `refused_fingerprints`: of the last values that were refused; none is published again, unless WeChat accepts it.
     `checked_at`: when a check began in which WeChat accepted the value; `check_until`: until when a check may be under way.
@@ -172,6 +173,7 @@ class Credential:
     app_id: str
     epoch: int
     due_at: int
+    revision: int = 0
     lease_until: int = 0
     value: str | None = field(default=None, repr=False)
     fingerprint: str | None = None
@@ -198,37 +200,13 @@ class Credential:
 
 @dataclass(frozen=True)
 class DueCredential:
-    """What is to be renewed, as the index lists it, which may lag."""
+    """A credential to be renewed, as the index lists it, which may lag."""
 
     account: str
-    credential: str
+    name: str
     kind: Kind
     due_at: int
     failures: int
-
-
-@dataclass(frozen=True)
-class RenewalTask(DueCredential):
-    """What is to be renewed, as it was read from the table: its lease can be taken only while it is under this epoch and lease.
-
-    `lost_lease_until`: the end of the lease before, where its renewer had not given it back; else 0.
-    """
-
-    epoch: int
-    lost_lease_until: int
-
-
-def task_of(credential: Credential) -> RenewalTask:
-    """The task to renew a credential as it was read from the table."""
-    return RenewalTask(
-        credential.account,
-        credential.name,
-        credential.kind,
-        credential.due_at,
-        credential.failures,
-        credential.epoch,
-        credential.lease_until,
-    )
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def is_isolated(leased: Credential, began_at: int, lost_lease_until: int) -> boo
     It does where `/cgi-bin/token` might end a token that readers are promised, where WeChat refused the live token, and for
     a day after another client has invalidated one. And it does for 300 s after a lease began that was never given back: its
     renewer's call may reach WeChat after this one's, and would end what this one got from `/cgi-bin/token`.
-    `began_at`: when the lease began. `lost_lease_until`: as in `RenewalTask`.
+    `began_at`: when the lease began. `lost_lease_until`: the end of the lease before, where its renewer had not given it back; else 0.
     """
     is_overtaking = began_at < lost_lease_until - LEASE + RULES[Kind.TOKEN].overlap
     is_contested = shield_end(leased, began_at) is not None

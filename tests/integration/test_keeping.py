@@ -863,10 +863,10 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
     # Given an operator's rotation of a stable token that is held up, and reaches WeChat only when its lease is over
     world.add_account(endpoint="stable_token")
     world.clock.sleep(60)
-    take_lease, response = Credentials.take_lease, world.wechat.handle
+    change, response = Credentials.change, world.wechat.handle
 
-    def held_up(*asked: Any, **how: Any) -> Any:
-        leased = take_lease(*asked, **how)
+    def held_up(*asked: Any) -> Any:
+        leased = change(*asked)
         monkeypatch.undo()
         world.clock.sleep(45)
         monkeypatch.setattr(world.wechat, "handle", held_up_again)
@@ -878,7 +878,7 @@ def test_a_superseded_forced_refresh_is_found_by_the_probe(world: World, monkeyp
         world.wake("guard")
         return response(*call)
 
-    monkeypatch.setattr(Credentials, "take_lease", held_up)
+    monkeypatch.setattr(Credentials, "change", held_up)
     # When it is carried out after the guard's renewal, whose value it ends
     world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
     # Then the next probe finds it, and readers get what it has minted
@@ -914,16 +914,16 @@ def test_a_late_renewal_ends_no_token_that_another_published(world: World, monke
 def test_an_expired_lease_makes_no_wechat_call(world: World, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(60)
-    called, take_lease = len(world.wechat.calls), Credentials.take_lease
+    called, change = len(world.wechat.calls), Credentials.change
 
-    def held_up(*asked: Any, **how: Any) -> Any:
-        leased = take_lease(*asked, **how)
+    def held_up(*asked: Any) -> Any:
+        leased = change(*asked)
         monkeypatch.undo()
         world.clock.sleep(60)
         return leased
 
     # Given a renewal that goes on only when its lease is over
-    monkeypatch.setattr(Credentials, "take_lease", held_up)
+    monkeypatch.setattr(Credentials, "change", held_up)
     summary = world.invoke({"renew": {"account": "main", "credential": credential, "rotate": True}})
     # Then it leaves the rest to others
     assert len(world.wechat.calls) == called

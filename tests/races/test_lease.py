@@ -9,8 +9,9 @@ from botocore.exceptions import ClientError
 
 from tests.races.race import RUNNERS, at_once
 from tests.support.world import START
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, Usage, task_of
-from token_keeper.refresh import alerts
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind
+from token_keeper.refresh import alerts, lifecycle
+from token_keeper.refresh.lifecycle import Attempt
 from token_keeper.table import Table
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
@@ -36,7 +37,7 @@ def enrolled(table: Table, account: str = "main") -> Credential:
 
 def try_lease(table: Table, seen: Credential, now: int = START) -> Credential | None:
     """Try for a lease, as an instance that saw the credential like this."""
-    return table.credentials.take_lease(task_of(seen), now=now, until=now + LEASE)
+    return table.credentials.change(seen, lifecycle.lease(seen, now))
 
 
 def enrol_and_try(table: Table, account: str) -> Credential | None:
@@ -62,14 +63,14 @@ def superseded_leases(table: Table, account: str, number: int) -> list[Credentia
 def publish(table: Table, held: Credential, value: str = "new") -> Credential | None:
     """Publish a value that was asked for when the lease began."""
     asked_at = held.lease_until - LEASE
-    return table.credentials.publish(
-        held,
-        Grant(value, 7200, asked_at),
-        Usage(),
-        expires_at=asked_at + 7200,
-        due_at=asked_at + 6660,
-        minted_at=asked_at,
-    )
+    attempt = Attempt(held, asked_at, lost_lease_until=0)
+    return table.credentials.change(held, lifecycle.publish(attempt, Grant(value, 7200, asked_at), asked_at))
+
+
+def fail(table: Table, held: Credential) -> Credential | None:
+    """Record that no response came."""
+    attempt = Attempt(held, held.lease_until - LEASE, lost_lease_until=0, outcome_unknown=True)
+    return table.credentials.change(held, lifecycle.fail(attempt, FAILURE, makes_event=True))
 
 
 def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
@@ -93,9 +94,9 @@ def test_of_many_checks_of_a_live_token_exactly_one_begins(table: Table) -> None
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
         # When many want to check it at one moment
-        begin = partial(table.credentials.begin_check, seen, until=START + 120, booked_until=START + 225)
+        begin = partial(table.credentials.change, seen, lifecycle.begin_check(seen, START + 100))
         # Then one of them does
-        assert at_once(*[begin] * RUNNERS).count(True) == 1
+        assert at_once(*[begin] * RUNNERS).count(None) == RUNNERS - 1
 
 
 def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) -> None:
@@ -104,15 +105,9 @@ def test_of_many_that_find_a_token_dead_exactly_one_replaces_it(table: Table) ->
         seen = publish(table, lease(table, enrolled(table, f"a{number}")))
         assert seen is not None
         # When many find at one moment that WeChat refuses it
-        mark = partial(
-            table.credentials.mark_refused,
-            seen,
-            now=START + 100,
-            foreign=True,
-            transition=alerts.invalidated(START + 100),
-        )
+        refuse = partial(table.credentials.change, seen, lifecycle.refuse(seen, START + 100, foreign=True))
         # Then one of them has it replaced, it is counted once, and makes one event
-        assert at_once(*[mark] * RUNNERS).count(None) == RUNNERS - 1
+        assert at_once(*[refuse] * RUNNERS).count(None) == RUNNERS - 1
         assert len(alerts.waiting(read(table, f"a{number}").unsent)) == 1
         assert read(table, f"a{number}").foreign_rotations == 1
 
@@ -124,12 +119,10 @@ class ReadsThenWrites:
         self._dynamodb = dynamodb
 
     def update_item(self, *, ConditionExpression: str, **update: Any) -> Any:  # noqa: N803 - boto3's names
-        assert ConditionExpression.startswith("lease_until <= :now")
         item = self._dynamodb.get_item(TableName=update["TableName"], Key=update["Key"], ConsistentRead=True)["Item"]
-        if int(item["lease_until"]["N"]) > int(update["ExpressionAttributeValues"][":now"]["N"]):
+        seen = {name: update["ExpressionAttributeValues"].pop(f":seen_{name}", None) for name in ("epoch", "revision")}
+        if any(item.get(name) != value for name, value in seen.items()):
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
-        for value in (":epoch", ":seen"):
-            del update["ExpressionAttributeValues"][value]
         return self._dynamodb.update_item(**update)
 
 
@@ -164,18 +157,7 @@ def test_a_failure_of_a_superseded_renewal_touches_nothing(table: Table) -> None
         # Given many renewals of one token, each begun when the one before had taken too long
         *superseded, last = superseded_leases(table, f"a{number}", RUNNERS)
         # When the last publishes, and all others fail at that moment
-        record_failures = [
-            partial(
-                table.credentials.record_failure,
-                held,
-                FAILURE,
-                Usage(),
-                due_at=START + 5000,
-                at_risk=True,
-                refused=False,
-            )
-            for held in superseded
-        ]
+        record_failures = [partial(fail, table, held) for held in superseded]
         recorded = at_once(partial(publish, table, last), *record_failures)
         # Then what it published is all there is
         assert recorded[1:] == [None] * (RUNNERS - 1)
@@ -201,18 +183,7 @@ def test_a_renewal_fails_or_is_superseded_but_never_both(table: Table) -> None:
         held = lease(table, enrolled(table, f"a{number}"))
         # When its holder records a failure at the moment in which many others try for the next one
         tries = [partial(try_lease, table, held, START + LEASE)] * (RUNNERS - 1)
-        recorded, *taken = at_once(
-            partial(
-                table.credentials.record_failure,
-                held,
-                FAILURE,
-                Usage(),
-                due_at=START + 200,
-                at_risk=True,
-                refused=False,
-            ),
-            *tries,
-        )
+        recorded, *taken = at_once(partial(fail, table, held), *tries)
         # Then either it is tried again when the failure says, or one has begun and knows nothing of it
         winners = [result for result in taken if result]
         assert bool(recorded) is not bool(winners)
@@ -248,7 +219,7 @@ def test_a_credential_is_made_due_only_in_the_state_it_was_read(table: Table) ->
         # Given a renewal under way
         held = lease(table, enrolled(table, f"a{number}"))
         # When many that have seen it make the credential due, at the moment in which it publishes
-        made_due = [partial(table.credentials.reschedule, held, due_at=START + 1)] * (RUNNERS - 1)
+        made_due = [partial(table.credentials.change, held, lifecycle.reschedule(held, START + 1))] * (RUNNERS - 1)
         published, *_ = at_once(partial(publish, table, held), *made_due)
         # Then what it published is not made due by them
         assert published == read(table, f"a{number}")

@@ -15,7 +15,6 @@ from tests.support.world import START
 from token_keeper.errors import StoreUnavailableError
 from token_keeper.model import (
     ACCESS_TOKEN,
-    ACCOUNT_NAME,
     Account,
     Consumer,
     Credential,
@@ -28,13 +27,13 @@ from token_keeper.model import (
     Usage,
     digest,
     fingerprint,
-    task_of,
 )
-from token_keeper.refresh import alerts
+from token_keeper.refresh import alerts, lifecycle
+from token_keeper.refresh.lifecycle import Attempt
 from token_keeper.table import Table
 from token_keeper.table.accounts import Accounts
-from token_keeper.table.credentials import Credentials
-from token_keeper.table.items import Entry, to_due_credential
+from token_keeper.table.credentials import Change, Credentials
+from token_keeper.table.items import Entry
 
 pytestmark = pytest.mark.xdist_group("dynamodb-local")
 
@@ -61,9 +60,14 @@ def enrolled(table: Table, account: str = "main") -> Credential:
     return read(table, account)
 
 
+def write(table: Table, seen: Credential, step: Change) -> Credential | None:
+    """Write a step of the credential's life."""
+    return table.credentials.change(seen, step)
+
+
 def try_lease(table: Table, seen: Credential, now: int) -> Credential | None:
     """Try for a lease of a minute, as an instance that read the token like this."""
-    return table.credentials.take_lease(task_of(seen), now=now, until=now + 60)
+    return write(table, seen, lifecycle.lease(seen, now))
 
 
 def leased(table: Table, now: int = START) -> Credential:
@@ -73,18 +77,27 @@ def leased(table: Table, now: int = START) -> Credential:
     return taken
 
 
+def attempt_of(held: Credential, **changes: Any) -> Attempt:
+    """The renewal that holds the lease, with all its calls made."""
+    attempt = Attempt(held, held.lease_until - 60, lost_lease_until=0, **changes)
+    attempt.usage = USAGE
+    return attempt
+
+
 def give(table: Table, held: Credential, value: str, *, asked_at: int = START) -> Credential | None:
     """Publish a value under the lease."""
-    grant = Grant(value, 7200, asked_at)
-    expires_at, due_at = asked_at + 7200, asked_at + 6660
-    return table.credentials.publish(held, grant, USAGE, expires_at=expires_at, due_at=due_at, minted_at=asked_at)
+    step = lifecycle.publish(attempt_of(held, mint_asked_at=asked_at), Grant(value, 7200, asked_at), asked_at)
+    return write(table, held, step)
 
 
-def fail(
-    table: Table, held: Credential, failure: Failure, due_at: int, *, at_risk: bool = False, refused: bool = False
-) -> Credential | None:
+def fail(table: Table, held: Credential, failure: Failure, **changes: Any) -> Credential | None:
     """Record a failure under the lease."""
-    return table.credentials.record_failure(held, failure, USAGE, due_at=due_at, at_risk=at_risk, refused=refused)
+    return write(table, held, lifecycle.fail(attempt_of(held, **changes), failure, makes_event=False))
+
+
+def alike(one: Credential | None, other: Credential | None) -> bool:
+    """Whether both are the same, but for how often they have been written."""
+    return one is not None and other is not None and replace(one, revision=0) == replace(other, revision=0)
 
 
 def published(table: Table, value: str = "first") -> Credential:
@@ -105,12 +118,11 @@ def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
 def get(table: Table) -> None:
     # Given a credential with all that can be known of one
     known = published(table)
-    fail(table, leased(table, DUE), FAILURE, DUE + 60, at_risk=True)
+    fail(table, leased(table, DUE), FAILURE, outcome_unknown=True)
     # When it is read
     # Then all of it is there; and a credential that is not kept is absent
-    assert table.credentials.get("main", ACCESS_TOKEN) == replace(
-        known, epoch=known.epoch + 1, due_at=DUE + 60, at_risk_since=DUE, failures=1, last_error=FAILURE
-    )
+    failed = replace(known, epoch=known.epoch + 1, due_at=DUE + 300, at_risk_since=DUE, failures=1, last_error=FAILURE)
+    assert alike(table.credentials.get("main", ACCESS_TOKEN), failed)
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
@@ -159,7 +171,7 @@ def of(table: Table) -> None:
 def list_due(table: Table) -> None:
     # Given a token that is due, one that has failed and is due later, and an account's entry, which is no credential
     enrolled(table)
-    fail(table, leased(table), PASSING, LEASE_END)
+    fail(table, leased(table), PASSING)
     enrolled(table, "early")
     table.accounts.put_entry(ENTRY)
     # When the index is asked
@@ -173,18 +185,18 @@ def list_due(table: Table) -> None:
     assert table.list_due(LEASE_END) == table.list_due(None) == ([early, late], False)
 
 
-def take_lease(table: Table) -> None:
+def lease(table: Table) -> None:
     # Given a token that is due
     before = enrolled(table)
     # When a lease is taken, and at its end another one
     first, second = leased(table), leased(table, LEASE_END)
     # Then each raises the epoch and makes due again at its end; the risk counts from the first
     expected = replace(before, epoch=before.epoch + 1, due_at=LEASE_END, lease_until=LEASE_END, at_risk_since=START)
-    assert first == expected
-    assert second == replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60)
+    assert alike(first, expected)
+    assert alike(second, replace(expected, epoch=before.epoch + 2, due_at=LEASE_END + 60, lease_until=LEASE_END + 60))
     # And no instance gets one before that end, or of what is not kept
     for seen in (second, replace(second, account="other")):
-        assert try_lease(table, seen, LEASE_END + 59) is None
+        assert try_lease(table, seen, LEASE_END + 59 + 60 * (seen is not second)) is None
     # And, once a value is published, only one that has read it since, not one that saw the lease before it was given back
     live = give(table, second, "first")
     assert live is not None
@@ -197,12 +209,13 @@ def publish(table: Table) -> None:
     # Given a token of 2000 characters, and a renewal of it that failed
     long = "x" * 2000
     published(table, long)
-    fail(table, leased(table, DUE), PASSING, DUE + 60, at_risk=True)
+    fail(table, leased(table, DUE), PASSING, outcome_unknown=True)
     # When a new one is published
     held = leased(table, DUE + 60)
     now = give(table, held, "second", asked_at=DUE + 60)
     # Then it is all that counts, and what it replaced is known by its fingerprint
     assert now == read(table)
+    assert now is not None
     assert now == Credential(
         "main",
         ACCESS_TOKEN,
@@ -210,10 +223,12 @@ def publish(table: Table) -> None:
         APP_ID,
         held.epoch,
         due_at=DUE + 6720,
+        revision=now.revision,
         value="second",
         fingerprint=fingerprint("second"),
         previous_fingerprint=fingerprint(long),
         previous_digest=digest(long),
+        previous_until=DUE + 300,
         fetched_at=DUE + 60,
         expires_at=DUE + 7260,
         minted_at=DUE + 60,
@@ -229,101 +244,106 @@ def publish(table: Table) -> None:
     assert give(table, held, "old") is None
 
 
-def record_failure(table: Table) -> None:
+def fail_a_renewal(table: Table) -> None:
     # Given a live token whose renewal is under way
     before = published(table)
     held = leased(table, DUE)
     # When WeChat refuses
-    assert fail(table, held, FAILURE, DUE + 60)
+    assert fail(table, held, FAILURE)
     # Then it is due again, at no risk, and not leased; the value is as it was
-    refused = replace(before, epoch=held.epoch, due_at=DUE + 60, failures=1, last_error=FAILURE)
-    assert read(table) == refused
+    refused = replace(before, epoch=held.epoch, due_at=DUE + 300, failures=1, last_error=FAILURE)
+    assert alike(read(table), refused)
     # And a failure without a response leaves it at risk, one without an error code is distinguished
-    held = leased(table, DUE + 60)
-    assert fail(table, held, PASSING, DUE + 120, at_risk=True)
+    held = leased(table, DUE + 300)
+    assert fail(table, held, PASSING, outcome_unknown=True)
     without_response = replace(
-        refused, epoch=held.epoch, due_at=DUE + 120, at_risk_since=DUE + 60, failures=2, last_error=PASSING
+        refused, epoch=held.epoch, due_at=DUE + 360, at_risk_since=DUE + 300, failures=2, last_error=PASSING
     )
-    assert read(table) == without_response
-    # And a value that must not be served stays so, until it is known that it lives
-    held = leased(table, DUE + 120)
-    assert table.credentials.begin_forced(held, USAGE, now=DUE + 121)
-    for is_refused, refused_at in ((True, DUE + 121), (False, None)):
-        assert fail(table, held, PASSING, DUE + 180, refused=is_refused)
-        marked: dict[str, Any] = {"at_risk_since": None, "failures": 3, "refused_at": refused_at}
-        assert read(table) == replace(without_response, epoch=held.epoch, due_at=DUE + 180, **marked)
+    assert alike(read(table), without_response)
+    # And a value that must not be served stays so where the response to a forced refresh was lost, and else is served again
+    held = leased(table, DUE + 360)
+    forced = write(table, held, lifecycle.force(held, USAGE, DUE + 361))
+    for is_lost, refused_at in ((True, DUE + 361), (False, None)):
+        assert fail(table, held, PASSING, forced=True, outcome_unknown=is_lost)
+        marked: dict[str, Any] = {"failures": 3, "refused_at": refused_at}
+        assert alike(read(table), replace(without_response, epoch=held.epoch, due_at=DUE + 420, **marked))
+    assert forced is not None
     # And nothing is recorded under an epoch that is over
-    assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE, START)
+    assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE)
 
 
 def begin_check(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When it is checked
-    begin = {"until": START + 120, "booked_until": START + 225}
-    assert table.credentials.begin_check(before, **begin)
+    assert write(table, before, lifecycle.begin_check(before, START + 100))
     # Then nothing else has changed, and no renewal is hindered
-    assert read(table) == replace(before, check_until=START + 120, checks_booked_until=START + 225)
+    assert alike(read(table), replace(before, check_until=START + 120, checks_booked_until=START + 225))
     # And no other instance that saw the same begins one, nor one that saw a token which has been renewed since
-    assert not table.credentials.begin_check(before, **begin)
-    assert table.credentials.begin_check(read(table), until=START + 140, booked_until=START + 350)
+    assert not write(table, before, lifecycle.begin_check(before, START + 100))
+    seen = read(table)
+    assert write(table, seen, lifecycle.begin_check(seen, START + 120))
     seen = read(table)
     leased(table, DUE)
-    assert not table.credentials.begin_check(seen, until=DUE + 20, booked_until=DUE)
+    assert not write(table, seen, lifecycle.begin_check(seen, DUE))
 
 
 def end_check(table: Table) -> None:
     # Given a check under way
     before = published(table)
-    table.credentials.begin_check(before, until=START + 120, booked_until=START + 225)
+    checking = write(table, before, lifecycle.begin_check(before, START + 100))
+    assert checking is not None
     # When WeChat neither accepts nor refuses it, then only the check has ended
-    table.credentials.end_check(before, accepted_at=None)
-    assert read(table) == replace(before, checks_booked_until=START + 225)
+    write(table, before, lifecycle.end_check(before, accepted_at=None))
+    assert alike(read(table), replace(before, checks_booked_until=START + 225))
     # And when it accepts the token, that is known
-    table.credentials.end_check(before, accepted_at=START + 100)
-    assert read(table) == replace(before, checks_booked_until=START + 225, checked_at=START + 100)
+    write(table, before, lifecycle.end_check(before, accepted_at=START + 100))
+    assert alike(read(table), replace(before, checks_booked_until=START + 225, checked_at=START + 100))
     # And nothing is said of another token
     renewed = give(table, leased(table, DUE), "second", asked_at=DUE)
-    table.credentials.end_check(before, accepted_at=START + 200)
+    write(table, before, lifecycle.end_check(before, accepted_at=START + 200))
     assert read(table) == renewed
 
 
-def mark_refused(table: Table) -> None:
+def refuse(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When WeChat refuses it, because another client has invalidated it
-    assert table.credentials.mark_refused(before, now=START + 100, foreign=True)
-    # Then it is due, and that is counted, once
-    refused = replace(before, refused_at=START + 100, refused_fingerprints=str(before.fingerprint), due_at=START + 100)
-    refused = replace(refused, foreign_rotations=1, foreign_rotation_at=START + 100)
-    assert read(table) == refused
-    assert not table.credentials.mark_refused(refused, now=START + 101, foreign=True)
+    refused = write(table, before, lifecycle.refuse(before, START + 100, foreign=True))
+    # Then it is due, that is counted, once, and makes an event
+    expected = replace(before, refused_at=START + 100, refused_fingerprints=str(before.fingerprint), due_at=START + 100)
+    expected = replace(expected, foreign_rotations=1, foreign_rotation_at=START + 100)
+    assert refused == read(table)
+    assert alike(replace(refused, unsent=""), expected)
+    assert len(alerts.waiting(refused.unsent)) == 1
+    assert not write(table, refused, lifecycle.refuse(refused, START + 101, foreign=True))
     # And its successor is served
     renewed = give(table, leased(table, START + 100), "second", asked_at=START + 100)
     assert renewed is not None
     assert (renewed.refused_at, renewed.foreign_rotations) == (None, 1)
     # And nothing is said of a token that has been renewed since
-    assert not table.credentials.mark_refused(before, now=START + 200, foreign=False)
+    assert not write(table, before, lifecycle.refuse(before, START + 200, foreign=False))
     assert read(table) == renewed
     # And the first is still remembered when so many have been refused as two hours of probes can find
     for at in range(START + 300, START + 300 + 24 * 300, 300):
-        assert table.credentials.mark_refused(read(table), now=at, foreign=False)
+        seen = read(table)
+        assert write(table, seen, lifecycle.refuse(seen, at, foreign=False))
         give(table, leased(table, at), f"after {at}", asked_at=at)
     assert str(before.fingerprint) in read(table).refused_fingerprints.split()
 
 
-def begin_forced(table: Table) -> None:
+def force(table: Table) -> None:
     # Given a renewal under way
     before = published(table)
     held = leased(table, DUE)
     # When it is about to force a refresh, then that is stored, under its own epoch only
     later = replace(USAGE, calls=9)
-    assert table.credentials.begin_forced(held, later, now=DUE + 1)
-    assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
+    assert write(table, held, lifecycle.force(held, later, DUE + 1))
+    assert alike(read(table), replace(held, usage=later, refused_at=DUE + 1))
     # And once more under the same lease: the value has not been served since the first time
-    assert table.credentials.begin_forced(held, later, now=DUE + 9)
-    assert read(table) == replace(held, usage=later, refused_at=DUE + 1)
-    assert not table.credentials.begin_forced(before, USAGE, now=DUE + 2)
+    assert write(table, held, lifecycle.force(held, later, DUE + 9))
+    assert alike(read(table), replace(held, usage=later, refused_at=DUE + 1))
+    assert not write(table, before, lifecycle.force(before, USAGE, DUE + 2))
 
 
 def progress(table: Table) -> None:
@@ -439,26 +459,28 @@ def reschedule(table: Table) -> None:
     # Given a live token
     before = published(table)
     # When it is made due, and once more by an instance that saw it earlier
-    table.credentials.reschedule(before, due_at=START + 1)
-    table.credentials.reschedule(before, due_at=START + 2)
+    for due_at in (START + 1, START + 2):
+        write(table, before, lifecycle.reschedule(before, due_at))
     # Then only the first has done it, for all that look for what is due
-    assert read(table) == replace(before, due_at=START + 1)
+    assert alike(read(table), replace(before, due_at=START + 1))
     assert table.list_due(START + 1) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, START + 1, 0)], False)
     # And what is not kept does not begin to exist
-    table.credentials.reschedule(replace(before, account="other"), due_at=START + 1)
+    other = replace(before, account="other")
+    write(table, other, lifecycle.reschedule(other, START + 1))
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
 def change_kind(table: Table) -> None:
-    # Given a live token
-    before = published(table)
+    # Given a live token whose renewal has been lost
+    published(table)
+    before = fail(table, leased(table, START + 60), PASSING, outcome_unknown=True)
+    assert before is not None
     # When it is kept by the rules of another endpoint, and once more by an instance that saw it earlier
-    times = {"now": START + 1, "expires_at": START + 300, "minted_at": START + 2}
     for kind in (Kind.STABLE_TOKEN, Kind.TOKEN):
-        table.credentials.change_kind(before, kind, **times)
-    # Then only the first has done it
-    changed: dict[str, Any] = {"due_at": START + 1, "expires_at": START + 300, "minted_at": START + 2}
-    assert read(table) == replace(before, kind=Kind.STABLE_TOKEN, **changed)
+        write(table, before, lifecycle.change_kind(before, kind, START + 70))
+    # Then only the first has done it; the rules of the old endpoint say how long the value works, and what no call may end
+    changed: dict[str, Any] = {"due_at": START + 70, "expires_at": START + 360, "minted_at": START + 60}
+    assert alike(read(table), replace(before, kind=Kind.STABLE_TOKEN, **changed))
 
 
 def finish_entry(table: Table) -> None:
@@ -477,57 +499,60 @@ def finish_entry(table: Table) -> None:
     assert table.accounts.entry("main") is None
 
 
-def set_record_error(table: Table) -> None:
+def note_record_error(table: Table) -> None:
     # Given a live token
     before = published(table)
-    # When something is noted, and then nothing any more
-    table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE)
-    noted = read(table)
-    table.credentials.set_record_error("main", ACCESS_TOKEN, None)
-    # Then it is in its health for as long
-    assert noted == replace(before, last_error=FAILURE)
-    assert read(table) == before
-    # And what a failed renewal says is not taken back
-    fail(table, leased(table, DUE), PASSING, DUE + 60)
-    table.credentials.set_record_error("main", ACCESS_TOKEN, None)
-    assert read(table).last_error == PASSING
+    # When something is noted that is not to make an event yet, and later again
+    noted, again = (
+        write(table, before, lifecycle.note_record_error(replace(FAILURE, at=at), next_attempt_at=DUE, alert_after=60))
+        for at in (START, START + 60)
+    )
+    # Then it is in its health, and the second time it makes an event
+    assert noted is not None
+    assert again == read(table)
+    assert alike(noted, replace(before, last_error=FAILURE))
+    assert (again.failing_since, len(alerts.waiting(again.unsent))) == (START + 60, 1)
     # And what is not kept does not begin to exist
-    for failure in (FAILURE, None):
-        table.credentials.set_record_error("other", ACCESS_TOKEN, failure)
+    other = replace(before, account="other")
+    assert write(table, other, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0)) is None
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
-def change_unsent(table: Table) -> None:
-    # Given a failure that is to make an event, and a renewal that met it when it had not been yet
+def clear_record_error(table: Table) -> None:
+    # Given a live token with an error of its record
+    before = published(table)
+    write(table, before, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=60))
+    # When nothing is wrong any more, then health says so; where nothing was wrong, nothing is written
+    write(table, read(table), lifecycle.clear_record_error(START))
+    assert alike(read(table), before)
+    assert write(table, read(table), lifecycle.clear_record_error(START)) is None
+    # And what a failed renewal says is not taken back
+    fail(table, leased(table, DUE), PASSING)
+    write(table, read(table), lifecycle.clear_record_error(START))
+    assert read(table).last_error == PASSING
+
+
+def change(table: Table) -> None:
+    # Given a failure that makes an event, and a renewal that met it when it had not yet
     published(table)
     held = leased(table, DUE)
-    event = alerts.failing(FAILURE, next_attempt_at=DUE, usable_until=EXPIRES)
-    written = table.credentials.set_record_error("main", ACCESS_TOKEN, FAILURE, event)
+    step = lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0)
+    written = write(table, held, step)
     assert written is not None
     assert (written.failing_since, len(alerts.waiting(written.unsent))) == (START, 1)
     # When it fails, too
-    failed = table.credentials.record_failure(
-        held, FAILURE, USAGE, due_at=DUE + 60, at_risk=False, refused=False, transition=event
-    )
-    # Then that is no second transition
+    failed = write(table, held, lifecycle.fail(attempt_of(held), FAILURE, makes_event=True))
+    # Then it has overwritten nothing, and that is no second event
     assert failed is not None
-    assert (failed.failing_since, failed.unsent) == (START, written.unsent)
-    # When it is renewed, and what waits is sent
-    renewed = table.credentials.publish(
-        leased(table, DUE + 60),
-        Grant("second", 7200, DUE + 60),
-        USAGE,
-        expires_at=EXPIRES + 7200,
-        due_at=EXPIRES,
-        minted_at=DUE,
-        transition=alerts.recovered(DUE + 60),
-    )
+    assert (failed.failing_since, failed.unsent, failed.failures) == (START, written.unsent, 1)
+    # When it is renewed, and what waits is sent, which was read before that
+    renewed = give(table, leased(table, DUE + 60), "second", asked_at=DUE + 60)
     assert renewed is not None
     first, second = alerts.waiting(renewed.unsent)
-    table.credentials.change_unsent("main", ACCESS_TOKEN, lambda unsent: alerts.without(unsent, [first]))
+    write(table, written, lambda current: alerts.sent(current, first))
     # Then only that is gone, and what is not kept does not begin to exist
-    assert (read(table).failing_since, read(table).unsent) == (0, second)
-    table.credentials.change_unsent("other", ACCESS_TOKEN, lambda unsent: "")
+    assert (read(table).failing_since, read(table).unsent, read(table).value) == (0, second, "second")
+    assert write(table, replace(written, account="other"), lambda current: replace(current, unsent="")) is None
     assert table.credentials.get("other", ACCESS_TOKEN) is None
 
 
@@ -551,7 +576,7 @@ def drop(table: Table) -> None:
     assert table.credentials.drop("main", ACCESS_TOKEN) is None
     # Then it is gone, also for those that look for what is due, and no result of that lease brings it back
     assert give(table, held, "late") is None
-    assert not fail(table, held, FAILURE, DUE, at_risk=True)
+    assert not fail(table, held, FAILURE, outcome_unknown=True)
     assert table.credentials.get("main", ACCESS_TOKEN) is None
     assert table.list_due(None) == ([], False)
 
@@ -621,19 +646,25 @@ METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
         *(get, of, entry, entries, page, list_due),
-        *(take_lease, begin_forced, publish, record_failure, begin_check, end_check, mark_refused),
         *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
         *(consumer, token_and_ticket, account_of_token, claims_on),
-        *(acquire_claim, release_claims, enrol, reschedule, change_kind, set_record_error, put_entry, finish_entry),
-        change_unsent,
-        *(drop, drop_entry),
+        *(acquire_claim, release_claims, put_entry, finish_entry, drop_entry),
+        *(enrol, change, drop),
     )
 }
+STEPS: dict[str, Callable[[Table], None]] = {
+    "fail" if step is fail_a_renewal else step.__name__: step
+    for step in (
+        *(lease, force, publish, fail_a_renewal, begin_check, end_check, refuse),
+        *(reschedule, change_kind, note_record_error, clear_record_error),
+    )
+}
+"""One function for each step of a credential's life."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS | STEPS)
 def test_the_engine_takes_what_the_method_sends(table: Table, method: str) -> None:
-    METHODS[method](table)
+    (METHODS | STEPS)[method](table)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"consumer"}))
@@ -662,21 +693,13 @@ def test_the_refresher_may_do_what_the_method_does(dynamodb: Any, table: Table, 
 def test_every_method_is_exercised() -> None:
     public = {name for part in (Table, Accounts, Credentials) for name in vars(part) if not name.startswith("_")}
     assert METHODS.keys() == public
+    steps = {name for name, step in vars(lifecycle).items() if getattr(step, "__module__", "") == lifecycle.__name__}
+    assert STEPS.keys() == {name for name in steps if name.islower() and not name.startswith("_")}
 
 
 def test_a_table_that_is_not_there_is_an_unavailable_store(dynamodb: Any) -> None:
     with pytest.raises(StoreUnavailableError, match="ResourceNotFoundException"):
         Table(dynamodb, "no-such-table").credentials.get("main", ACCESS_TOKEN)
-
-
-def test_the_release_before_leaves_a_pending_sync_alone(table: Table) -> None:
-    table.sync_pending_from(START)
-    # When it is read as that release reads it, which knows of credentials alone
-    (item,) = table._items.index("due", "due = :due", {":due": "due"})
-    task = to_due_credential(item)
-    # Then it is something of an account that cannot be
-    assert not ACCOUNT_NAME.fullmatch(task.account)
-    assert task.account
 
 
 def test_an_item_of_another_release_can_be_read(table: Table) -> None:
@@ -686,7 +709,7 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     table._items._dynamodb.update_item(
         TableName=table._items._name,
         Key=key,
-        UpdateExpression="SET spent.newer = :n, age_unknown = :n, last_error = :error REMOVE failures, minted_at, check_until",
+        UpdateExpression="SET spent.newer = :n, age_unknown = :n, last_error = :error REMOVE failures, minted_at, revision",
         ExpressionAttributeValues={
             ":n": {"N": "1"},
             ":error": {
@@ -698,6 +721,6 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     read_back = read(table)
     assert (read_back.failures, read_back.minted_at, read_back.usage) == (0, 0, USAGE)
     assert read_back.last_error == Failure(FailureClass.UNKNOWN, None, "newer", "newer", 1)
-    assert table.credentials.begin_check(read_back, until=START + 120, booked_until=START)
+    assert write(table, read_back, lifecycle.begin_check(read_back, START + 100))
     assert table.list_due(DUE) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None

@@ -1,25 +1,25 @@
 """The real code with one small thing broken: what the simulation must catch. Each name says what is broken."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, DueCredential, Failed, Grant, Probed, RenewalTask, Skipped, task_of
-from token_keeper.refresh import renewer, wechat
+from token_keeper.model import ACCESS_TOKEN, Credential, DueCredential, Failed, Failure, Grant, Probed, Skipped
+from token_keeper.refresh import lifecycle, renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.keeper import Keeper
+from token_keeper.refresh.lifecycle import Attempt
 from token_keeper.refresh.renewer import Renewer
 from token_keeper.refresh.wechat import WeChat
-from token_keeper.table import credentials
-from token_keeper.table.credentials import Credentials
-from token_keeper.table.dynamodb import Items
+from token_keeper.table import credentials, items
+from token_keeper.table.credentials import Change, Credentials
 from token_keeper.table.items import credential_key, to_credential
 
 
@@ -39,37 +39,49 @@ class Mutant:
             yield
 
 
-_update, _update_leased, _record_failure = Items.update, Credentials._update_leased, Credentials.record_failure
-_refusal, _ask = wechat._refusal, Renewer._ask
+_refusal, _ask, _to_attributes = wechat._refusal, Renewer._ask, items.to_attributes
+_lease, _publish, _fail = lifecycle.lease, lifecycle.publish, lifecycle.fail
 
 
-def _without_epoch(self: Items, key: Any, update: str, condition: str, values: Any) -> Any:
-    loose = condition.replace("epoch = :epoch", "(attribute_exists(pk) OR epoch = :epoch)")
-    return _update(self, key, update, loose, values)
+def _publish_under_any_epoch(attempt: Attempt, grant: Grant, now: int) -> Change:
+    def change(current: Credential) -> Credential | None:
+        published = _publish(attempt, grant, now)(replace(current, epoch=attempt.leased.epoch))
+        return published and replace(published, epoch=current.epoch)
+
+    return change
 
 
-def _failure_clears_the_value(self: Credentials, leased: Any, update: str, values: Any, *rest: Any) -> Any:
-    if ":last_error" in values:
-        update += ", #value, fingerprint" if " REMOVE " in update else " REMOVE #value, fingerprint"
-    return _update_leased(self, leased, update, values, *rest)
+def _lease_though_held(seen: Credential, now: int) -> Change:
+    return lambda current: _lease(replace(seen, lease_until=0), now)(replace(current, lease_until=0))
 
 
-def _failure_ends_the_item(self: Credentials, leased: Any, update: str, values: Any, *rest: Any) -> Any:
-    now = int(Session.world.clock())
-    return _update_leased(self, leased, update, {**values, ":ttl": now} if ":last_error" in values else values, *rest)
+def _lease_not_due_again(seen: Credential, now: int) -> Change:
+    def change(current: Credential) -> Credential | None:
+        leased = _lease(seen, now)(current)
+        return leased and replace(leased, due_at=current.due_at)
+
+    return change
 
 
-def _lost_response_is_a_refusal(self: Credentials, *leased: Any, **fields: Any) -> Any:
-    return _record_failure(self, *leased, **{**fields, "at_risk": False})
+def _fail_with(**changes: Any) -> Callable[..., Change]:
+    def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
+        def change(current: Credential) -> Credential | None:
+            failed = _fail(attempt, failure, makes_event=makes_event)(current)
+            return failed and replace(failed, **changes)
+
+        return change
+
+    return fail
+
+
+def _failure_ends_the_item(credential: Credential) -> Any:
+    attributes = _to_attributes(credential)
+    return attributes | ({"ttl": int(Session.world.clock())} if credential.failures else {})
 
 
 def _read_inconsistently(self: Credentials, account: str, name: str) -> Any:
     items = self._items.get_all([credential_key(account, name)], consistent=False)
     return to_credential(items[0]) if items else None
-
-
-def _lease_though_held(self: Items, key: Any, update: str, condition: str, values: Any) -> Any:
-    return _update(self, key, update, condition.replace("lease_until <= :now AND ", ""), values)
 
 
 def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:
@@ -97,12 +109,12 @@ def _claims_first(self: Enrolment, name: str) -> None:
     self._table.accounts.drop_entry(name)
 
 
-def _owner_unasked(self: Enrolment, task: DueCredential, record: Any) -> Any:
-    credential = self._table.credentials.get(task.account, task.credential)
-    if credential is None or isinstance(task, RenewalTask):
-        return credential and task
-    is_due = renewal.is_still_due(task, credential, self._now())
-    return task_of(credential) if is_due else Skipped(task.account, task.credential, "not due any more")
+def _owner_unasked(self: Enrolment, due: DueCredential | Credential, record: Any) -> Any:
+    credential = self._table.credentials.get(due.account, due.name)
+    if credential is None or isinstance(due, Credential):
+        return credential and due
+    is_due = renewal.is_still_due(due, credential, self._now())
+    return credential if is_due else Skipped(due.account, due.name, "not due any more")
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
@@ -150,21 +162,21 @@ MUTANTS = {
     ),
     # 2: the epoch
     "publishing does not require the epoch": Mutant(
-        Items, "update", _without_epoch, ("order", "responses", "promise", "deleted", "claim")
+        lifecycle, "publish", _publish_under_any_epoch, ("order", "responses", "promise", "deleted", "claim")
     ),
     "a lease is taken though another instance holds it": Mutant(
-        Items, "update", _lease_though_held, ("one fetch", "promise")
+        lifecycle, "lease", _lease_though_held, ("one fetch", "promise")
     ),
     # 3: the lease
     "a lease never ends": Mutant(renewal, "LEASE", 20_000, ("liveness",)),
-    "a lease does not make due again": Mutant(
-        credentials, "BEGIN", credentials.BEGIN.replace("due_at = :until, ", ""), ("liveness",)
-    ),
+    "a lease does not make due again": Mutant(lifecycle, "lease", _lease_not_due_again, ("liveness",)),
     "whatever comes back is due in 110 minutes": Mutant(renewal, "next_due", _bare_timer, ("liveness",)),
     # 4: failures
-    "a failure clears the live value": Mutant(Credentials, "_update_leased", _failure_clears_the_value, ("responses",)),
+    "a failure clears the live value": Mutant(
+        lifecycle, "fail", _fail_with(value=None, fingerprint=None), ("responses",)
+    ),
     "a lost response is taken for a refusal": Mutant(
-        Credentials, "record_failure", _lost_response_is_a_refusal, ("promise", "liveness")
+        lifecycle, "fail", _fail_with(at_risk_since=None), ("promise", "liveness")
     ),
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
@@ -184,7 +196,7 @@ MUTANTS = {
     "the item's presence is trusted instead of its times": Mutant(
         renewal, "usable_until", _ttl_trusted, ("promise", "liveness", "dead")
     ),
-    "a failure ends the item": Mutant(Credentials, "_update_leased", _failure_ends_the_item, ("ttl",)),
+    "a failure ends the item": Mutant(credentials, "to_attributes", _failure_ends_the_item, ("ttl",)),
     # 7: neighbours
     "a broken account stops the others": Mutant(Keeper, "_renew_all", _stopped_by_a_failure, ("liveness",)),
     # 8: secrets

@@ -14,7 +14,9 @@ from moto import mock_aws
 
 from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import REGION, create_table
-from token_keeper.model import Account, Failure, FailureClass, Grant, Kind, Progress, Usage, task_of
+from token_keeper.model import Account, Failure, FailureClass, Grant, Kind, Progress, Usage
+from token_keeper.refresh import lifecycle
+from token_keeper.refresh.lifecycle import Attempt
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 
@@ -57,35 +59,32 @@ def test_the_table_behaves_as_over_moto(steps: list[tuple[str, str, int]]) -> No
 
 
 def _result(table: Table, what: str, account: str, now: int) -> Any:
-    seen = table.credentials.get(account, "access_token")
+    seen, write = table.credentials.get(account, "access_token"), table.credentials.change
     match what:
         case "enrol":
             table.accounts.put_entry(Entry(account, f"app{now % 2}", Kind.TOKEN, ("access_token",), str(now)))
             return table.credentials.enrol(account, "access_token", Kind.TOKEN, f"app{now % 2}", due_at=now)
         case "lease" if seen:
-            epoch = seen.epoch + now % 2
-            return table.credentials.take_lease(task_of(replace(seen, epoch=epoch)), now=now, until=now + 2)
+            return write(seen, lifecycle.lease(replace(seen, epoch=seen.epoch + now % 2), now * 60))
         case "publish" if seen:
-            grant, until = Grant(f"value{now}", 9, now), now + 9
-            return table.credentials.publish(seen, grant, Usage(calls=now), expires_at=until, due_at=now, minted_at=now)
+            return write(seen, lifecycle.publish(Attempt(seen, now, 0), Grant(f"value{now}", 9, now), now))
         case "fail" if seen:
-            return table.credentials.record_failure(
-                seen, FAILURE, Usage(), due_at=now, at_risk=now > 3, refused=now % 2 == 1
-            )
+            attempt = Attempt(seen, now, 0, forced=now % 2 == 1, outcome_unknown=now > 3)
+            return write(seen, lifecycle.fail(attempt, FAILURE, makes_event=now > 2))
         case "usage" if seen:
-            return table.credentials.begin_forced(seen, Usage(calls=now), now=now)
+            return write(seen, lifecycle.force(seen, Usage(calls=now), now))
         case "check" if seen:
-            return table.credentials.begin_check(seen, until=now + 2, booked_until=now)
+            return write(seen, lifecycle.begin_check(seen, now))
         case "checked" if seen:
-            return table.credentials.end_check(seen, accepted_at=now if now % 2 else None)
+            return write(seen, lifecycle.end_check(seen, accepted_at=now if now % 2 else None))
         case "refuse" if seen:
-            return table.credentials.mark_refused(seen, now=now, foreign=now % 2 == 1)
+            return write(seen, lifecycle.refuse(seen, now, foreign=now % 2 == 1))
         case "reschedule" if seen:
-            if now % 2:
-                return table.credentials.change_kind(seen, Kind.STABLE_TOKEN, now=now, expires_at=now, minted_at=now)
-            return table.credentials.reschedule(seen, due_at=now)
-        case "note":
-            return table.credentials.set_record_error(account, "access_token", FAILURE if now % 2 else None)
+            kind = lifecycle.change_kind(seen, Kind.STABLE_TOKEN, now)
+            return write(seen, kind if now % 2 else lifecycle.reschedule(seen, now))
+        case "note" if seen:
+            noted = lifecycle.note_record_error(FAILURE, next_attempt_at=now, alert_after=now % 3)
+            return write(replace(seen, revision=now), noted if now % 2 else lifecycle.clear_record_error(now))
         case "acquire_claim":
             owner = table.accounts.acquire_claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (

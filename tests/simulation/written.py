@@ -76,7 +76,7 @@ class WriteChecks(State):
     def _check_write(self, what: str, before: Item | None, after: Item | None) -> None:
         partition, _, name = (before or after or {})["pk"]["S"].partition("#")
         if partition == "credential":
-            self._credential_written(what, before, after)
+            self._credential_written(before, after)
         elif partition == "claim" and after is None and before is not None:
             self._claim_released(name, before)
         elif partition == "accounts":
@@ -101,7 +101,7 @@ class WriteChecks(State):
         if is_kept and claim["sk"]["S"] == Kind.TOKEN:
             self._violate("claim", f"{name} gave {app_id} up while it still had a value of it")
 
-    def _credential_written(self, what: str, before: Item | None, after: Item | None) -> None:
+    def _credential_written(self, before: Item | None, after: Item | None) -> None:
         if after is None or (before is not None and before["app_id"] != after["app_id"]):
             if before:
                 self._forget_usage(before)
@@ -113,11 +113,11 @@ class WriteChecks(State):
         if new is not None and new not in self.wechat.minted:
             self._violate("responses", f"{name}/{credential}: what is stored as a value is none")
             return
-        if "expires_at = :expires_at, due_at" in what:
-            self._published(name, credential, before, after)
         if before is None:
             return
-        if what.startswith("SET lease_until"):
+        if int(before["lease_until"]["N"]) and not int(after["lease_until"]["N"]) and "last_error" not in after:
+            self._published(name, credential, before, after)
+        if before["epoch"] != after["epoch"]:
             self._check_retry(name, credential, before)
             if self.world.frames:
                 self.world.frames[-1].epochs[name, credential] = after["epoch"]
@@ -129,16 +129,16 @@ class WriteChecks(State):
             self._check_order(name, credential, self.wechat.minted[old], self.wechat.minted[new], "was stored")
             self._check_failure(name, credential, before, after)
 
-    def _published(self, name: str, credential: str, before: Item | None, after: Item) -> None:
+    def _published(self, name: str, credential: str, before: Item, after: Item) -> None:
         if self.world.frames:
             self.world.frames[-1].published += 1
             if self.world.frames[-1].epochs.get((name, credential)) != after["epoch"]:
                 self._violate("order", f"{name}/{credential}: published though a later lease was taken")
         text = str(text_of(after))
         # What comes back after its end as we count it: after a lost response a ticket's life is counted too short.
-        came_back = before is not None and text == text_of(before) and after["expires_at"] != before["expires_at"]
+        came_back = text == text_of(before) and after["expires_at"] != before["expires_at"]
         is_ticket = credential != ACCESS_TOKEN
-        if is_ticket and before is not None and text_of(before) in self.wechat.spoiled and text != text_of(before):
+        if is_ticket and text_of(before) in self.wechat.spoiled and text != text_of(before):
             # It may have followed at once, when no instance asked; no probe asks about tickets.
             self.wechat.spoiled.add(text)
         if is_ticket and ("previous_fingerprint" not in after or came_back):

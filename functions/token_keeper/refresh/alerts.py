@@ -1,19 +1,18 @@
-"""The events of a credential, and when they are made: pure functions of the credential as the table holds it.
+"""The events of a credential, and when they are made: pure functions of the credential as the table is to hold it.
 
-A write that makes a transition also stores its event, in the credential's `unsent`: so each transition has one event,
-whichever instance makes it, and none is lost while EventBridge does not respond.
+What is written of a failure or its end also holds its event, in the credential's `unsent`: so each has one event, whichever
+instance writes it, and none is lost while EventBridge does not respond.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from token_keeper import renewal
 from token_keeper.model import Credential, Failure, FailureClass, foreign_remedy, rfc3339
-from token_keeper.renewal import QUICK_FAILURES
 from token_keeper.summary import failure_shown
-from token_keeper.table.credentials import AlertState, Transition
 
 ALERT_BEFORE = 180
 """Seconds. A failure makes an event when the next attempt leaves less than this of the token's life."""
@@ -56,29 +55,31 @@ def waiting(unsent: str) -> list[str]:
     return unsent.splitlines()
 
 
-def without(unsent: str, sent: Iterable[str]) -> str:
-    """What still waits when these events are sent."""
-    return "\n".join(text for text in waiting(unsent) if text not in set(sent))
+def sent(credential: Credential, text: str) -> Credential | None:
+    """The credential without an event that is sent; None where it does not wait any more."""
+    left = waiting(credential.unsent)
+    if text not in left:
+        return None
+    left.remove(text)
+    return replace(credential, unsent="\n".join(left))
 
 
-def needs_alert(failure: Failure, failures: int, next_attempt_at: int, usable_until: int | None) -> bool:
+def _needs_alert(credential: Credential, failure: Failure, failures: int, next_attempt_at: int) -> bool:
     """Whether an event is made of a failure, the `failures`-th in a row: it needs an operator; or the next attempt comes
-    less than `ALERT_BEFORE` seconds before the value's end, or later.
-
-    `usable_until`: of the value; None where there has been none, which one lost call does not make worth an alert.
-    """
+    less than `ALERT_BEFORE` seconds before the value's end, or later. One lost call is not worth it where there is no value."""
     match failure.failure_class:
         case FailureClass.CONFIGURATION | FailureClass.CONFIRMATION | FailureClass.DEFECT:
             return True
         case FailureClass.QUOTA if failure.errcode is not None:
             return True
-        case FailureClass.UNKNOWN if failures > QUICK_FAILURES:
+        case FailureClass.UNKNOWN if failures > renewal.QUICK_FAILURES:
             return True
-    if usable_until is None:
+    if credential.value is None:
         return failures > 1
-    if failures == 1 and next_attempt_at < usable_until:
+    left = renewal.usable_until(credential) - next_attempt_at
+    if failures == 1 and left > 0:
         return False  # a first ticket is trusted for minutes at a time: one lost call is no trouble yet
-    return usable_until - next_attempt_at < ALERT_BEFORE
+    return left < ALERT_BEFORE
 
 
 def renewed(credential: Credential) -> Event:
@@ -86,62 +87,51 @@ def renewed(credential: Credential) -> Event:
     return Event(EventType.RENEWED, credential.fetched_at, _detail(credential))
 
 
-def failing(failure: Failure, *, next_attempt_at: int, usable_until: int | None) -> Transition:
-    """The credential fails from now on, if it did not already. `usable_until`: of its value, None where there is none."""
+def failing(credential: Credential, failure: Failure, *, failures: int, next_attempt_at: int) -> Credential:
+    """The credential after a failure, the `failures`-th in a row, with an event where it begins to fail in a way that makes one."""
+    if credential.failing_since or not _needs_alert(credential, failure, failures, next_attempt_at):
+        return credential
     trouble = {
         **failure_shown(failure),
         "next_attempt_at": rfc3339(next_attempt_at),
-        "usable_until": None if usable_until is None else rfc3339(usable_until),
+        "usable_until": None if credential.value is None else rfc3339(renewal.usable_until(credential)),
     }
-
-    def change(seen: Credential) -> AlertState:
-        if seen.failing_since:
-            return seen.failing_since, seen.unsent
-        event = Event(EventType.FAILING, failure.at, _detail(seen) | trouble)
-        return failure.at, _append(seen.unsent, event)
-
-    return change
+    return replace(_with_event(credential, EventType.FAILING, failure.at, trouble), failing_since=failure.at)
 
 
-def recovered(now: int, published: Credential | None = None) -> Transition:
-    """The credential does not fail any more. `published`: as it is with its new value, where it has got one."""
-
-    def change(seen: Credential) -> AlertState:
-        if not seen.failing_since:
-            return 0, seen.unsent
-        return 0, _append(seen.unsent, Event(EventType.RECOVERED, now, _detail(published or seen)))
-
-    return change
+def recovered(credential: Credential, now: int) -> Credential:
+    """The credential, which does not fail any more, with an event if it did."""
+    if not credential.failing_since:
+        return credential
+    return replace(_with_event(credential, EventType.RECOVERED, now), failing_since=0)
 
 
 def removed(credential: Credential, now: int) -> Credential:
     """The credential as it was deleted, with the events that are left to send; an open alert is over."""
     if not credential.failing_since:
         return credential
-    detail = {**_detail(credential), "fingerprint": None, "expires_at": None, "removed": True}
-    return replace(credential, unsent=_append(credential.unsent, Event(EventType.RECOVERED, now, detail)))
+    nothing_left = {"fingerprint": None, "expires_at": None, "removed": True}
+    return _with_event(credential, EventType.RECOVERED, now, nothing_left)
 
 
-def invalidated(now: int) -> Transition:
-    """WeChat refuses the value before its end, and not because of us."""
-
-    def change(seen: Credential) -> AlertState:
-        trouble = {
-            "class": str(FailureClass.CREDENTIAL),
-            "errcode": None,
-            "errmsg": "WeChat refuses the token before its end",
-            "remedy": foreign_remedy(seen.kind),
-            "next_attempt_at": rfc3339(now),
-            "usable_until": rfc3339(now),
-        }
-        event = Event(EventType.INVALIDATED, now, _detail(seen) | trouble)
-        return seen.failing_since, _append(seen.unsent, event)
-
-    return change
+def invalidated(credential: Credential, now: int) -> Credential:
+    """The credential, with the event that WeChat refuses the value before its end, and not because of us."""
+    trouble = {
+        "class": str(FailureClass.CREDENTIAL),
+        "errcode": None,
+        "errmsg": "WeChat refuses the token before its end",
+        "remedy": foreign_remedy(credential.kind),
+        "next_attempt_at": rfc3339(now),
+        "usable_until": rfc3339(now),
+    }
+    return _with_event(credential, EventType.INVALIDATED, now, trouble)
 
 
-def _append(unsent: str, event: Event) -> str:
-    return "\n".join([*waiting(unsent), to_text(event)][-MAX_UNSENT:])
+def _with_event(
+    credential: Credential, event_type: EventType, at: int, detail: Mapping[str, Any] | None = None
+) -> Credential:
+    event = Event(event_type, at, {**_detail(credential), **(detail or {})})
+    return replace(credential, unsent="\n".join([*waiting(credential.unsent), to_text(event)][-MAX_UNSENT:]))
 
 
 def _detail(credential: Credential) -> dict[str, Any]:

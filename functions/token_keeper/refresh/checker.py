@@ -1,4 +1,4 @@
-"""The checker: asks WeChat whether access tokens still work. It never renews: what is dead it returns as a task."""
+"""The checker: asks WeChat whether access tokens still work. It never renews: what is dead it returns, to be renewed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,14 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
-from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, RenewalTask, ReportOutcome, Verified, task_of
-from token_keeper.refresh import alerts
+from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, ReportOutcome, Verified
+from token_keeper.refresh import lifecycle
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
 from token_keeper.table import Table
-
-CHECK_TIME = 20
-"""Seconds that a check can take."""
 
 PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
@@ -35,8 +32,8 @@ class Checker:
         self._wechat = wechat
         self._clock = clock
 
-    def check(self, account: str, reported: str) -> Verified | RenewalTask:
-        """What is to be said of an access token, named by its fingerprint, that a client saw refused; a task if it is dead.
+    def check(self, account: str, reported: str) -> Verified | Credential:
+        """What is to be said of an access token, named by its fingerprint, that a client saw refused; the token if it is dead.
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
         """
@@ -52,17 +49,16 @@ class Checker:
             return _verified(token, ReportOutcome.UNVERIFIED)
         if wait := budget.report_wait(token.checks_booked_until, now):
             return _verified(token, ReportOutcome.LIMITED, retry_after=wait)
-        booked_until = budget.book_check(token.checks_booked_until, now)
-        if not self._table.credentials.begin_check(token, until=now + CHECK_TIME, booked_until=booked_until):
+        if self._table.credentials.change(token, lifecycle.begin_check(token, now)) is None:
             return self.check(account, reported)  # another instance has begun one since
         accepts = self._accepts(token)
         if accepts is False:
             return self._invalidate(token) or _verified(token, ReportOutcome.UNVERIFIED)
-        self._table.credentials.end_check(token, accepted_at=now if accepts else None)
+        self._table.credentials.change(token, lifecycle.end_check(token, accepted_at=now if accepts else None))
         return _verified(token, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
 
-    def probe(self, time_left: Callable[[], float]) -> Iterator[list[RenewalTask] | Probed]:
-        """Ask WeChat about every live access token: yields the dead ones as tasks, batch by batch, and at last the counts.
+    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Credential] | Probed]:
+        """Ask WeChat about every live access token: yields the dead ones, batch by batch, and at last the counts.
 
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
         """
@@ -87,8 +83,8 @@ class Checker:
                 found = list(zip(tokens, workers.map(lambda token: self._accepts(token, session), tokens), strict=True))
                 counts.update(accepts for _, accepts in found)
                 _note_unclear(unclear_since, found, now)
-                tasks = [self._invalidate(token) for token, accepts in found if accepts is False]
-                yield [task for task in tasks if task]
+                dead = [self._invalidate(token) for token, accepts in found if accepts is False]
+                yield [token for token in dead if token]
                 after = batch[-1]
                 queue = queue[len(batch) :]
         reached = Progress(after if queue else None, dict(sorted(unclear_since.items())[:UNCLEAR_AT_MOST]))
@@ -96,17 +92,14 @@ class Checker:
             self._table.put_progress(reached)
         yield Probed(counts[True], counts[False], counts[None], len(queue))
 
-    def _invalidate(self, token: Credential) -> RenewalTask | None:
-        """Stop serving a dead token; the task to replace it, or None where it has changed meanwhile."""
+    def _invalidate(self, token: Credential) -> Credential | None:
+        """Stop serving a dead token; returns it, to be replaced, or None where it has changed meanwhile."""
         # A renewal of our own whose outcome is unknown may be the reason, too.
         foreign = token.at_risk_since is None
-        now = self._now()
-        transition = alerts.invalidated(now) if foreign else None
-        refused = self._table.credentials.mark_refused(token, now=now, foreign=foreign, transition=transition)
-        if refused is None:
-            return None
-        self._events.add(refused)
-        return task_of(token)
+        refused = self._table.credentials.change(token, lifecycle.refuse(token, self._now(), foreign=foreign))
+        if refused is not None:
+            self._events.add(refused)
+        return refused
 
     def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
         """Whether WeChat accepts the token; None where it neither accepted nor refused it."""

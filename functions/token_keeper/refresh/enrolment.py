@@ -21,11 +21,9 @@ from token_keeper.model import (
     Failure,
     FailureClass,
     Kind,
-    RenewalTask,
     Skipped,
-    task_of,
 )
-from token_keeper.refresh import alerts
+from token_keeper.refresh import alerts, lifecycle
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.parameter_store import AccountRecord
 from token_keeper.refresh.wechat import WeChat, WeChatError
@@ -59,27 +57,27 @@ class Enrolment:
         self._clock = clock
         self._sleep = sleep
 
-    def permit(self, task: DueCredential, record: AccountRecord) -> RenewalTask | Skipped | None:
-        """The task with the epoch for which the account may fetch: its record is in force, and it owns its appid.
+    def permit(self, due: DueCredential | Credential, record: AccountRecord) -> Credential | Skipped | None:
+        """The credential, as read, for which the account may fetch: its record is in force, and it owns its appid.
 
         None where that is not so. Where the record cannot be read, the renewer is to report that.
         Raises `StoreUnavailableError`.
         """
         if isinstance(record.content, ParametersUnavailableError):
-            credential = self._table.credentials.get(task.account, task.credential)
+            credential = self._table.credentials.get(due.account, due.name)
         elif isinstance(record.content, Account):
-            credential = self._table.accounts.in_force(record.content, task.credential, record.version)
+            credential = self._table.accounts.in_force(record.content, due.name, record.version)
         else:
             return None
         if credential is None:
             return None
-        if isinstance(task, RenewalTask):
-            return task
-        if not renewal.is_still_due(task, credential, self._now()):
-            return Skipped(task.account, task.credential, "not due any more")
-        return task_of(credential)
+        if isinstance(due, Credential):
+            return due
+        if not renewal.is_still_due(due, credential, self._now()):
+            return Skipped(due.account, due.name, "not due any more")
+        return credential
 
-    def apply(self, name: str, record: AccountRecord) -> list[RenewalTask | Failed]:
+    def apply(self, name: str, record: AccountRecord) -> list[Credential | Failed]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
@@ -107,10 +105,10 @@ class Enrolment:
         self._show_record_error(name, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
         for credential in self._table.credentials.of([entry]).values():
             if credential.due_at <= failure.at:
-                self._table.credentials.reschedule(credential, due_at=retry_at)
+                self._table.credentials.change(credential, lifecycle.reschedule(credential, retry_at))
         return Failed(name, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[RenewalTask | Failed]:
+    def _enrol(self, account: Account, version: str | None) -> list[Credential | Failed]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
@@ -146,7 +144,7 @@ class Enrolment:
             raise RecordSupersededError("the account's record has changed once more; that change is being applied")
         return [each for each in found if each]
 
-    def _schedule(self, account: Account, name: str, kind: Kind) -> RenewalTask | Failed | None:
+    def _schedule(self, account: Account, name: str, kind: Kind) -> Credential | Failed | None:
         """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
         while (credential := self._table.credentials.get(account.name, name)) is not None:
@@ -156,41 +154,32 @@ class Enrolment:
                     raise RecordChangedError("another renewal is in progress; the change is applied after it")
                 self._sleep(1)  # it may use the old record: its outcome decides
             elif credential.kind is not kind:
-                self._change_kind(credential, kind)
+                self._table.credentials.change(credential, lifecycle.change_kind(credential, kind, now))
             elif credential.due_at <= now:
-                return task_of(credential)
+                return credential
             elif not credential.failures and now < renewal.usable_until(credential):
                 return self._check_change(account, credential)
             else:
-                self._table.credentials.reschedule(credential, due_at=now)
+                self._table.credentials.change(credential, lifecycle.reschedule(credential, now))
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> RenewalTask | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> Credential | Failed | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
-            self._table.credentials.reschedule(token, due_at=self._now())
-            return task_of(token)
+            return self._table.credentials.change(token, lifecycle.reschedule(token, self._now()))
         if token.name != ACCESS_TOKEN:
             return None
-        if self._is_refused(token) and self._table.credentials.mark_refused(token, now=self._now(), foreign=False):
-            return task_of(token)
+        if self._is_refused(token):
+            refused = self._table.credentials.change(token, lifecycle.refuse(token, self._now(), foreign=False))
+            if refused is not None:
+                return refused
         failure = self._secret_failure(account)
         if failure is not None and failure.failure_class is FailureClass.QUOTA:
             return None  # WeChat has not looked at the secret
         self._show_record_error(account.name, failure, token.due_at)
         return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
-
-    def _change_kind(self, credential: Credential, kind: Kind) -> None:
-        # The rules of the old endpoint say how long its value still works, and until when no call may end it.
-        expires_at = min(credential.expires_at, renewal.usable_until(credential))
-        minted_at = credential.minted_at
-        if credential.kind is Kind.TOKEN and credential.value is not None:
-            minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
-        self._table.credentials.change_kind(
-            credential, kind, now=self._now(), expires_at=expires_at, minted_at=minted_at
-        )
 
     def _is_refused(self, token: Credential) -> bool:
         if renewal.is_too_young_to_check(token, self._now()):
@@ -210,24 +199,17 @@ class Enrolment:
         return None
 
     def _show_record_error(
-        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
+        self, account: str, failure: Failure | None, next_attempt_at: int = 0, *, alert_after: int = 0
     ) -> None:
         """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
 
         `alert_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
         """
+        step = lifecycle.clear_record_error(self._now())
+        if failure is not None:
+            step = lifecycle.note_record_error(failure, next_attempt_at=next_attempt_at, alert_after=alert_after)
         token = self._table.credentials.get(account, ACCESS_TOKEN)
-        if token is None:
-            return
-        usable_until = None if token.value is None else renewal.usable_until(token)
-        transition = None
-        if failure is None:
-            transition = alerts.recovered(self._now())
-        elif _is_shown_for(token, failure, alert_after) and alerts.needs_alert(
-            failure, token.failures + 1, next_attempt_at, usable_until
-        ):
-            transition = alerts.failing(failure, next_attempt_at=next_attempt_at, usable_until=usable_until)
-        shown = self._table.credentials.set_record_error(account, ACCESS_TOKEN, failure, transition)
+        shown = None if token is None else self._table.credentials.change(token, step)
         if shown is not None:
             self._events.add(shown)
 
@@ -261,10 +243,6 @@ class Enrolment:
 
     def _now(self) -> int:
         return int(self._clock())
-
-
-def _is_shown_for(token: Credential, failure: Failure, seconds: int) -> bool:
-    return not seconds or (token.last_error is not None and failure.at - token.last_error.at >= seconds)
 
 
 def _written_at(version: str | None) -> float:

@@ -26,8 +26,6 @@ RESEND_AFTER = 150
 
 _logger = logging.getLogger("refresh.events")
 
-type _Item = tuple[str, str]
-
 
 class Events:
     """The events of one stack. `send` raises nothing; threads may `add` at the same time. `client`: boto3's for EventBridge."""
@@ -37,16 +35,15 @@ class Events:
         self._table = table
         self._stack = stack
         self._lock = Lock()
-        self._waiting: dict[tuple[_Item, str], None] = {}
+        self._waiting: dict[str, Credential] = {}
         self._renewed: list[str] = []
 
     def add(self, credential: Credential, *, is_renewed: bool = False) -> None:
         """Have sent what waits in the item, and that it was renewed. `credential`: as its last write left it."""
-        item = credential.account, credential.name
         with self._lock:
             if is_renewed:
                 self._renewed.append(alerts.to_text(alerts.renewed(credential)))
-            self._waiting |= {(item, text): None for text in alerts.waiting(credential.unsent)}
+            self._waiting |= dict.fromkeys(alerts.waiting(credential.unsent), credential)
 
     def add_left(self, credential: Credential, now: int) -> None:
         """Have sent what an earlier attempt could not send."""
@@ -57,19 +54,15 @@ class Events:
     def send(self) -> None:
         """Send what was added. What waits in an item is removed from it when it is sent."""
         with self._lock:
-            entries: list[tuple[_Item | None, str]] = [(item, text) for item, text in self._waiting]
-            entries += [(None, text) for text in self._renewed]
+            entries = [*self._waiting.items(), *((text, None) for text in self._renewed)]
             self._waiting, self._renewed = {}, []
         for batch in batched(entries, PUT_EVENTS_BATCH, strict=False):
-            accepted = self._put([text for _, text in batch])
+            accepted = self._put([text for text, _ in batch])
             if accepted is None:
                 return  # nor would it take the others, and this invocation has no time to wait
-            sent: dict[_Item, list[str]] = {}
-            for (item, text), is_sent in zip(batch, accepted, strict=True):
-                if item is not None and is_sent:
-                    sent.setdefault(item, []).append(text)
-            for (account, credential), texts in sent.items():
-                self._remove(account, credential, texts)
+            for (text, credential), is_sent in zip(batch, accepted, strict=True):
+                if credential is not None and is_sent:
+                    self._remove(credential, text)
 
     def _put(self, texts: Sequence[str]) -> list[bool] | None:
         """Which of them EventBridge has taken; None where it does not respond."""
@@ -95,8 +88,8 @@ class Events:
             "Detail": json.dumps({"stack": self._stack, **event.detail}),
         }
 
-    def _remove(self, account: str, credential: str, texts: Sequence[str]) -> None:
+    def _remove(self, credential: Credential, text: str) -> None:
         try:
-            self._table.credentials.change_unsent(account, credential, lambda unsent: alerts.without(unsent, texts))
+            self._table.credentials.change(credential, lambda current: alerts.sent(current, text))
         except StoreUnavailableError as error:
-            _logger.error("events may be sent twice", extra={"account": account, "reason": str(error)})
+            _logger.error("events may be sent twice", extra={"account": credential.account, "reason": str(error)})

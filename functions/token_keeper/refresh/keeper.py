@@ -15,12 +15,10 @@ from token_keeper.model import (
     Failed,
     Outcome,
     Probed,
-    RenewalTask,
     Renewed,
     ReportOutcome,
     Skipped,
     Verified,
-    task_of,
 )
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
@@ -46,7 +44,7 @@ READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows the change."""
 
-type Found = list[RenewalTask | Failed] | KeeperError | None
+type Found = list[Credential | Failed] | KeeperError | None
 
 
 class Keeper:
@@ -130,13 +128,13 @@ class Keeper:
         token = self._table.credentials.get(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
         outcomes = []
         if token is not None and token.due_at <= self._now():
-            outcomes = self._renew_all([task_of(token)], time_left)
-        return outcomes + self._renew_all([task_of(found)], time_left, rotate=rotate)
+            outcomes = self._renew_all([token], time_left)
+        return outcomes + self._renew_all([found], time_left, rotate=rotate)
 
     def verify(self, account: str, reported: str, time_left: Callable[[], float]) -> list[Outcome]:
         """A client saw an access token refused, named by its fingerprint: check it, and replace it if it is dead."""
         found = self._checker.check(account, reported)
-        if not isinstance(found, RenewalTask):
+        if not isinstance(found, Credential):
             return [found]
         outcomes = self._renew_all([found], time_left)
         for renewed in (outcome for outcome in outcomes if isinstance(outcome, Renewed)):
@@ -160,11 +158,11 @@ class Keeper:
         return None
 
     def _renew_all(
-        self, tasks: Iterable[DueCredential], time_left: Callable[[], float], *, rotate: bool = False
+        self, tasks: Iterable[DueCredential | Credential], time_left: Callable[[], float], *, rotate: bool = False
     ) -> list[Outcome]:
         """Renew the accounts side by side, those that work before those that fail; in each, the token before tickets."""
-        by_account: dict[str, list[DueCredential]] = {}
-        for task in sorted(tasks, key=lambda task: (task.failures > 0, task.credential != ACCESS_TOKEN, task.due_at)):
+        by_account: dict[str, list[DueCredential | Credential]] = {}
+        for task in sorted(tasks, key=lambda task: (task.failures > 0, task.name != ACCESS_TOKEN, task.due_at)):
             by_account.setdefault(task.account, []).append(task)
         if not by_account:
             return []
@@ -183,7 +181,11 @@ class Keeper:
         return takewhile(lambda _: time_left() >= MIN_TIME, self._accounts.read(accounts))
 
     def _renew_account(
-        self, tasks: list[DueCredential], record: AccountRecord, time_left: Callable[[], float], rotate: bool
+        self,
+        tasks: list[DueCredential | Credential],
+        record: AccountRecord,
+        time_left: Callable[[], float],
+        rotate: bool,
     ) -> list[Outcome]:
         """Renew what is due of one account; where its record is not in force, apply that first."""
         outcomes: list[Outcome] = []
@@ -195,7 +197,7 @@ class Keeper:
                 if record.content is None or permitted is None:
                     return outcomes + self._sync([task.account], time_left)
             except KeeperError as error:
-                return [*outcomes, not_stored(task.account, task.credential, error.failure(self._now()))]
+                return [*outcomes, not_stored(task.account, task.name, error.failure(self._now()))]
             if isinstance(permitted, Skipped):
                 outcomes.append(permitted)
             else:
@@ -238,7 +240,7 @@ class Keeper:
         entries = {entry.account: entry for entry in self._table.accounts.entries()}
         versions = self._accounts.versions()
         listed, _ = self._table.list_due(None)
-        kept = {(task.account, task.credential) for task in listed}
+        kept = {(due.account, due.name) for due in listed}
         lost = {
             entry.account
             for entry in entries.values()
@@ -253,7 +255,7 @@ class Keeper:
         `raising`: raise the error that prevents that, instead of returning it as a failure.
         """
         outcomes: list[Outcome] = []
-        tasks: list[RenewalTask] = []
+        tasks: list[Credential] = []
         pending = list(names)
         while pending:
             applied: dict[str, str | None] = {}
@@ -270,7 +272,7 @@ class Keeper:
                         outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
                     case _:
                         applied[name] = version
-                        tasks += [task for task in found if isinstance(task, RenewalTask)]
+                        tasks += [task for task in found if isinstance(task, Credential)]
                         outcomes += [outcome for outcome in found if isinstance(outcome, Failed)]
             # A record that changed meanwhile is applied again: the older one may have overwritten it.
             pending = superseded + [

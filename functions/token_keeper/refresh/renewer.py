@@ -6,7 +6,6 @@ take the lease ──► fetch from WeChat ──► publish                    
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 from token_keeper import budget, renewal
 from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError, StoreUnavailableError
@@ -20,15 +19,14 @@ from token_keeper.model import (
     Grant,
     Kind,
     Outcome,
-    RenewalTask,
     Renewed,
     Skipped,
-    Usage,
     fingerprint,
 )
-from token_keeper.refresh import alerts
+from token_keeper.refresh import lifecycle
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.events import Events
+from token_keeper.refresh.lifecycle import Attempt
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 
@@ -37,33 +35,6 @@ DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be re
 
 class _NoTokenError(WeChatError):
     """There is no token to ask for a ticket with; the event is that of the token's failure."""
-
-
-@dataclass
-class Attempt:
-    """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
-
-    `lost_lease_until`: as in `RenewalTask`. `isolated`: whether a `token` account's value comes from `stable_token`. `forced`: whether
-    it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called `/cgi-bin/token`.
-    `outcome_unknown`: a response was lost that may have held a new value.
-    """
-
-    leased: Credential
-    began_at: int
-    lost_lease_until: int
-    usage: Usage = field(init=False)
-    isolated: bool = False
-    forced: bool = False
-    mint_asked_at: int | None = None
-    outcome_unknown: bool = False
-
-    def __post_init__(self) -> None:
-        self.usage = self.leased.usage
-
-    @property
-    def at_risk(self) -> bool:
-        """Whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor."""
-        return self.outcome_unknown or self.leased.at_risk_since != self.began_at
 
 
 class Renewer:
@@ -78,29 +49,29 @@ class Renewer:
         self._checker = checker
         self._clock = clock
 
-    def renew(self, task: RenewalTask, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
-        """Renew what the task names, with the account's record (or why there is none); `rotate`: even a live value.
+    def renew(self, seen: Credential, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+        """Renew a credential as it was read, with the account's record (or why there is none); `rotate`: even a live value.
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
         """
         others: list[Outcome] = []
         try:
-            outcome = self._renew(task, record, rotate, others)
+            outcome = self._renew(seen, record, rotate, others)
         except StoreUnavailableError as error:
-            outcome = not_stored(task.account, task.credential, error.failure(self._now()))
+            outcome = not_stored(seen.account, seen.name, error.failure(self._now()))
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
             failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
-            outcome = not_stored(task.account, task.credential, failure)
+            outcome = not_stored(seen.account, seen.name, failure)
         return [*others, outcome]
 
-    def _renew(self, task: RenewalTask, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
-        if task.credential != ACCESS_TOKEN and self._is_token_renewal_under_way(task.account):
-            return Skipped(task.account, task.credential, "its access token is being renewed; the ticket comes next")
+    def _renew(self, seen: Credential, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
+        if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
+            return Skipped(seen.account, seen.name, "its access token is being renewed; the ticket comes next")
         now = self._now()
-        leased = self._table.credentials.take_lease(task, now=now, until=now + renewal.LEASE)
+        leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:
-            return Skipped(task.account, task.credential, "not due any more, or another renewal is in progress")
-        attempt = Attempt(leased, now, task.lost_lease_until)
+            return Skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")
+        attempt = Attempt(leased, now, seen.lease_until)
         try:
             grant = self._fetch(attempt, record, rotate, others)
         except KeeperError as error:
@@ -178,7 +149,7 @@ class Renewer:
             raise QuotaError("WeChat repeats the old token, and may not be forced to mint another one yet")
         # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
-        if not self._table.credentials.begin_forced(leased, attempt.usage, now=now):
+        if self._table.credentials.change(leased, lifecycle.force(leased, attempt.usage, now)) is None:
             raise LeaseOverError("a later renewal has superseded this one")
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
@@ -191,7 +162,7 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        others += self.renew(found, account) if isinstance(found, RenewalTask) else [found]
+        others += self.renew(found, account) if isinstance(found, Credential) else [found]
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:
@@ -227,20 +198,7 @@ class Renewer:
 
     def _publish(self, attempt: Attempt, grant: Grant) -> Outcome:
         leased = attempt.leased
-        expires_at = renewal.expiry(leased, grant)
-        due_at = renewal.next_due(leased, grant, isolated=attempt.isolated)
-        overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
-        granted = replace(leased, fingerprint=fingerprint(grant.value), expires_at=expires_at)
-        published = self._table.credentials.publish(
-            leased,
-            grant,
-            attempt.usage,
-            expires_at=expires_at,
-            due_at=due_at,
-            minted_at=attempt.mint_asked_at or renewal.last_mint(leased, attempt.began_at),
-            previous_until=min(renewal.usable_until(leased), grant.asked_at + overlap),
-            transition=alerts.recovered(self._now(), granted),
-        )
+        published = self._table.credentials.change(leased, lifecycle.publish(attempt, grant, self._now()))
         if published is None or published.fingerprint is None:
             return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
         self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
@@ -248,39 +206,23 @@ class Renewer:
             account=leased.account,
             credential=leased.name,
             fingerprint=published.fingerprint,
-            expires_at=expires_at,
+            expires_at=published.expires_at,
             promised_until=renewal.promised_until(published, grant.asked_at),
-            renews_at=due_at,
+            renews_at=published.due_at,
             foreign=leased.refused_at is not None and leased.refused_at == leased.foreign_rotation_at,
             budget_used=budget.used(leased.kind, attempt.usage, self._now()),
         )
 
     def _fail(self, attempt: Attempt, error: KeeperError) -> Outcome:
         leased, failure = attempt.leased, error.failure(self._now())
-        # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
-        due_at = attempt.began_at + renewal.retry_after(failure, leased.failures + 1)
-        refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
-        after = replace(leased, at_risk_since=leased.at_risk_since if attempt.at_risk else None)
-        usable_until = None if leased.value is None else failure.at if refused else renewal.usable_until(after)
-        transition = None
-        if not isinstance(error, _NoTokenError) and alerts.needs_alert(
-            failure, leased.failures + 1, due_at, usable_until
-        ):
-            transition = alerts.failing(failure, next_attempt_at=due_at, usable_until=usable_until)
-        recorded = self._table.credentials.record_failure(
-            leased,
-            failure,
-            attempt.usage,
-            due_at=due_at,
-            at_risk=attempt.at_risk,
-            refused=refused,
-            transition=transition,
-        )
-        if recorded is None:
+        step = lifecycle.fail(attempt, failure, makes_event=not isinstance(error, _NoTokenError))
+        failed = self._table.credentials.change(leased, step)
+        if failed is None:
             return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
-        self._events.add(recorded)
+        self._events.add(failed)
+        usable_until = None if failed.value is None else renewal.usable_until(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
-        return Failed(leased.account, leased.name, failure, due_at, usable_until, used)
+        return Failed(leased.account, leased.name, failure, failed.due_at, usable_until, used)
 
     def _now(self) -> int:
         return int(self._clock())

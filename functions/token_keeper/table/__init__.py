@@ -19,7 +19,7 @@ up: no rule relies on it.
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from token_keeper.model import Consumer, DueCredential, Kind, Progress
+from token_keeper.model import Consumer, DueCredential, Progress
 from token_keeper.table.accounts import Accounts
 from token_keeper.table.credentials import Credentials
 from token_keeper.table.dynamodb import ConditionFailedError, Items
@@ -53,13 +53,12 @@ class Table:
 
     def sync_pending_from(self, due_at: int) -> None:
         """Have the guard go on with the sync from that time on."""
-        kind = Kind.TOKEN  # the release before cannot read an item of the index without it
-        self._items.put({**SYNC, "due": "due", "due_at": due_at, "kind": kind, "ttl": due_at + HOUSEKEEPING})
+        self._items.put({**SYNC, "due": "due", "due_at": due_at, "ttl": due_at + HOUSEKEEPING})
 
     def end_sync(self, due_at: int) -> None:
         """The sync that was to go on at that time is finished; what another run has left since is not."""
         with suppress(ConditionFailedError):
-            self._items.delete(SYNC, "due_at = :due_at", {":due_at": due_at})
+            self._items.delete(SYNC, only_if={"due_at": due_at})
 
     def progress(self) -> Progress:
         """How far the probe has come."""

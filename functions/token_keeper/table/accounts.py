@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from token_keeper.model import Account, Credential, Kind
+from token_keeper.model import Account, Credential
 from token_keeper.table.dynamodb import ConditionFailedError, Items
 from token_keeper.table.items import (
     ACCOUNTS,
@@ -67,9 +67,8 @@ class Accounts:
 
     def finish_entry(self, account: str, *, version: str | None) -> bool:
         """Write which version of the record is in force; False where another change has been begun meanwhile."""
-        values = {":version": version}
         with suppress(ConditionFailedError):
-            self._items.update(entry_key(account), "SET version = :version", "applying = :version", values)
+            self._items.update(entry_key(account), {"version": version}, only_if={"applying": version})
             return True
         return False
 
@@ -84,29 +83,26 @@ class Accounts:
 
     def acquire_claim(self, account: Account, *, now: int) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
-        # The release before named the claim of a stable_token account otherwise.
-        names = self._items.get_all([claim_key(account.app_id, kind) for kind in (Kind.TOKEN, Kind.STABLE_TOKEN)])
-        held = {item["sk"]: str(item["account"]) for item in names}
-        if Kind.TOKEN not in held and held.get(Kind.STABLE_TOKEN, account.name) != account.name:
-            return held[Kind.STABLE_TOKEN]
-        item = claim_key(account.app_id, account.claim) | {"account": account.name}
-        free = "attribute_not_exists(pk) OR account = :account OR free_at <= :now"
+        key = claim_key(account.app_id, account.claim)
+        held = self._items.get(key) or {}
+        if held.get("account", account.name) != account.name and now < held.get("free_at", now + 1):
+            return str(held["account"])
+        as_seen = {"account": held.get("account"), "free_at": held.get("free_at")}
         try:
-            self._items.put(item, free, {":account": account.name, ":now": now})
-        except ConditionFailedError as refused:
-            return str(refused.item["account"])
+            self._items.put(key | {"account": account.name}, only_if=as_seen)
+        except ConditionFailedError:
+            return self.acquire_claim(account, now=now)
         return account.name
 
     def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
-        owned, values = "account = :account", {":account": account}
+        owned = {"account": account}
         for claim, owner in self.claims_on(app_id).items():
             if owner != account or claim == but:
                 continue
             with suppress(ConditionFailedError):
                 if free_at <= now:
-                    self._items.delete(claim_key(app_id, claim), owned, values)
+                    self._items.delete(claim_key(app_id, claim), only_if=owned)
                 else:
-                    times = {":free_at": free_at, ":ttl": free_at + HOUSEKEEPING}
-                    update = "SET free_at = :free_at, #ttl = :ttl"
-                    self._items.update(claim_key(app_id, claim), update, owned, values | times)
+                    changes = {"free_at": free_at, "ttl": free_at + HOUSEKEEPING}
+                    self._items.update(claim_key(app_id, claim), changes, only_if=owned)

@@ -14,9 +14,6 @@ BATCH_GET_LIMIT = 100
 BATCH_GET_ROUNDS = 4
 """DynamoDB leaves out what it is too busy for; so often in all that is asked for."""
 
-_RESERVED = ("ttl", "value")
-"""Attributes whose names are words of DynamoDB's expressions: there they stand as `#ttl` and `#value`."""
-
 type Key = dict[str, str]
 """An item's `pk` and `sk`."""
 
@@ -34,7 +31,8 @@ class ConditionFailedError(Exception):
 class Items:
     """The items of the table `name`. Every method raises `StoreUnavailableError` where DynamoDB fails.
 
-    A conditional write raises `ConditionFailedError` where its condition does not hold.
+    A write with `only_if` is made only if the item has these attributes (None: has no such attribute) at that moment; it raises
+    `ConditionFailedError` otherwise.
     """
 
     def __init__(self, dynamodb: "DynamoDBClient", name: str) -> None:
@@ -94,42 +92,47 @@ class Items:
                 return
             query["ExclusiveStartKey"] = reply["LastEvaluatedKey"]
 
-    def put(self, item: Mapping[str, Any], condition: str = "", values: Mapping[str, Any] | None = None) -> None:
+    def put(self, item: Mapping[str, Any], *, only_if: Mapping[str, Any] | None = None) -> None:
         """Write a whole item."""
         with _translated_errors():
-            self._dynamodb.put_item(TableName=self._name, Item=_wire(item), **_only_if(condition, values))
+            self._dynamodb.put_item(TableName=self._name, Item=_wire(item), **_expressions(only_if or {}))
 
-    def update(self, key: Key, update: str, condition: str, values: Mapping[str, Any]) -> Item:
-        """Change an item; returns it as it is then."""
-        names = {f"#{reserved}": reserved for reserved in _RESERVED if f"#{reserved}" in update + condition}
+    def update(self, key: Key, changes: Mapping[str, Any], *, only_if: Mapping[str, Any]) -> Item:
+        """Assign attributes of an item, and remove those that are to be None; returns it as it is then."""
         with _translated_errors():
             reply = self._dynamodb.update_item(
-                TableName=self._name,
-                Key=_wire(key),
-                UpdateExpression=update,
-                ReturnValues="ALL_NEW",
-                **_only_if(condition, values),
-                **({"ExpressionAttributeNames": names} if names else {}),  # type: ignore[arg-type]
+                TableName=self._name, Key=_wire(key), ReturnValues="ALL_NEW", **_expressions(only_if, changes)
             )
         return _plain(reply["Attributes"])
 
-    def delete(self, key: Key, condition: str = "", values: Mapping[str, Any] | None = None) -> Item | None:
+    def delete(self, key: Key, *, only_if: Mapping[str, Any] | None = None) -> Item | None:
         """Delete an item; returns it as it was, or None where there was none."""
         with _translated_errors():
             reply = self._dynamodb.delete_item(
-                TableName=self._name, Key=_wire(key), ReturnValues="ALL_OLD", **_only_if(condition, values)
+                TableName=self._name, Key=_wire(key), ReturnValues="ALL_OLD", **_expressions(only_if or {})
             )
         return _plain(reply["Attributes"]) if "Attributes" in reply else None
 
 
-def _only_if(condition: str, values: Mapping[str, Any] | None) -> Any:
-    if not condition:
-        return {}
-    return {
-        "ConditionExpression": condition,
-        "ExpressionAttributeValues": _wire(values or {}),
-        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+def _expressions(only_if: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
+    # An attribute stands as `#name`, because some names are words of DynamoDB's expressions.
+    changes = changes or {}
+    condition = [
+        f"attribute_not_exists(#{name})" if seen is None else f"#{name} = :seen_{name}"
+        for name, seen in only_if.items()
+    ]
+    assigned = ", ".join(f"#{name} = :{name}" for name, value in changes.items() if value is not None)
+    removed = ", ".join(f"#{name}" for name, value in changes.items() if value is None)
+    values = {f":{name}": value for name, value in changes.items()}
+    values |= {f":seen_{name}": seen for name, seen in only_if.items()}
+    expressions = {
+        "UpdateExpression": f"{assigned and f'SET {assigned}'} {removed and f'REMOVE {removed}'}".strip(),
+        "ConditionExpression": " AND ".join(condition),
+        "ExpressionAttributeNames": {f"#{name}": name for name in (*only_if, *changes)},
+        "ExpressionAttributeValues": _wire(values),
+        "ReturnValuesOnConditionCheckFailure": condition and "ALL_OLD",
     }
+    return {name: given for name, given in expressions.items() if given}
 
 
 @contextmanager

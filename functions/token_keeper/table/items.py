@@ -4,7 +4,7 @@ What an item does not hold (it may be of an older release) has its default; what
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from token_keeper.model import Consumer, Credential, DueCredential, Failure, FailureClass, Kind, Usage
@@ -17,8 +17,6 @@ ACCOUNTS = "accounts"
 CONSUMERS = "consumers"
 PROGRESS: Key = {"pk": "probe", "sk": "progress"}
 SYNC: Key = {"pk": "sync#ALL", "sk": "pending"}
-"""The release before, after a rollback, takes it for a credential of an account named ALL. No account can have that name, so it
-leaves it alone."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,15 @@ def to_credential(item: Item) -> Credential:
 _CREDENTIAL_FIELDS = {field.name for field in fields(Credential)} - {
     *("account", "name", "kind", "app_id", "epoch", "due_at", "usage", "last_error")
 }
+
+
+def to_attributes(credential: Credential) -> Item:
+    """What a credential's item holds, but for its key; None: the item has no such attribute."""
+    attributes = asdict(credential)
+    del attributes["account"], attributes["name"]
+    attributes["spent"] = attributes.pop("usage")
+    planned = max(credential.due_at, credential.lease_until, credential.expires_at)
+    return attributes | {"ttl": planned + HOUSEKEEPING}
 
 
 def to_due_credential(item: Item) -> DueCredential:

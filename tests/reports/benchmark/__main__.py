@@ -24,7 +24,8 @@ from rich.table import Table as Printed
 from tests.support import dynamodb_local
 from tests.support.lambda_runtime import PROJECT, LambdaRuntime, build
 from tests.support.world import create_table, gateway_event
-from token_keeper.model import ACCESS_TOKEN, Grant, Kind, Usage, task_of
+from token_keeper.model import ACCESS_TOKEN, Grant, Kind
+from token_keeper.refresh import lifecycle
 from token_keeper.table import Table
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -128,10 +129,10 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
             kept.credentials.enrol(account, ACCESS_TOKEN, Kind.TOKEN, "wx0123456789abcdef", due_at=now)
             enrolled = kept.credentials.get(account, ACCESS_TOKEN)
             assert enrolled is not None
-            leased = kept.credentials.take_lease(task_of(enrolled), now=now, until=now + 60)
+            leased = kept.credentials.change(enrolled, lifecycle.lease(enrolled, now))
             assert leased is not None
-            grant = Grant("t" * 512, 7200, now)
-            kept.credentials.publish(leased, grant, Usage(), expires_at=now + 7200, due_at=now + 6660, minted_at=now)
+            attempt = lifecycle.Attempt(leased, now, lost_lease_until=0)
+            kept.credentials.change(leased, lifecycle.publish(attempt, Grant("t" * 512, 7200, now), now))
         yield {
             "TABLE_NAME": "tokens",
             "REFRESH_FUNCTION_NAME": "refresh",
