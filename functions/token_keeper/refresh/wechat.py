@@ -1,39 +1,38 @@
 """Adapter: WeChat and WeCom over HTTPS. Every exception that leaves here is ours and carries neither URL nor value."""
 
-import io
 import json
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from html import escape
-from http.client import HTTPResponse
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import Any, Self
+from urllib.parse import quote, urlencode, urlsplit
 
 import certifi
-import urllib3
+from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
-from urllib3.util.connection import create_connection
 
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
+from token_keeper.untrusted import json_object
 
 CONNECT_TIMEOUT = 3
-"""Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
+"""Seconds until the connection stands: the look-up of the host's name, all its addresses and the TLS handshake share them.
+A request whose connection comes later is never sent."""
 
 READ_TIMEOUT = 8
-"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most, 11
-seconds, and what the system needs to look up the host's name."""
+"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most: 11
+seconds."""
 
 KEPT_CONNECTIONS = 50
-"""Idle connections to one host that a `Session` keeps: more threads than that do not probe."""
+"""Connections to one host that a `Session` keeps, as each thread has its own: more threads than that do not probe."""
 
 RESPONSE_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's response."""
@@ -180,12 +179,11 @@ class WeChat:
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
         try:
-            reply = _parse(_send(call, session))
+            errcode, reply = _ask(call, session)
         except _BrokenConnectionError:
             if session is None:
                 raise
-            reply = _parse(_send(call, session))
-        errcode = _errcode(reply)
+            errcode, reply = _ask(call, session)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
         if errcode != 0:
@@ -205,8 +203,7 @@ class WeChat:
 
     def _fetch(self, call: _Call) -> Grant:
         asked_at = int(self._clock())
-        reply = _parse(_send(call))
-        errcode = _errcode(reply)
+        errcode, reply = _ask(call)
         if errcode != 0:
             raise _refusal(errcode, reply.get("errmsg"), call)
         value, expires_in = reply.get(call.value), _whole_number(reply.get("expires_in"))
@@ -221,87 +218,56 @@ def _no_response(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
-class _InTime(io.RawIOBase):
-    """What arrives on a connection until the moment `ends`. A socket's own timeout begins again with every byte."""
-
-    def __init__(self, connected: socket.socket, ends: float) -> None:
-        self._socket = connected
-        self._arriving = connected.makefile("rb", buffering=0)
-        self._ends = ends
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(_left(self._ends))
-        return self._arriving.readinto(buffer)
-
-    def close(self) -> None:
-        self._arriving.close()
-        super().close()
+class _NotConnectedError(Exception):
+    """There is no connection, so the request has not gone out. The text names the reason and nothing else."""
 
 
-class _Response(HTTPResponse):
-    """Its head, its chunks and their extensions arrive in time, too, or not at all."""
-
-    def __init__(self, connected: socket.socket, ends: float, **options: Any) -> None:
-        super().__init__(connected, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_InTime(connected, ends))
-
-
-class _NotConnectedError(NewConnectionError):
-    def __init__(self, connection: HTTPConnection, reason: str) -> None:
-        super().__init__(connection, reason)
-        self.reason = reason
-
-
-class _Connection(HTTPConnection):
-    """A connection that holds its caller no longer than `CONNECT_TIMEOUT` and `READ_TIMEOUT`."""
-
-    def connect(self) -> None:
-        try:
-            super().connect()
-        except OSError as error:  # TLS errors are among them: whatever it was, the request has not gone out
-            raise _NotConnectedError(self, type(error).__name__) from None
-
-    def _new_conn(self) -> socket.socket:
-        ends, failure = time.monotonic() + CONNECT_TIMEOUT, OSError("no address")
-        for *_, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-            try:
-                connected = create_connection(
-                    (str(address[0]), self.port), _left(ends), socket_options=self.socket_options
-                )
-            except OSError as error:
-                failure = error
-            else:
-                connected.settimeout(_left(ends))  # for the TLS handshake
-                return connected
-        raise failure
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        self.response_class = partial(_Response, ends=time.monotonic() + READ_TIMEOUT)  # type: ignore[assignment]
-        return super().getresponse()
-
-
-class _TlsConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-class Session(urllib3.PoolManager):
-    """Connections to WeChat and WeCom, kept until it is closed."""
+class Session:
+    """Connections to WeChat and WeCom, one to each for every thread that calls, kept until the session is closed."""
 
     def __init__(self) -> None:
-        super().__init__(maxsize=KEPT_CONNECTIONS, retries=False, ssl_context=_tls())
-        self.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self._kept: dict[tuple[int, str, str], HTTPConnection] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._kept.values():
+            connection.close()
+
+    def exchange(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
+        """Send a request (JSON where it has a body); the response's status and the first `RESPONSE_LIMIT` + 1 bytes of its body.
+
+        Raises `_NotConnectedError`, and later whatever broke the exchange, which may carry the URL and so a secret.
+        """
+        parts = urlsplit(url)
+        key = threading.get_ident(), parts.scheme, parts.netloc
+        try:
+            connection = self._kept.pop(key, None) or _connection(parts.scheme, parts.netloc)
+            if connection.is_closed:
+                _within(CONNECT_TIMEOUT, connection, connection.connect)
+                connection.timeout = READ_TIMEOUT
+        except Exception as error:  # noqa: BLE001 - whatever it was, the request has not gone out
+            raise _NotConnectedError(type(error).__name__) from None
+
+        def respond() -> tuple[int, bytes]:
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, f"{parts.path}?{parts.query}", body, headers, preload_content=False)
+            with connection.getresponse() as response:
+                return response.status, response.read(RESPONSE_LIMIT + 1, decode_content=True)
+
+        status, received = _within(READ_TIMEOUT, connection, respond)
+        if len(received) <= RESPONSE_LIMIT:
+            self._kept[key] = connection
+        else:
+            connection.close()
+        return status, received
+
+
+def _connection(scheme: str, host: str) -> HTTPConnection:
+    if scheme == "https":
+        return HTTPSConnection(host, timeout=CONNECT_TIMEOUT, ssl_context=_tls())
+    return HTTPConnection(host, timeout=CONNECT_TIMEOUT)
 
 
 @cache
@@ -311,27 +277,40 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _left(ends: float) -> float:
-    return max(ends - time.monotonic(), 0.001)  # 0 would mean "do not wait", and a socket takes nothing below
+def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]) -> T:
+    """What `work` on a connection returns or raises, or TimeoutError; without success the connection is closed.
+
+    A socket's own timeout begins again with every byte, and a look-up of a name has none. So the work is done in a thread,
+    which is left alone when the time is up: it ends soon, as its connection is shut down, and keeps no process from ending.
+    """
+    connected, done = connection.sock, Future[T]()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread, or not at all
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except BaseException:
+        if connected:
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+        done.add_done_callback(lambda _: connection.close())
+        raise
 
 
 def _send(call: _Call, kept: Session | None = None) -> bytes:
-    # urllib3's exceptions hold the URL with the secret in it, also as the context of an exception that is raised while
-    # they are handled. So it is only noted here, and ours is raised after it is gone.
-    sent = None if call.body is None else json.dumps(call.body).encode()
-    headers = {"Content-Type": "application/json"} if sent else {}
-    url = f"{call.url}?{urlencode(call.query)}" if call.query else call.url
+    # What is raised in here holds the URL with the secret in it, also as the context of an exception that is raised while
+    # it is handled. So it is only noted, and ours is raised after it is gone.
     try:
-        with (
-            # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
-            nullcontext(kept) if kept else Session() as session,
-            session.urlopen(
-                call.method, url, redirect=False, body=sent, headers=headers, preload_content=False
-            ) as response,
-        ):
-            body = response.read(RESPONSE_LIMIT + 1, decode_content=True)
-            status = response.status
-    except HTTPError as error:
+        # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
+        with nullcontext(kept) if kept else Session() as session:
+            sent = None if call.body is None else json.dumps(call.body).encode()
+            status, body = session.exchange(call.method, f"{call.url}?{urlencode(call.query)}", sent)
+    except Exception as error:  # noqa: BLE001 - of urllib3, http.client, ssl, socket, threading
         failure = _transport_failure(error)
     else:
         if status == 200 and len(body) <= RESPONSE_LIMIT:
@@ -342,40 +321,32 @@ def _send(call: _Call, kept: Session | None = None) -> bytes:
     raise failure
 
 
-def _transport_failure(error: HTTPError) -> WeChatError:
-    if isinstance(error, NewConnectionError):
-        reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
-        return _no_response(f"WeChat could not be reached ({reason})", outcome_known=True)
-    kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
+def _transport_failure(error: Exception) -> WeChatError:
+    if isinstance(error, _NotConnectedError):
+        return _no_response(f"WeChat could not be reached ({error})", outcome_known=True)
+    kind = WeChatError if isinstance(error, TimeoutError | exceptions.TimeoutError) else _BrokenConnectionError
     errmsg = f"the connection broke before WeChat's response was complete ({type(error).__name__})"
     return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        reply = json.loads(body)
-    except (ValueError, RecursionError):
-        reply = None  # the exception holds the body; it must not become the context of ours
-    if not isinstance(reply, dict):
+def _ask(call: _Call, session: Session | None = None) -> tuple[int, dict[str, Any]]:
+    """WeChat's response, after its errcode: 0 where there is none."""
+    reply = json_object(_send(call, session).decode(errors="replace"))
+    if reply is None:
         raise _no_response("WeChat's response is not a JSON object")
-    return reply
-
-
-def _errcode(reply: Mapping[str, Any]) -> int:
-    """0 where there is none."""
     errcode = 0 if reply.get("errcode") is None else _whole_number(reply["errcode"])
     if errcode is None:
         raise _no_response("WeChat's response holds an errcode that is no number")
-    return errcode
+    return errcode, reply
 
 
 def _whole_number(value: object) -> int | None:
     """7200 as it is, and as `7200.0` or `"7200"`: a token that came with these was minted all the same."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 10**9:
-        return None
-    return int(value) if value == int(value) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**9 and value == int(value):
+        return int(value)
+    return None
 
 
 def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
