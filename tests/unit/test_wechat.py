@@ -276,6 +276,19 @@ def test_harmless_variations_of_a_refusal_are_accepted(wechat: WeChat, internet:
     assert (error.errcode, error.failure_class, error.outcome_known) == (40125, FailureClass.CONFIGURATION, True)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b'\xef\xbb\xbf{"errcode": 40125, "errmsg": "invalid appsecret"}',
+        b'{"errcode": 40125, "errmsg": "\xce\xde\xd0\xa7"}',
+    ],
+    ids=["a byte order mark", "another encoding"],
+)
+def test_a_refusal_is_understood_however_it_is_encoded(wechat: WeChat, internet: Internet, reply: bytes) -> None:
+    respond(internet, reply)
+    assert refused(wechat).errcode == 40125
+
+
 IP_NOT_ALLOWED = [40164, 61004, 45035, 60020]
 CLASSES = {
     FailureClass.TRANSIENT: [-1, 45011, 45033],

@@ -52,45 +52,42 @@ _CLASSES = {
     FailureClass.CONFIRMATION: {89501, 89503, 89506, 89507},
     FailureClass.DEFECT: {40002, 41001, 41002, 41004, 43002, 43003},
 }
-_SENSITIVE = ("secret", "corpsecret", "access_token")
-
 _CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
+_SENSITIVE = ("secret", "corpsecret", "access_token")
 
 _KEY_PLACES = (
     "公众号: 微信开发者平台 > 我的业务 > 基础信息 > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
 )
-_SECRET_REMEDY = (
-    f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
-    "`token-keeper accounts set-secret`; it is tried at once."
-)
-_RESTRICTED_REMEDY = (
-    "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it."
-)
-_UNAUTHORISED_REMEDY = "This account may not call this API. Check its certification and permissions on the platform."
 _REMEDIES = {
-    40001: _SECRET_REMEDY,
-    40125: _SECRET_REMEDY,
+    **dict.fromkeys(
+        (40001, 40125),
+        f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
+        "`token-keeper accounts set-secret`; it is tried at once.",
+    ),
     40013: f"WeChat does not know this appid. Compare it ({_KEY_PLACES}) and correct the account's record.",
     40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
     40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
-    48001: _UNAUTHORISED_REMEDY,
-    48002: _UNAUTHORISED_REMEDY,
-    48004: _UNAUTHORISED_REMEDY,
-    50002: _RESTRICTED_REMEDY,
-    50004: _RESTRICTED_REMEDY,
-    50007: _RESTRICTED_REMEDY,
+    **dict.fromkeys(
+        (48001, 48002, 48004),
+        "This account may not call this API. Check its certification and permissions on the platform.",
+    ),
+    **dict.fromkeys(
+        (50002, 50004, 50007),
+        "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it.",
+    ),
     61024: "This appid is managed by a third-party platform, which must be the one to fetch its token.",
-    89501: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
-    89503: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    **dict.fromkeys(
+        (89501, 89503),
+        "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    ),
     89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
     89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
 }
-_CORP_REMEDIES = {
+_CORP_REMEDIES = _REMEDIES | {
     40001: "The secret is not that of an app of this corp. Copy it again (企业微信管理后台 > 应用管理 > the app > Secret) and run "
     "`token-keeper accounts set-secret`; it is tried at once.",
     40013: "WeCom does not know this corpid. Compare it with 企业微信管理后台 > 我的企业 > 企业信息 and correct the account's record.",
 }
-"""What differs for 企业微信 from `_REMEDIES`."""
 _CLASS_REMEDIES = {
     FailureClass.TRANSIENT: "No action needed: it is retried automatically.",
     FailureClass.QUOTA: "The day's calls are used up. Find out who else fetches with this AppSecret; an administrator can "
@@ -355,29 +352,31 @@ def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
     message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):
         if field in _SENSITIVE:
-            for form in sorted(_forms(str(sent)), key=len, reverse=True):
-                message = message.replace(form, "…")
+            message = re.sub(_any_form(str(sent)), "…", message, flags=re.IGNORECASE)
     message = message[:500]
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
     if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
         failure_class = FailureClass.CONFIGURATION
-    remedy = _ip_remedy(errcode, message) if errcode in IP_NOT_ALLOWED else None
-    if failure_class is FailureClass.CONFIGURATION or failure_class is FailureClass.CONFIRMATION:
-        of_corp = _CORP_REMEDIES.get(errcode) if "corpid" in call.query else None
-        remedy = remedy or of_corp or _REMEDIES.get(errcode)
+    if errcode in IP_NOT_ALLOWED:
+        remedy = _ip_remedy(errcode, message)
+    elif failure_class is FailureClass.CREDENTIAL:  # 40001 calls for something else where a token is asked for
+        remedy = None
+    else:
+        remedy = (_CORP_REMEDIES if "corpid" in call.query else _REMEDIES).get(errcode)
     return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
 
 
-def _forms(sent: str) -> set[str]:
-    """How a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or escaped twice."""
-    in_json, quoted = json.dumps(sent)[1:-1], {quote(sent), quote(sent, safe="")}
-    quoted |= {re.sub("%..", lambda byte: byte[0].lower(), item) for item in quoted}
-    return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(item, safe="") for item in quoted)}
+def _any_form(sent: str) -> str:
+    """A pattern of how a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or twice."""
+    in_json, quoted = json.dumps(sent)[1:-1], (quote(sent), quote(sent, safe=""))
+    twice = json.dumps(in_json)[1:-1], *(quote(item, safe="") for item in quoted)
+    forms = sorted((sent, in_json, escape(sent), *quoted, *twice), key=len, reverse=True)
+    return "|".join(map(re.escape, forms))
 
 
 def _ip_remedy(errcode: int, errmsg: str) -> str:
-    found = re.search(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", errmsg)
-    address = found.group() if found else "the address in WeChat's message"
+    found = re.search(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", errmsg)
+    address = found[0] if found else "the address in WeChat's message"
     place = (
         "企业可信IP of the app (企业微信管理后台 > 应用管理)"
         if errcode == 60020
