@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from urllib3.connection import HTTPConnection
 
 from tests.support.certificates import self_signed
 from token_keeper.model import Account, FailureClass, Grant, Kind
@@ -621,6 +622,35 @@ def test_a_slow_response_over_tls_ends_in_time(monkeypatch: pytest.MonkeyPatch, 
     assert time.monotonic() - began_at < ENDS_WITHIN
     assert not error.outcome_known
     assert_discreet(error)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_request_that_is_held_up_is_never_sent(
+    monkeypatch: pytest.MonkeyPatch, certified: ssl.SSLContext, scheme: str
+) -> None:
+    monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.1)
+    real, given_up, received = HTTPConnection.request, threading.Event(), list[bytes]()
+
+    def held_up(*args: Any, **options: Any) -> None:
+        assert given_up.wait(ENDS_WITHIN)
+        real(*args, **options)
+
+    def talk(connection: socket.socket) -> None:
+        with certified.wrap_socket(connection, server_side=True) if scheme == "https" else connection as asked:
+            received.append(asked.recv(65536))
+
+    monkeypatch.setattr(HTTPConnection, "request", held_up)
+    # Given a connection that stands, on which nothing is sent until the caller has given up
+    with peer(talk) as address:
+        before = set(threading.enumerate())
+        error = refused(WeChat(address.replace("http:", f"{scheme}:"), WECOM))
+        abandoned = set(threading.enumerate()) - before
+        given_up.set()
+    for thread in abandoned:
+        thread.join()
+    # Then nothing reaches the peer any more
+    assert received == [b""]
+    assert not error.outcome_known
 
 
 @pytest.mark.parametrize("fault", ["unknown authority", "another name"])

@@ -277,8 +277,8 @@ def _tls() -> ssl.SSLContext:
 def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]) -> T:
     """What `work` on a connection returns or raises, or TimeoutError; without success the connection is closed.
 
-    A socket's own timeout begins again with every byte, and a look-up of a name has none. So the work is done in a thread,
-    which is left alone when the time is up: it ends soon, as its connection is shut down, and keeps no process from ending.
+    A socket's own timeout begins again with every byte, and the look-up of a name has none. So the work is done in a thread
+    that is left alone when the time is up. It sends nothing from then on, and keeps no process from ending.
     """
     connected, done = connection.sock, Future[T]()
 
@@ -294,7 +294,8 @@ def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]
     except BaseException:
         if connected:
             with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
+                # Not the method of a TLS socket: the thread could still send after that, and without encryption.
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
         done.add_done_callback(lambda _: connection.close())
         raise
 
