@@ -249,11 +249,14 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
 
 
 def test_an_exception_that_is_not_handled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def let_out(error: Exception) -> None:
+        raise error
+
     # Given an adapter that lets urllib3's exceptions out, and a changed record, for which the live token is checked
     with listening() as said:
         rig = Rig(said)
         rig.enrol()
-        monkeypatch.setattr(wechat, "HTTPError", ZeroDivisionError)
+        monkeypatch.setattr(wechat, "_transport_failure", let_out)
         rig.world.clock.sleep(60)
         rig.tokens()
         rig.world.wechat.fail("/cgi-bin/get_api_domain_ip", Fault.drop_after())

@@ -95,21 +95,6 @@ class InTurn(contextlib.AbstractContextManager["InTurn"]):
             pool._pending.pop(0)()
 
 
-class _Reply(contextlib.AbstractContextManager["_Reply"]):
-    """`urllib3.HTTPResponse`, as far as the functions use it."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        self.status = status
-        self._body = body
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def read(self, _size: int, **_: Any) -> bytes:
-        """The whole: a simulated response is never sent slowly."""
-        return self._body
-
-
 class Session(contextlib.AbstractContextManager["Session"]):
     """`wechat.Session`, as far as the functions use it. `world`: of the running simulation."""
 
@@ -118,10 +103,9 @@ class Session(contextlib.AbstractContextManager["Session"]):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> _Reply:
+    def exchange(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
         """What the simulated WeChat of the running simulation returns, or what urllib3 raises."""
-        status, _headers, response = self.world.wechats_response(method, url, body or b"")
-        return _Reply(status, response)
+        return self.world.exchange(method, url, body)
 
 
 @contextlib.contextmanager

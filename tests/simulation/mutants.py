@@ -181,7 +181,7 @@ MUTANTS = {
     "repairs are not isolated": Mutant(renewal, "is_isolated", lambda *_: False, ("promise",)),
     "a token may be minted at any time": Mutant(renewal, "may_mint", lambda *_: True, ("promise",)),
     "an error is stored as a value": Mutant(Renewer, "_ask", _error_stored, ("responses", "defect")),
-    "a malformed response is taken as it comes": Mutant(wechat, "_parse", json.loads, ("defect",)),
+    "a malformed response is taken as it comes": Mutant(wechat, "json_object", json.loads, ("defect",)),
     "what a lagging index lists is renewed": Mutant(renewal, "is_still_due", lambda *_: True, ("retry", "one fetch")),
     # 5: one call, whatever is reported
     "every report replaces": Mutant(

@@ -20,10 +20,9 @@ from unittest.mock import patch
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import boto3
-import urllib3
 from botocore.exceptions import EndpointConnectionError
 from urllib3.connectionpool import HTTPSConnectionPool
-from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 import api
 import refresh
@@ -280,7 +279,7 @@ class World:
         with self._internet_lock:
             self._online += 1
             if self._online == 1:
-                self._internet = patch.object(wechat.Session, "urlopen", self._urlopen)
+                self._internet = patch.object(wechat.Session, "exchange", self.exchange)
                 self._internet.start()
         try:
             yield
@@ -290,17 +289,13 @@ class World:
                 if self._online == 0:
                     self._internet.stop()
 
-    def _urlopen(self, method: str, url: str, *, body: bytes | None, **_: Any) -> urllib3.HTTPResponse:
-        status, headers, response = self.wechats_response(method, url, body or b"")
-        return urllib3.HTTPResponse(io.BytesIO(response), headers, status, preload_content=False)
-
-    def wechats_response(self, method: str, address: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body. Raises what urllib3 raises; the address, and so the secret, stands in it."""
+    def exchange(self, method: str, address: str, body: bytes | None) -> tuple[int, bytes]:
+        """As `wechat.Session` does it: what urllib3 raises holds the address, and so the secret."""
         url = urlsplit(address)
         assert address.startswith((self.environment["WECHAT_API_URL"], self.environment["WECOM_API_URL"]))
         if self.unreachable:
-            raise NewConnectionError(_pool(url.hostname), f"Failed to establish a new connection: {address}")
-        response = self.wechat.handle(method, url.path, dict(parse_qsl(url.query)), body)
+            raise wechat._NotConnectedError("NewConnectionError")
+        response = self.wechat.handle(method, url.path, dict(parse_qsl(url.query)), body or b"")
         if self.during_call:
             during_call, self.during_call = self.during_call, None
             during_call()
@@ -309,7 +304,7 @@ class World:
             raise ReadTimeoutError(_pool(url.hostname), address, f"Read timed out: {address}")
         if response.drop:
             raise ProtocolError(f"Connection aborted: {address}")
-        return response.status, response.headers, response.body
+        return response.status, response.body
 
 
 @cache

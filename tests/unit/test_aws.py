@@ -6,9 +6,8 @@ import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,12 +18,10 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.certificates import self_signed
 from token_keeper.api.aws import clients, http
 from token_keeper.api.aws.sigv4 import Credentials, sign
 from token_keeper.aws_errors import AwsError, AwsUnavailableError
@@ -284,23 +281,6 @@ def test_only_a_server_that_proves_its_name_is_asked(
     assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
     assert len(service.connections) == 1
     http._tls.cache_clear()
-
-
-def self_signed(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
-        .add_extension(alternative, critical=True)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, secret = serialization.Encoding.PEM, serialization.NoEncryption()
-    (directory / "cert").write_bytes(certificate.public_bytes(pem))
-    (directory / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, secret))
-    return directory / "cert", directory / "key"
 
 
 # --- where to, and as whom

@@ -4,18 +4,23 @@ import gzip
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from urllib3.connection import HTTPConnection
 
+from tests.support.certificates import self_signed
 from token_keeper.model import Account, FailureClass, Grant, Kind
 from token_keeper.refresh import wechat as adapter
 from token_keeper.refresh.wechat import WeChat, WeChatError
@@ -272,6 +277,19 @@ def test_harmless_variations_of_a_refusal_are_accepted(wechat: WeChat, internet:
     assert (error.errcode, error.failure_class, error.outcome_known) == (40125, FailureClass.CONFIGURATION, True)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b'\xef\xbb\xbf{"errcode": 40125, "errmsg": "invalid appsecret"}',
+        b'{"errcode": 40125, "errmsg": "\xce\xde\xd0\xa7"}',
+    ],
+    ids=["a byte order mark", "another encoding"],
+)
+def test_a_refusal_is_understood_however_it_is_encoded(wechat: WeChat, internet: Internet, reply: bytes) -> None:
+    respond(internet, reply)
+    assert refused(wechat).errcode == 40125
+
+
 IP_NOT_ALLOWED = [40164, 61004, 45035, 60020]
 CLASSES = {
     FailureClass.TRANSIENT: [-1, 45011, 45033],
@@ -425,6 +443,17 @@ def test_a_redirect_is_not_followed(wechat: WeChat, internet: Internet) -> None:
 # --- connections
 
 
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """What a server at 127.0.0.1 needs to speak TLS; the adapter trusts its certificate."""
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(adapter, "_tls", lambda: trusting)
+    return context
+
+
 @contextmanager
 def server(reply: bytes | None) -> Iterator[str]:
     """A real server for one call, to which it responds with these bytes before it closes; with None it does not listen."""
@@ -560,6 +589,7 @@ DRIPS = {
     "chunks": (CHUNKED, b"1\r\n \r\n"),
     "a chunk's extension": (CHUNKED + b"1;", b"x"),
     "trailers": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"a: b\r\n"),
+    "a body without length": (HEAD + b"\r\n", b" "),
     "nothing": (b"",),
 }
 
@@ -573,10 +603,108 @@ def test_an_attempt_ends_in_time_however_slowly_a_peer_sends(
     # Given a peer none of whose bytes is late, but which has too many of them
     with peer(drip(*drops)) as address:
         error = refused(WeChat(address, address, lambda: NOW))
-        # Then its whole response is not waited for
-        assert time.monotonic() - began_at < ENDS_WITHIN
+    # Then its whole response is not waited for, and the connection is closed
+    assert time.monotonic() - began_at < ENDS_WITHIN
     assert not error.outcome_known
     assert_discreet(error)
+
+
+def test_a_slow_response_over_tls_ends_in_time(monkeypatch: pytest.MonkeyPatch, certified: ssl.SSLContext) -> None:
+    monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.3)
+    began_at = time.monotonic()
+
+    def talk(connection: socket.socket) -> None:
+        with certified.wrap_socket(connection, server_side=True) as encrypted:
+            drip(HEAD, b"Server: w\r\n")(encrypted)
+
+    with peer(talk) as address:
+        error = refused(WeChat(address.replace("http:", "https:"), WECOM, lambda: NOW))
+    assert time.monotonic() - began_at < ENDS_WITHIN
+    assert not error.outcome_known
+    assert_discreet(error)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_request_that_is_held_up_is_never_sent(
+    monkeypatch: pytest.MonkeyPatch, certified: ssl.SSLContext, scheme: str
+) -> None:
+    monkeypatch.setattr(adapter, "READ_TIMEOUT", 0.1)
+    real, given_up, received = HTTPConnection.request, threading.Event(), list[bytes]()
+
+    def held_up(*args: Any, **options: Any) -> None:
+        assert given_up.wait(ENDS_WITHIN)
+        real(*args, **options)
+
+    def talk(connection: socket.socket) -> None:
+        with certified.wrap_socket(connection, server_side=True) if scheme == "https" else connection as asked:
+            received.append(asked.recv(65536))
+
+    monkeypatch.setattr(HTTPConnection, "request", held_up)
+    # Given a connection that stands, on which nothing is sent until the caller has given up
+    with peer(talk) as address:
+        before = set(threading.enumerate())
+        error = refused(WeChat(address.replace("http:", f"{scheme}:"), WECOM))
+        abandoned = set(threading.enumerate()) - before
+        given_up.set()
+    for thread in abandoned:
+        thread.join()
+    # Then nothing reaches the peer any more
+    assert received == [b""]
+    assert not error.outcome_known
+
+
+@pytest.mark.parametrize("fault", ["unknown authority", "another name"])
+def test_only_a_server_that_proves_its_name_is_asked(
+    monkeypatch: pytest.MonkeyPatch, certified: ssl.SSLContext, fault: str
+) -> None:
+    received = list[bytes]()
+
+    def talk(connection: socket.socket) -> None:
+        with certified.wrap_socket(connection, server_side=True) as encrypted:
+            received.append(encrypted.recv(65536))
+
+    # Given a server whose certificate no known authority has signed, or one for another host
+    if fault == "unknown authority":
+        monkeypatch.setattr(adapter, "_tls", ssl.create_default_context)
+    else:
+        resolve(monkeypatch, "127.0.0.1")
+    with peer(talk) as address:
+        address = address.replace("http:", "https:")
+        error = refused(
+            WeChat(address.replace("127.0.0.1", "host.test" if fault == "another name" else "127.0.0.1"), WECOM)
+        )
+    # Then it gets no request
+    assert error.outcome_known
+    assert "SSLCertVerificationError" in str(error)
+    assert not any(received)
+
+
+def test_a_look_up_that_hangs_ends_in_time_and_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch, internet: Internet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(adapter, "CONNECT_TIMEOUT", 0.1)
+    real, hangs = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(*args: Any, **options: Any) -> Any:
+        assert hangs.wait(ENDS_WITHIN)
+        return real(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    before = set(threading.enumerate())
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always", ResourceWarning)
+        # Given a host whose name is found only after the caller has given up
+        error = refused(WeChat(internet.address, WECOM, lambda: NOW))
+        (abandoned,) = set(threading.enumerate()) - before
+        hangs.set()
+        abandoned.join()
+    # Then nothing was sent, so nothing was minted, and what came of it is closed without a word
+    assert error.outcome_known
+    assert_discreet(error)
+    assert internet.calls == []
+    assert abandoned.daemon
+    assert not unclosed
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_slow_tls_handshake_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,41 +101,35 @@ class ParameterStore:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, AccountRecord]]:
         """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
         for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
-            yield from self._read_batch(batch)
-
-    def _read_batch(self, names: Sequence[str]) -> Iterator[tuple[str, AccountRecord]]:
-        named = [f"{self._path}/{name}" for name in names if ACCOUNT_NAME.fullmatch(name)]
-        try:
-            with _translated_errors():
-                parameters = self._ssm.get_parameters(Names=named, WithDecryption=True)["Parameters"] if named else []
-        except ParametersUnavailableError as error:
-            if error.refused and len(names) > 1:
-                yield from self._read_each(names)
-            else:
-                yield from ((name, AccountRecord(None, error)) for name in names)
-            return
-        found = {parameter["Name"]: parameter for parameter in parameters}
-        for name in names:
-            yield name, _record(name, found.get(f"{self._path}/{name}"))
-
-    def _read_each(self, names: Sequence[str]) -> Iterator[tuple[str, AccountRecord]]:
-        """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down."""
-        outage: AccountRecord | None = None
-        for name in names:
-            if outage is not None:
-                yield name, outage
-                continue
-            ((_, record),) = self._read_batch([name])
-            if isinstance(record.content, ParametersUnavailableError) and not record.content.refused:
-                outage = record
-            yield name, record
+            try:
+                records = self._get(batch)
+            except ParametersUnavailableError as error:
+                records = self._get_each(batch) if error.refused else dict.fromkeys(batch, AccountRecord(None, error))
+            yield from records.items()
 
     def read_one(self, name: str) -> AccountRecord:
         """The account's record. Raises `ParametersUnavailableError`."""
-        (_, record), *_ = self.read([name])
-        if isinstance(record.content, ParametersUnavailableError):
-            raise record.content
-        return record
+        return self._get([name])[name]
+
+    def _get(self, names: Sequence[str]) -> dict[str, AccountRecord]:
+        parameters = [f"{self._path}/{name}" for name in names if ACCOUNT_NAME.fullmatch(name)]
+        with _translated_errors():
+            found = self._ssm.get_parameters(Names=parameters, WithDecryption=True)["Parameters"] if parameters else []
+        by_name = {parameter["Name"]: parameter for parameter in found}
+        return {name: _record(name, by_name.get(f"{self._path}/{name}")) for name in names}
+
+    def _get_each(self, names: Sequence[str]) -> dict[str, AccountRecord]:
+        """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down."""
+        records: dict[str, AccountRecord] = {}
+        for name in names:
+            try:
+                records |= self._get([name])
+            except ParametersUnavailableError as error:
+                unread = [name] if error.refused else names[len(records) :]
+                records |= dict.fromkeys(unread, AccountRecord(None, error))
+                if not error.refused:
+                    break
+        return records
 
 
 def _record(name: str, parameter: Any) -> AccountRecord:

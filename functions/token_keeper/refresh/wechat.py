@@ -1,39 +1,38 @@
 """Adapter: WeChat and WeCom over HTTPS. Every exception that leaves here is ours and carries neither URL nor value."""
 
-import io
 import json
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from html import escape
-from http.client import HTTPResponse
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import Any, Self
+from urllib.parse import quote, urlencode, urlsplit
 
 import certifi
-import urllib3
+from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
-from urllib3.util.connection import create_connection
 
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
+from token_keeper.untrusted import json_object
 
 CONNECT_TIMEOUT = 3
-"""Seconds until the connection stands, its TLS handshake included; all addresses of the host share them."""
+"""Seconds until the connection stands: the look-up of the host's name, all its addresses and the TLS handshake share them.
+A request whose connection comes later is never sent."""
 
 READ_TIMEOUT = 8
-"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most, 11
-seconds, and what the system needs to look up the host's name."""
+"""Seconds from then on until the whole response is there, however slowly it is sent. So an attempt takes both at most: 11
+seconds."""
 
 KEPT_CONNECTIONS = 50
-"""Idle connections to one host that a `Session` keeps: more threads than that do not probe."""
+"""Connections to one host that a `Session` keeps, as each thread has its own: more threads than that do not probe."""
 
 RESPONSE_LIMIT = 64 * 1024
 """Bytes. A token is 512 characters or somewhat more; whatever is longer than this is not WeChat's response."""
@@ -53,45 +52,42 @@ _CLASSES = {
     FailureClass.CONFIRMATION: {89501, 89503, 89506, 89507},
     FailureClass.DEFECT: {40002, 41001, 41002, 41004, 43002, 43003},
 }
-_SENSITIVE = ("secret", "corpsecret", "access_token")
-
 _CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
+_SENSITIVE = ("secret", "corpsecret", "access_token")
 
 _KEY_PLACES = (
     "公众号: 微信开发者平台 > 我的业务 > 基础信息 > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
 )
-_SECRET_REMEDY = (
-    f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
-    "`token-keeper accounts set-secret`; it is tried at once."
-)
-_RESTRICTED_REMEDY = (
-    "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it."
-)
-_UNAUTHORISED_REMEDY = "This account may not call this API. Check its certification and permissions on the platform."
 _REMEDIES = {
-    40001: _SECRET_REMEDY,
-    40125: _SECRET_REMEDY,
+    **dict.fromkeys(
+        (40001, 40125),
+        f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
+        "`token-keeper accounts set-secret`; it is tried at once.",
+    ),
     40013: f"WeChat does not know this appid. Compare it ({_KEY_PLACES}) and correct the account's record.",
     40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
     40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
-    48001: _UNAUTHORISED_REMEDY,
-    48002: _UNAUTHORISED_REMEDY,
-    48004: _UNAUTHORISED_REMEDY,
-    50002: _RESTRICTED_REMEDY,
-    50004: _RESTRICTED_REMEDY,
-    50007: _RESTRICTED_REMEDY,
+    **dict.fromkeys(
+        (48001, 48002, 48004),
+        "This account may not call this API. Check its certification and permissions on the platform.",
+    ),
+    **dict.fromkeys(
+        (50002, 50004, 50007),
+        "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it.",
+    ),
     61024: "This appid is managed by a third-party platform, which must be the one to fetch its token.",
-    89501: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
-    89503: "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    **dict.fromkeys(
+        (89501, 89503),
+        "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
+    ),
     89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
     89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
 }
-_CORP_REMEDIES = {
+_CORP_REMEDIES = _REMEDIES | {
     40001: "The secret is not that of an app of this corp. Copy it again (企业微信管理后台 > 应用管理 > the app > Secret) and run "
     "`token-keeper accounts set-secret`; it is tried at once.",
     40013: "WeCom does not know this corpid. Compare it with 企业微信管理后台 > 我的企业 > 企业信息 and correct the account's record.",
 }
-"""What differs for 企业微信 from `_REMEDIES`."""
 _CLASS_REMEDIES = {
     FailureClass.TRANSIENT: "No action needed: it is retried automatically.",
     FailureClass.QUOTA: "The day's calls are used up. Find out who else fetches with this AppSecret; an administrator can "
@@ -180,12 +176,11 @@ class WeChat:
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
         try:
-            reply = _parse(_send(call, session))
+            errcode, reply = _ask(call, session)
         except _BrokenConnectionError:
             if session is None:
                 raise
-            reply = _parse(_send(call, session))
-        errcode = _errcode(reply)
+            errcode, reply = _ask(call, session)
         if errcode in _CLASSES[FailureClass.CREDENTIAL]:
             return False
         if errcode != 0:
@@ -205,8 +200,7 @@ class WeChat:
 
     def _fetch(self, call: _Call) -> Grant:
         asked_at = int(self._clock())
-        reply = _parse(_send(call))
-        errcode = _errcode(reply)
+        errcode, reply = _ask(call)
         if errcode != 0:
             raise _refusal(errcode, reply.get("errmsg"), call)
         value, expires_in = reply.get(call.value), _whole_number(reply.get("expires_in"))
@@ -221,87 +215,56 @@ def _no_response(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
     return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
-class _InTime(io.RawIOBase):
-    """What arrives on a connection until the moment `ends`. A socket's own timeout begins again with every byte."""
-
-    def __init__(self, connected: socket.socket, ends: float) -> None:
-        self._socket = connected
-        self._arriving = connected.makefile("rb", buffering=0)
-        self._ends = ends
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(_left(self._ends))
-        return self._arriving.readinto(buffer)
-
-    def close(self) -> None:
-        self._arriving.close()
-        super().close()
+class _NotConnectedError(Exception):
+    """There is no connection, so the request has not gone out. The text names the reason and nothing else."""
 
 
-class _Response(HTTPResponse):
-    """Its head, its chunks and their extensions arrive in time, too, or not at all."""
-
-    def __init__(self, connected: socket.socket, ends: float, **options: Any) -> None:
-        super().__init__(connected, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_InTime(connected, ends))
-
-
-class _NotConnectedError(NewConnectionError):
-    def __init__(self, connection: HTTPConnection, reason: str) -> None:
-        super().__init__(connection, reason)
-        self.reason = reason
-
-
-class _Connection(HTTPConnection):
-    """A connection that holds its caller no longer than `CONNECT_TIMEOUT` and `READ_TIMEOUT`."""
-
-    def connect(self) -> None:
-        try:
-            super().connect()
-        except OSError as error:  # TLS errors are among them: whatever it was, the request has not gone out
-            raise _NotConnectedError(self, type(error).__name__) from None
-
-    def _new_conn(self) -> socket.socket:
-        ends, failure = time.monotonic() + CONNECT_TIMEOUT, OSError("no address")
-        for *_, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-            try:
-                connected = create_connection(
-                    (str(address[0]), self.port), _left(ends), socket_options=self.socket_options
-                )
-            except OSError as error:
-                failure = error
-            else:
-                connected.settimeout(_left(ends))  # for the TLS handshake
-                return connected
-        raise failure
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        self.response_class = partial(_Response, ends=time.monotonic() + READ_TIMEOUT)  # type: ignore[assignment]
-        return super().getresponse()
-
-
-class _TlsConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-class Session(urllib3.PoolManager):
-    """Connections to WeChat and WeCom, kept until it is closed."""
+class Session:
+    """Connections to WeChat and WeCom, one to each for every thread that calls, kept until the session is closed."""
 
     def __init__(self) -> None:
-        super().__init__(maxsize=KEPT_CONNECTIONS, retries=False, ssl_context=_tls())
-        self.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self._kept: dict[tuple[int, str, str], HTTPConnection] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._kept.values():
+            connection.close()
+
+    def exchange(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
+        """Send a request (JSON where it has a body); the response's status and the first `RESPONSE_LIMIT` + 1 bytes of its body.
+
+        Raises `_NotConnectedError`, and later whatever broke the exchange, which may carry the URL and so a secret.
+        """
+        parts = urlsplit(url)
+        key = threading.get_ident(), parts.scheme, parts.netloc
+        try:
+            connection = self._kept.pop(key, None) or _connection(parts.scheme, parts.netloc)
+            if connection.is_closed:
+                _within(CONNECT_TIMEOUT, connection, connection.connect)
+                connection.timeout = READ_TIMEOUT
+        except Exception as error:  # noqa: BLE001 - whatever it was, the request has not gone out
+            raise _NotConnectedError(type(error).__name__) from None
+
+        def respond() -> tuple[int, bytes]:
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, f"{parts.path}?{parts.query}", body, headers, preload_content=False)
+            with connection.getresponse() as response:
+                return response.status, response.read(RESPONSE_LIMIT + 1, decode_content=True)
+
+        status, received = _within(READ_TIMEOUT, connection, respond)
+        if len(received) <= RESPONSE_LIMIT:
+            self._kept[key] = connection
+        else:
+            connection.close()
+        return status, received
+
+
+def _connection(scheme: str, host: str) -> HTTPConnection:
+    if scheme == "https":
+        return HTTPSConnection(host, timeout=CONNECT_TIMEOUT, ssl_context=_tls())
+    return HTTPConnection(host, timeout=CONNECT_TIMEOUT)
 
 
 @cache
@@ -311,27 +274,41 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _left(ends: float) -> float:
-    return max(ends - time.monotonic(), 0.001)  # 0 would mean "do not wait", and a socket takes nothing below
+def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]) -> T:
+    """What `work` on a connection returns or raises, or TimeoutError; without success the connection is closed.
+
+    A socket's own timeout begins again with every byte, and the look-up of a name has none. So the work is done in a thread
+    that is left alone when the time is up. It sends nothing from then on, and keeps no process from ending.
+    """
+    connected, done = connection.sock, Future[T]()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread, or not at all
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except BaseException:
+        if connected:
+            with suppress(OSError):
+                # Not the method of a TLS socket: the thread could still send after that, and without encryption.
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+        done.add_done_callback(lambda _: connection.close())
+        raise
 
 
 def _send(call: _Call, kept: Session | None = None) -> bytes:
-    # urllib3's exceptions hold the URL with the secret in it, also as the context of an exception that is raised while
-    # they are handled. So it is only noted here, and ours is raised after it is gone.
-    sent = None if call.body is None else json.dumps(call.body).encode()
-    headers = {"Content-Type": "application/json"} if sent else {}
-    url = f"{call.url}?{urlencode(call.query)}" if call.query else call.url
+    # What is raised in here holds the URL with the secret in it, also as the context of an exception that is raised while
+    # it is handled. So it is only noted, and ours is raised after it is gone.
     try:
-        with (
-            # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
-            nullcontext(kept) if kept else Session() as session,
-            session.urlopen(
-                call.method, url, redirect=False, body=sent, headers=headers, preload_content=False
-            ) as response,
-        ):
-            body = response.read(RESPONSE_LIMIT + 1, decode_content=True)
-            status = response.status
-    except HTTPError as error:
+        # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
+        with nullcontext(kept) if kept else Session() as session:
+            sent = None if call.body is None else json.dumps(call.body).encode()
+            status, body = session.exchange(call.method, f"{call.url}?{urlencode(call.query)}", sent)
+    except Exception as error:  # noqa: BLE001 - of urllib3, http.client, ssl, socket, threading
         failure = _transport_failure(error)
     else:
         if status == 200 and len(body) <= RESPONSE_LIMIT:
@@ -342,40 +319,32 @@ def _send(call: _Call, kept: Session | None = None) -> bytes:
     raise failure
 
 
-def _transport_failure(error: HTTPError) -> WeChatError:
-    if isinstance(error, NewConnectionError):
-        reason = error.reason if isinstance(error, _NotConnectedError) else type(error).__name__
-        return _no_response(f"WeChat could not be reached ({reason})", outcome_known=True)
-    kind = _BrokenConnectionError if isinstance(error, ProtocolError) else WeChatError
+def _transport_failure(error: Exception) -> WeChatError:
+    if isinstance(error, _NotConnectedError):
+        return _no_response(f"WeChat could not be reached ({error})", outcome_known=True)
+    kind = WeChatError if isinstance(error, TimeoutError | exceptions.TimeoutError) else _BrokenConnectionError
     errmsg = f"the connection broke before WeChat's response was complete ({type(error).__name__})"
     return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        reply = json.loads(body)
-    except (ValueError, RecursionError):
-        reply = None  # the exception holds the body; it must not become the context of ours
-    if not isinstance(reply, dict):
+def _ask(call: _Call, session: Session | None = None) -> tuple[int, dict[str, Any]]:
+    """WeChat's response, after its errcode: 0 where there is none."""
+    reply = json_object(_send(call, session).decode(errors="replace"))
+    if reply is None:
         raise _no_response("WeChat's response is not a JSON object")
-    return reply
-
-
-def _errcode(reply: Mapping[str, Any]) -> int:
-    """0 where there is none."""
     errcode = 0 if reply.get("errcode") is None else _whole_number(reply["errcode"])
     if errcode is None:
         raise _no_response("WeChat's response holds an errcode that is no number")
-    return errcode
+    return errcode, reply
 
 
 def _whole_number(value: object) -> int | None:
     """7200 as it is, and as `7200.0` or `"7200"`: a token that came with these was minted all the same."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 10**9:
-        return None
-    return int(value) if value == int(value) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**9 and value == int(value):
+        return int(value)
+    return None
 
 
 def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
@@ -384,29 +353,31 @@ def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
     message = "".join(filter(str.isprintable, str(errmsg)))
     for field, sent in (*call.query.items(), *(call.body or {}).items()):
         if field in _SENSITIVE:
-            for form in sorted(_forms(str(sent)), key=len, reverse=True):
-                message = message.replace(form, "…")
+            message = re.sub(_any_form(str(sent)), "…", message, flags=re.IGNORECASE)
     message = message[:500]
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
     if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
         failure_class = FailureClass.CONFIGURATION
-    remedy = _ip_remedy(errcode, message) if errcode in IP_NOT_ALLOWED else None
-    if failure_class is FailureClass.CONFIGURATION or failure_class is FailureClass.CONFIRMATION:
-        of_corp = _CORP_REMEDIES.get(errcode) if "corpid" in call.query else None
-        remedy = remedy or of_corp or _REMEDIES.get(errcode)
+    if errcode in IP_NOT_ALLOWED:
+        remedy = _ip_remedy(errcode, message)
+    elif failure_class is FailureClass.CREDENTIAL:  # 40001 calls for something else where a token is asked for
+        remedy = None
+    else:
+        remedy = (_CORP_REMEDIES if "corpid" in call.query else _REMEDIES).get(errcode)
     return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
 
 
-def _forms(sent: str) -> set[str]:
-    """How a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or escaped twice."""
-    in_json, quoted = json.dumps(sent)[1:-1], {quote(sent), quote(sent, safe="")}
-    quoted |= {re.sub("%..", lambda byte: byte[0].lower(), item) for item in quoted}
-    return {sent, in_json, json.dumps(in_json)[1:-1], escape(sent), *quoted, *(quote(item, safe="") for item in quoted)}
+def _any_form(sent: str) -> str:
+    """A pattern of how a message may repeat what was sent: as it is, quoted for an URL, escaped for JSON or HTML, or twice."""
+    in_json, quoted = json.dumps(sent)[1:-1], (quote(sent), quote(sent, safe=""))
+    twice = json.dumps(in_json)[1:-1], *(quote(item, safe="") for item in quoted)
+    forms = sorted((sent, in_json, escape(sent), *quoted, *twice), key=len, reverse=True)
+    return "|".join(map(re.escape, forms))
 
 
 def _ip_remedy(errcode: int, errmsg: str) -> str:
-    found = re.search(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", errmsg)
-    address = found.group() if found else "the address in WeChat's message"
+    found = re.search(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", errmsg)
+    address = found[0] if found else "the address in WeChat's message"
     place = (
         "企业可信IP of the app (企业微信管理后台 > 应用管理)"
         if errcode == 60020
