@@ -68,7 +68,7 @@ class Api:
     def handle(self, event: Mapping[str, Any]) -> Response:
         """Handle an API Gateway request (payload format 2.0)."""
         if event["routeKey"].partition(" ")[2].startswith("/cgi-bin/"):
-            return _response(200, self._compatible.handle(event), content_type=WECHATS_CONTENT_TYPE)
+            return _response(200, self._compatible.handle(event), {"Content-Type": WECHATS_CONTENT_TYPE})
         try:
             return _response(200, self._routes[event["routeKey"]](event))
         except KeeperError as error:
@@ -168,22 +168,17 @@ def _log(message: str, event: Mapping[str, Any], reading: Reading) -> None:
 def _problem(error: KeeperError) -> Response:
     title = error.code.replace("_", " ")
     problem = {"title": title, "status": error.status, "code": error.code, "detail": str(error)}
-    headers = {}
+    headers = {"Content-Type": "application/problem+json"}
     if isinstance(error, NoValidValueError | TooManyReportsError):
-        headers = {"Retry-After": str(error.retry_after)}
+        headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, NoValidValueError):
         problem["cause"] = error.cause and failure_shown(error.cause)
-    return _response(error.status, problem, headers, content_type="application/problem+json")
+    return _response(error.status, problem, headers)
 
 
-def _response(
-    status: int,
-    body: Mapping[str, Any],
-    headers: Mapping[str, str] | None = None,
-    content_type: str = "application/json",
-) -> Response:
+def _response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     return {
         "statusCode": status,
-        "headers": {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})},
+        "headers": {"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
         "body": json.dumps(body, ensure_ascii=False, separators=(",", ":")),
     }

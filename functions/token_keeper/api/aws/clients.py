@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partialmethod
 from typing import Any
 from urllib.parse import quote
@@ -117,14 +118,11 @@ def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
 
 def _error_code(response: Response) -> str:
     """AWS's error code; what does not look like one is left out."""
-    code: object = response.headers.get("x-amzn-ErrorType")
-    if not code:
-        try:
-            code = json.loads(response.body)["__type"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            code = None
+    code: Any = response.headers.get("x-amzn-ErrorType")
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        code = code or json.loads(response.body)["__type"]
     # As AWS's protocols have it: "namespace#Code:address".
-    found = _CODE.fullmatch(str(code).rpartition("#")[2].partition(":")[0]) if code else None
+    found = _CODE.fullmatch(str(code or "").rpartition("#")[2].partition(":")[0])
     return found.group() if found else f"HTTP {response.status}"
 
 
