@@ -19,10 +19,12 @@ from token_keeper.model import Failure, FailureClass
 class KeeperError(Exception):
     """Base of every error this project raises.
 
-    `code`: what a problem document of the API calls it. `failure_class`, `errcode` and `remedy`: as health shows it.
+    `code` and `status`: what a problem document of the API calls it, and its HTTP status. `failure_class`, `errcode` and
+    `remedy`: as health shows it.
     """
 
     code = "unavailable"
+    status = 503
     failure_class = FailureClass.TRANSIENT
     errcode: int | None = None
     remedy = "No action needed: it is retried automatically."

@@ -171,6 +171,16 @@ def test_the_old_appid_gets_no_token_after_an_account_changed_it(world: World) -
     assert ask_token(world, key, OTHER_APPID, instance=warm)["access_token"] == new
 
 
+@pytest.mark.parametrize("ask", [ask_token, ask_stable_token])
+def test_an_appid_is_served_by_the_account_that_owns_it(world: World, ask: Callable[..., dict[str, Any]]) -> None:
+    # Given an account, and a claim that another left when a release before this let two accounts keep an appid
+    world.add_account("main")
+    claim = {"pk": {"S": f"claim#{APPID}"}, "sk": {"S": "stable_token"}, "account": {"S": "before"}}
+    world.dynamodb.put_item(TableName="tokens", Item=claim)
+    # When a consumer of both asks, whatever the call, then it gets the owner's token
+    assert ask(world, world.add_consumer("shop", ["*"])).get("access_token") == world.token()
+
+
 # --- what it costs, and how long it is remembered
 
 CALLS: dict[str, Callable[..., dict[str, Any]]] = {

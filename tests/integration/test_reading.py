@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 import time
+from itertools import count
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from infra.local.simulated_wechat import Fault, SimulatedWeChat
 from tests.support.world import ACCOUNTS_PATH, APPID, SECRET, START, World
@@ -207,6 +209,26 @@ def test_a_fresh_memory_is_not_stale(world: World) -> None:
         body = world.get(TOKEN_PATH)[1]
     # Then it is handed out as ever
     assert (body["stale"], body["expires_in"]) == (False, 6835 - MEMORY)
+
+
+def test_what_the_table_calls_dead_is_not_served_as_stale(world: World) -> None:
+    # Given a reader that remembers a token, which another has had checked: it is dead, and WeChat mints no other
+    world.add_account("main")
+    world.clock.sleep(60)
+    dead = world.token()
+    world.wechat.kill(dead)
+    world.wechat.fail("/cgi-bin/stable_token", Fault.error(-1))
+    assert world.report(access_token=dead, instance=world.api_instance())[0] == 503
+    world.clock.sleep(MEMORY + 1)
+
+    # When it reads the table, which says so, and then does not respond any more
+    def stops(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.GetItem" and next(reads) > 0:
+            raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
+
+    reads, world.before_aws = count(), stops
+    # Then the dead token is not served
+    assert world.get(TOKEN_PATH)[0] == 503
 
 
 # --- no usable value

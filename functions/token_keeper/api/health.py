@@ -12,6 +12,12 @@ from token_keeper.table.items import Entry
 UNCLEAR_WORTH_SHOWING = 3600
 """Seconds in which WeChat did not say clearly whether a token works."""
 
+_UNKNOWN = (
+    *("fingerprint", "fetched_at", "expires_at", "renews_at"),
+    *("last_error", "calls_today", "foreign_rotations", "unclear_since"),
+)
+"""What health does not say of a credential that the table does not hold."""
+
 
 def account_health(
     entry: Entry, credentials: Mapping[tuple[str, str], Credential], progress: Progress, now: int
@@ -20,7 +26,9 @@ def account_health(
 
     `record_version`: of the parameter that is in force; None while none is. `progress`: the probe's.
     """
-    identity = {"corpid": entry.app_id} if entry.kind is Kind.CORP_TOKEN else _public_identity(entry)
+    identity: dict[str, str | None] = {"appid": entry.app_id or None, "endpoint": str(entry.kind)}
+    if entry.kind is Kind.CORP_TOKEN:
+        identity = {"corpid": entry.app_id}
     health = [_credential_health(name, credentials.get((entry.account, name)), now) for name in entry.credentials]
     unclear_since = progress.unclear_since.get(entry.account, now)
     if now - unclear_since >= UNCLEAR_WORTH_SHOWING:
@@ -28,13 +36,9 @@ def account_health(
     return {"account": entry.account, **identity, "record_version": entry.version, "credentials": health}
 
 
-def _public_identity(entry: Entry) -> dict[str, str | None]:
-    return {"appid": entry.app_id or None, "endpoint": str(entry.kind)}
-
-
 def _credential_health(name: str, credential: Credential | None, now: int) -> dict[str, Any]:
     if credential is None:
-        return {"credential": name, "state": str(State.NEVER_FETCHED), **_NOTHING_KNOWN}
+        return {"credential": name, "state": str(State.NEVER_FETCHED), "failures": 0, **dict.fromkeys(_UNKNOWN)}
     error = credential.last_error
     has_value = credential.value is not None
     return {
@@ -62,13 +66,3 @@ def _foreign_rotations(credential: Credential, now: int) -> dict[str, Any] | Non
         "shielded_until": shielded_until and rfc3339(shielded_until),
         "remedy": foreign_remedy(credential.kind),
     }
-
-
-_NOTHING_KNOWN: dict[str, Any] = {
-    **dict.fromkeys(("fingerprint", "fetched_at", "expires_at", "renews_at"), None),
-    "failures": 0,
-    "last_error": None,
-    "calls_today": None,
-    "foreign_rotations": None,
-    "unclear_since": None,
-}

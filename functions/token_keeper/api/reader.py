@@ -4,18 +4,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
+from typing import Any
 
 from token_keeper import budget, renewal
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
-from token_keeper.model import ACCESS_TOKEN, Credential, Failure, ReportOutcome
+from token_keeper.model import ACCESS_TOKEN, Credential, Failure, ReportOutcome, digest, fingerprint
 from token_keeper.table import Table
 
 REMEMBERED_FOR = 15
 """Seconds a warm reader hands out a value without asking the table again."""
 
 REMEMBERED_AT_MOST = 1000
-"""Credentials in one reader's memory: about a megabyte."""
+"""Entries of one memory; of credentials they take about a megabyte."""
 
 PATIENCE = 5
 """Seconds a reader waits for a renewal or a check that another instance is making."""
@@ -28,15 +29,17 @@ LONGEST_RETRY_AFTER = 60
 
 
 class UnknownAccountError(KeeperError):
-    """No account of that name is kept."""
+    """No account of that name is kept, or none with that access token."""
 
     code = "unknown_account"
+    status = 404
 
 
 class UnknownCredentialError(KeeperError):
     """The account is kept, but has no such credential."""
 
     code = "unknown_credential"
+    status = 404
 
 
 class NoValidValueError(KeeperError):
@@ -54,10 +57,20 @@ class TooManyReportsError(KeeperError):
     """Checks or calls that reports may spend are used up. `retry_after`: seconds."""
 
     code = "too_many_reports"
+    status = 429
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("the checks and calls that reports may spend are used up")
         self.retry_after = retry_after
+
+
+class Memory[Key, Value](dict[Key, tuple[Value, int]]):
+    """What was read, and when (epoch seconds). Of `REMEMBERED_AT_MOST` entries the first makes room for the next."""
+
+    def __setitem__(self, key: Key, read: tuple[Value, int]) -> None:
+        if len(self) >= REMEMBERED_AT_MOST:
+            self.pop(next(iter(self)), None)
+        super().__setitem__(key, read)
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,16 @@ class Reading:
     def cache_for(self) -> int:
         """Seconds a client may keep the value before it asks again."""
         return min(renewal.CACHE_FOR, self.expires_in)
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What the log says of it: never the value."""
+        return {
+            "account": self.credential.account,
+            "credential": self.credential.name,
+            "fingerprint": self.credential.fingerprint,
+            "stale": self.stale,
+        }
 
 
 class Reader:
@@ -93,123 +116,122 @@ class Reader:
         self._refresher = refresher
         self._clock = clock
         self._sleep = sleep
-        self._remembered: dict[tuple[str, str], tuple[Credential, int]] = {}
+        self._remembered: Memory[tuple[str, str], Credential] = Memory()
 
     def read(self, account: str, name: str) -> Reading:
         """The credential's value and promise.
 
         Raises `UnknownAccountError`, `UnknownCredentialError`, `NoValidValueError`.
         """
-        now = self._now()
-        remembered = self._remembered.get((account, name))
-        if remembered is not None:
-            credential, read_at = remembered
-            in_time = 0 <= now - read_at <= REMEMBERED_FOR and now < renewal.promised_until(credential, read_at)
-            if in_time and (reading := _reading(credential, read_at, now)):
-                return reading
+        if reading := self._from_memory(account, name):
+            return reading
         try:
             return self._read_through(account, name)
         except StoreUnavailableError as error:
-            if remembered is not None and (reading := _stale_reading(*remembered, self._now())):
+            if reading := self._from_memory(account, name, stale=True):
                 return reading
             raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
-    def report(self, account: str, fingerprint: str) -> tuple[ReportOutcome, Reading]:
-        """A client saw an access token refused: the current one, and whether theirs was behind, alive or replaced.
+    def report(self, account: str, reported: str) -> tuple[ReportOutcome, Reading]:
+        """A client saw an access token refused, named by its fingerprint: the current one, and whether theirs was behind,
+        alive or replaced.
 
         Raises what `read` raises, and `TooManyReportsError`.
         """
+        asked_at, verified = self._now(), None
         try:
-            reading = self._read_through(account, ACCESS_TOKEN)
-            asked_at = self._now()
-            outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
-            if outcome is None and not self._is_under_way(reading.credential):
-                if wait := budget.report_wait(reading.credential.checks_booked_until, asked_at):
+            while True:
+                reading = self._read_through(account, ACCESS_TOKEN)
+                token, now = reading.credential, self._now()
+                if token.fingerprint != reported:
+                    return verified if verified is ReportOutcome.REPLACED else ReportOutcome.SUPERSEDED, reading
+                if verified is ReportOutcome.STILL_VALID or renewal.is_checked(token, asked_at):
+                    return ReportOutcome.STILL_VALID, reading
+                is_under_way = now < max(token.lease_until, token.check_until)
+                if is_under_way and now - asked_at < PATIENCE:
+                    verified = ReportOutcome.UNVERIFIED  # another instance asks, so this one does not
+                    self._sleep(POLL_INTERVAL)
+                elif is_under_way or verified is not None:
+                    return ReportOutcome.UNVERIFIED, reading
+                elif wait := budget.report_wait(token.checks_booked_until, now):
                     raise TooManyReportsError(wait)
-                outcome = self._verify(account, fingerprint)
-                reading = self._read_through(account, ACCESS_TOKEN)
-            while outcome in (None, ReportOutcome.UNVERIFIED):
-                outcome = self._known_outcome(reading.credential, fingerprint, asked_at)
-                is_waiting = self._is_under_way(reading.credential) and self._now() - asked_at < PATIENCE
-                if outcome is not None or not is_waiting:
-                    break
-                self._sleep(POLL_INTERVAL)
-                reading = self._read_through(account, ACCESS_TOKEN)
-            if outcome is ReportOutcome.STILL_VALID and reading.credential.fingerprint != fingerprint:
-                outcome = ReportOutcome.SUPERSEDED  # by a renewal meanwhile
-            return outcome or ReportOutcome.UNVERIFIED, reading
+                else:
+                    verified = self._verify(account, reported)
         except StoreUnavailableError as error:
             raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
 
-    def account_of_token(self, access_token: str) -> str | None:
-        """The account whose current access token this is, as far as this reader remembers."""
-        now, asked = self._now(), access_token.encode()
-        for (account, name), (credential, read_at) in list(self._remembered.items()):
-            is_asked_for = name == ACCESS_TOKEN and compare_digest((credential.value or "").encode(), asked)
-            if is_asked_for and 0 <= now - read_at <= REMEMBERED_FOR and now < renewal.usable_until(credential):
-                return account
-        return None
+    def owner_of(self, access_token: str, ticket: str) -> Credential:
+        """The credential of an account's access token: the current one, or the one before for as long as WeChat accepts it.
 
-    def _known_outcome(self, token: Credential, fingerprint: str, asked_at: int) -> ReportOutcome | None:
-        """What the item already says of a token reported at `asked_at`."""
-        if token.fingerprint != fingerprint:
-            return ReportOutcome.SUPERSEDED
-        if renewal.is_checked(token, asked_at):
-            return ReportOutcome.STILL_VALID
-        return None
+        The account's ticket of that type is read along. Raises `UnknownAccountError`, `StoreUnavailableError`.
+        """
+        now, name = self._now(), fingerprint(access_token)
+        for credential, read_at in list(self._remembered.values()):
+            is_named = name in (credential.fingerprint, credential.previous_fingerprint)
+            if is_named and 0 <= now - read_at <= REMEMBERED_FOR and _is_accepted(credential, access_token, now):
+                return credential
+        for index in ("fingerprint", "previous_fingerprint"):
+            account = self._table.credentials.account_of_token(index, name)
+            if account is None:
+                continue
+            # The table itself does not lag, as the index may.
+            read_at = self._now()
+            current, kept_ticket = self._table.credentials.token_and_ticket(account, ticket)
+            for found in filter(None, (current, kept_ticket)):
+                self._remembered[account, found.name] = found, read_at
+            if current is not None and _is_accepted(current, access_token, read_at):
+                return current
+        raise UnknownAccountError("no account that is kept has this access token")
 
-    def _is_under_way(self, token: Credential) -> bool:
-        return self._now() < max(token.lease_until, token.check_until)
-
-    def _verify(self, account: str, fingerprint: str) -> ReportOutcome:
+    def _verify(self, account: str, reported: str) -> ReportOutcome:
         try:
-            summary = self._refresher.verify(account, fingerprint)
+            summary = self._refresher.verify(account, reported)
         except RefresherUnavailableError:
             return ReportOutcome.UNVERIFIED
-        for verified in summary.get("verified", ()):
-            outcome = ReportOutcome(verified["outcome"])
-            if outcome is ReportOutcome.LIMITED:
-                raise TooManyReportsError(verified["retry_after"])
-            return outcome
-        return ReportOutcome.UNVERIFIED
+        verified: dict[str, Any] = next(iter(summary.get("verified", ())), {"outcome": ReportOutcome.UNVERIFIED})
+        if verified["outcome"] == ReportOutcome.LIMITED:
+            raise TooManyReportsError(verified["retry_after"])
+        return ReportOutcome(verified["outcome"])
+
+    def _from_memory(self, account: str, name: str, *, stale: bool = False) -> Reading | None:
+        """What was read a moment ago; `stale`: or at any time, as long as the promise made then holds."""
+        now = self._now()
+        credential, read_at = self._remembered.get((account, name), (None, 0))
+        is_recent = 0 <= now - read_at <= REMEMBERED_FOR
+        if credential is None or not (is_recent or stale) or now >= renewal.promised_until(credential, read_at):
+            return None
+        return _reading(credential, read_at, now, stale=stale)
 
     def _read_through(self, account: str, name: str) -> Reading:
+        """What the table holds; where that is not usable any more, after a renewal."""
+        asked_at, unavailable = self._now(), None
         credential, reading = self._read_table(account, name)
-        return reading or self._read_after_renewal(account, name, credential)
+        if reading is None and (credential is None or credential.due_at <= asked_at):
+            if credential is None:
+                self._check_kept(account, name)
+            try:
+                self._refresher.renew(account, name)
+            except RefresherUnavailableError as error:
+                unavailable = error.failure(asked_at)  # but it may have published, and responded too late
+            credential, reading = self._read_table(account, name)
+        while reading is None:
+            now = self._now()
+            if unavailable or credential is None:
+                raise NoValidValueError(unavailable, retry_after=1)
+            if now >= credential.lease_until or now - asked_at >= PATIENCE:
+                raise NoValidValueError(credential.last_error, credential.due_at - now)
+            self._sleep(POLL_INTERVAL)
+            credential, reading = self._read_table(account, name)
+        return reading
 
     def _read_table(self, account: str, name: str) -> tuple[Credential | None, Reading | None]:
         read_at = self._now()
         credential = self._table.credentials.get(account, name)
-        reading = _reading(credential, read_at, self._now()) if credential else None
-        if credential and reading:
-            self.remember(credential, read_at)
-        else:
-            self._remembered.pop((account, name), None)
-        return credential, reading
-
-    def _read_after_renewal(self, account: str, name: str, credential: Credential | None) -> Reading:
-        asked_at = self._now()
         if credential is None:
-            self._check_kept(account, name)
-        if credential is None or credential.due_at <= asked_at:
-            try:
-                self._refresher.renew(account, name)
-            except RefresherUnavailableError as error:
-                # It may have published and responded too late.
-                _, reading = self._read_table(account, name)
-                if reading is not None:
-                    return reading
-                raise NoValidValueError(error.failure(asked_at), retry_after=1) from error
-        while True:
-            credential, reading = self._read_table(account, name)
-            if reading is not None:
-                return reading
-            now = self._now()
-            if credential is None:
-                raise NoValidValueError(None, retry_after=1)
-            if now >= credential.lease_until or now - asked_at >= PATIENCE:
-                raise NoValidValueError(credential.last_error, credential.due_at - now)
-            self._sleep(POLL_INTERVAL)
+            self._remembered.pop((account, name), None)
+            return None, None
+        self._remembered[account, name] = credential, read_at
+        return credential, _reading(credential, read_at, self._now())
 
     def _check_kept(self, account: str, name: str) -> None:
         # The directory decides: TTL expiry may have deleted the credential itself.
@@ -219,25 +241,22 @@ class Reader:
         if name not in entry.credentials:
             raise UnknownCredentialError(f"the account {account} has no {name}")
 
-    def remember(self, credential: Credential, read_at: int) -> None:
-        """Hand out this credential, which was read (consistently) at `read_at`, as if this reader had read it itself."""
-        if len(self._remembered) >= REMEMBERED_AT_MOST:
-            self._remembered.pop(next(iter(self._remembered)))
-        self._remembered[credential.account, credential.name] = (credential, read_at)
-
     def _now(self) -> int:
         return int(self._clock())
 
 
-def _reading(credential: Credential, read_at: int, now: int) -> Reading | None:
+def _reading(credential: Credential, read_at: int, now: int, *, stale: bool = False) -> Reading | None:
     expires_in = renewal.promise(credential, read_at, now)
     if expires_in is None or credential.value is None:
         return None
-    return Reading(credential, credential.value, expires_in, now + expires_in)
+    return Reading(credential, credential.value, expires_in, now + expires_in, stale)
 
 
-def _stale_reading(credential: Credential, read_at: int, now: int) -> Reading | None:
-    expires_in = renewal.promised_until(credential, read_at) - now
-    if expires_in < 1 or credential.value is None:
-        return None
-    return Reading(credential, credential.value, expires_in, now + expires_in, stale=True)
+def _is_accepted(credential: Credential, access_token: str, now: int) -> bool:
+    """Whether WeChat accepts this access token as the credential's account's."""
+    if credential.name != ACCESS_TOKEN:
+        return False
+    if compare_digest((credential.value or "").encode(), access_token.encode()):
+        return now < renewal.usable_until(credential)
+    is_previous = compare_digest(credential.previous_digest or "", digest(access_token))
+    return is_previous and now < credential.previous_until

@@ -45,15 +45,7 @@ class InvalidRequestError(KeeperError):
     """The request cannot be understood; the text says what is wrong and repeats nothing of it."""
 
     code = "invalid_request"
-
-
-_STATUS = {
-    InvalidRequestError: 400,
-    UnknownAccountError: 404,
-    UnknownCredentialError: 404,
-    TooManyReportsError: 429,
-    NoValidValueError: 503,
-}
+    status = 400
 
 
 class Api:
@@ -76,7 +68,7 @@ class Api:
     def handle(self, event: Mapping[str, Any]) -> Response:
         """Handle an API Gateway request (payload format 2.0)."""
         if event["routeKey"].partition(" ")[2].startswith("/cgi-bin/"):
-            return _response(200, self._compatible.handle(event), content_type=WECHATS_CONTENT_TYPE)
+            return _response(200, self._compatible.handle(event), {"Content-Type": WECHATS_CONTENT_TYPE})
         try:
             return _response(200, self._routes[event["routeKey"]](event))
         except KeeperError as error:
@@ -125,7 +117,7 @@ class Api:
             raise InvalidRequestError(str(error)) from None
         reading = self._reader.read(_account_name(event), ticket_type)
         nonce, timestamp = secrets.token_hex(8), int(self._clock())
-        logger.info("signed", extra=_handed_out(event, reading))
+        _log("signed", event, reading)
         return {
             "appId": reading.credential.app_id,
             "timestamp": timestamp,
@@ -134,7 +126,7 @@ class Api:
         }
 
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
-        logger.info("handed out", extra=_handed_out(event, reading))
+        _log("handed out", event, reading)
         return {
             "account": reading.credential.account,
             "credential": reading.credential.name,
@@ -160,47 +152,33 @@ def _reported(event: Mapping[str, Any]) -> str:
         report = json_object(body_text(event))
     except ValueError as error:
         raise InvalidRequestError(f"the body is unreadable: {error}") from None
-    if report is None:
-        raise InvalidRequestError("a report is a JSON object")
     match report:
         case {"access_token": str(token)} if token and token.isascii():
             return fingerprint(token)
         case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
             return reported
-    raise InvalidRequestError("a report names the access_token, or its fingerprint (16 hex digits)")
+    raise InvalidRequestError("a report is a JSON object with the access_token, or its fingerprint (16 hex digits)")
 
 
-def _handed_out(event: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+def _log(message: str, event: Mapping[str, Any], reading: Reading) -> None:
     caller = event.get("requestContext", {}).get("authorizer", {}).get("iam", {}).get("userArn")
-    return {
-        "caller": caller,
-        "account": reading.credential.account,
-        "credential": reading.credential.name,
-        "fingerprint": reading.credential.fingerprint,
-        "stale": reading.stale,
-    }
+    logger.info(message, extra={"caller": caller, **reading.log_fields})
 
 
 def _problem(error: KeeperError) -> Response:
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
-    problem: dict[str, Any] = {"title": error.code.replace("_", " "), "status": status, "code": error.code}
-    problem["detail"] = str(error)
-    headers = {}
+    title = error.code.replace("_", " ")
+    problem = {"title": title, "status": error.status, "code": error.code, "detail": str(error)}
+    headers = {"Content-Type": "application/problem+json"}
     if isinstance(error, NoValidValueError | TooManyReportsError):
-        headers = {"Retry-After": str(error.retry_after)}
+        headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, NoValidValueError):
         problem["cause"] = error.cause and failure_shown(error.cause)
-    return _response(status, problem, headers, content_type="application/problem+json")
+    return _response(error.status, problem, headers)
 
 
-def _response(
-    status: int,
-    body: Mapping[str, Any],
-    headers: Mapping[str, str] | None = None,
-    content_type: str = "application/json",
-) -> Response:
+def _response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     return {
         "statusCode": status,
-        "headers": {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})},
+        "headers": {"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
         "body": json.dumps(body, ensure_ascii=False, separators=(",", ":")),
     }

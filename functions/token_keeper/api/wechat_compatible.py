@@ -7,18 +7,18 @@ none; the accounts of the appid and the token are two more round trips to the ta
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 from hmac import compare_digest
 from typing import Any
 from urllib.parse import parse_qsl
 
 from token_keeper.api.reader import (
-    REMEMBERED_AT_MOST,
     REMEMBERED_FOR,
+    Memory,
     NoValidValueError,
     Reader,
-    Reading,
     TooManyReportsError,
     UnknownAccountError,
     UnknownCredentialError,
@@ -30,12 +30,10 @@ from token_keeper.model import (
     CORP_TICKETS,
     PUBLIC_TICKETS,
     Consumer,
-    Credential,
     Kind,
     digest,
     fingerprint,
 )
-from token_keeper.renewal import usable_until
 from token_keeper.table import Table
 from token_keeper.untrusted import body_text, json_object
 
@@ -63,23 +61,11 @@ _CORP_ERRMSG = {40013: "invalid corpid", 41002: "corpid missing", 41004: "corpse
 
 _ELSEWHERE = "only credentials are served here; send all other calls to WeChat itself, with the access_token from here"
 
-_WRONG_METHOD = {
-    "token": 43001,
-    "stable_token": 43002,
-    "gettoken": 43001,
-    "ticket/getticket": 43001,
-    "get_jsapi_ticket": 43001,
-    "ticket/get": 43001,
-}
-"""What a call gets that is served here, but by another method than it came with."""
-
-_NOTHING_USABLE = "no usable value right now"
-
 _APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BOUNDARY = re.compile(r"--([0-9A-Za-z'()+_,./:=?-]{1,70})\r?\n")
 """With what a multipart form begins (RFC 2046)."""
 
-type Parameters = Mapping[str, Any]
+type Parameters = Mapping[str, str]
 type Body = dict[str, Any]
 
 
@@ -94,51 +80,32 @@ class WeChatApiError(KeeperError):
         self.hint = hint
 
 
-@dataclass(frozen=True)
-class TokenOwner:
-    """The account that an access token belongs to, and the appid or corpid it was minted for."""
-
-    account: str
-    app_id: str
-
-
-@dataclass(frozen=True)
-class Permit:
-    """What a consumer may read of one appid or corpid: its accounts, by what they claim of it."""
-
-    consumer: Consumer
-    accounts: dict[str, str]
-
-
 class CompatibleApi:
-    """Handles WeChat's calls. `routes`: the keys of the routes it handles."""
+    """Handles WeChat's calls."""
 
     def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
         self._table = table
         self._reader = reader
-        self._permits: _Memory[tuple[str, str, bool], Permit] = _Memory(clock)
-        self._owners: _Memory[str, TokenOwner] = _Memory(clock)
         self._clock = clock
-        self.routes: dict[str, Callable[[Parameters], Body]] = {
+        self._permits: Memory[tuple[str, str, bool], tuple[Consumer, dict[str, str]]] = Memory()
+        self._routes: dict[str, Callable[[Parameters], Body]] = {
             "GET /cgi-bin/token": self._token,
             "POST /cgi-bin/token": self._token,
-            "POST /cgi-bin/stable_token": self._stable_token,
+            "POST /cgi-bin/stable_token": partial(self._token, may_force=True),
             "GET /cgi-bin/gettoken": self._corp_token,
-            "GET /cgi-bin/ticket/getticket": self._ticket,
-            "POST /cgi-bin/ticket/getticket": self._ticket,
-            "GET /cgi-bin/get_jsapi_ticket": self._corp_ticket,
-            "GET /cgi-bin/ticket/get": self._agent_ticket,
+            "GET /cgi-bin/ticket/getticket": partial(self._ticket, PUBLIC_TICKETS),
+            "POST /cgi-bin/ticket/getticket": partial(self._ticket, PUBLIC_TICKETS),
+            "GET /cgi-bin/get_jsapi_ticket": lambda sent: self._ticket(CORP_TICKETS, {**sent, "type": CORP_TICKETS[0]}),
+            "GET /cgi-bin/ticket/get": partial(self._ticket, CORP_TICKETS[1:]),
         }
 
     def handle(self, event: Mapping[str, Any]) -> Body:
         """Handle an API Gateway request (payload format 2.0) with a body for HTTP 200, whatever happens."""
         route = event["routeKey"]
-        if route not in self.routes:
-            path = (event.get("pathParameters") or {}).get("proxy", "")
-            errcode = _WRONG_METHOD.get(path, 40066)
-            return _error(event, errcode, _ELSEWHERE if errcode == 40066 else "")
+        if route not in self._routes:
+            return _error(event, *self._not_served(event))
         try:
-            return self.routes[route](_parameters(event))
+            return self._routes[route](_parameters(event))
         except WeChatApiError as error:
             errcode, hint = error.errcode, error.hint
             # So that a caller who tries out keys is seen. What was tried may be a real AppSecret, sent here by mistake.
@@ -146,7 +113,7 @@ class CompatibleApi:
             logger.warning("refused", extra={"route": route, "errcode": errcode, "source_ip": source_ip})
         except (NoValidValueError, StoreUnavailableError) as error:
             logger.warning("no value", extra={"route": route, "error": str(error)})
-            errcode, hint = -1, _NOTHING_USABLE
+            errcode, hint = -1, "no usable value right now"
         except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other response than WeChat's
             logger.error("failed", extra={"route": route, "error": type(error).__name__})
             errcode, hint = -1, ""
@@ -154,31 +121,25 @@ class CompatibleApi:
 
     # --- the calls
 
-    def _token(self, parameters: Parameters) -> Body:
-        return self._public_token(parameters, Kind.TOKEN, Kind.STABLE_TOKEN)
+    def _token(self, sent: Parameters, *, may_force: bool = False) -> Body:
+        if sent.get("grant_type") != "client_credential":
+            raise WeChatApiError(40002)
+        appid, key_digest = _credentials(sent, "appid", "secret")
+        consumer, accounts = self._permit(key_digest, appid, corp=False)
+        # A release before this one let two accounts keep an appid. Its owner now is the one with this claim.
+        account = accounts.get(Kind.TOKEN) or next(iter(accounts.values()))
+        return self._hand_out(consumer, account, appid, force=may_force and sent.get("force_refresh") == "true")
 
-    def _stable_token(self, parameters: Parameters) -> Body:
-        return self._public_token(parameters, Kind.STABLE_TOKEN, Kind.TOKEN, force=_wants_force(parameters))
-
-    def _corp_token(self, parameters: Parameters) -> Body:
-        corpid, key_digest = _credentials(parameters, "corpid", "corpsecret")
-        permit = self._permit(key_digest, corpid, corp=True)
-        accounts = set(permit.accounts.values())
+    def _corp_token(self, sent: Parameters) -> Body:
+        corpid, key_digest = _credentials(sent, "corpid", "corpsecret")
+        consumer, by_claim = self._permit(key_digest, corpid, corp=True)
+        accounts = set(by_claim.values())
         if len(accounts) > 1:
             raise WeChatApiError(40013, "this key may read several apps of this corp: make one consumer for each app")
-        return {"errcode": 0, "errmsg": "ok", **self._hand_out(permit.consumer, accounts.pop(), corpid)}
+        return {"errcode": 0, "errmsg": "ok", **self._hand_out(consumer, accounts.pop(), corpid)}
 
-    def _ticket(self, parameters: Parameters) -> Body:
-        return self._hand_out_ticket(parameters, PUBLIC_TICKETS, _text(parameters, "type"))
-
-    def _corp_ticket(self, parameters: Parameters) -> Body:
-        return self._hand_out_ticket(parameters, CORP_TICKETS, CORP_TICKETS[0])
-
-    def _agent_ticket(self, parameters: Parameters) -> Body:
-        return self._hand_out_ticket(parameters, CORP_TICKETS[1:], _text(parameters, "type"))
-
-    def _hand_out_ticket(self, parameters: Parameters, known: Iterable[str], ticket_type: str) -> Body:
-        token = _text(parameters, "access_token")
+    def _ticket(self, known: Collection[str], sent: Parameters) -> Body:
+        token, ticket_type = sent.get("access_token", ""), sent.get("type", "")
         if not token:
             raise WeChatApiError(41001)
         if ticket_type not in known:
@@ -186,7 +147,7 @@ class CompatibleApi:
         if not token.isascii():
             raise WeChatApiError(40001)
         try:
-            owner = self._owner_of(token, ticket_type)
+            owner = self._reader.owner_of(token, ticket_type)
             reading = self._reader.read(owner.account, ticket_type)
         except UnknownAccountError:
             raise WeChatApiError(40001) from None
@@ -194,129 +155,58 @@ class CompatibleApi:
             raise WeChatApiError(48001, f"no {ticket_type} ticket is kept for this account") from None
         if reading.credential.app_id != owner.app_id:  # the account has got another appid since one was looked up
             raise WeChatApiError(40001)
-        _log(reading, by_token=fingerprint(token))
+        logger.info("handed out", extra={"by_token": fingerprint(token), **reading.log_fields})
         return {"errcode": 0, "errmsg": "ok", "ticket": reading.value, "expires_in": reading.expires_in}
 
-    def _public_token(self, parameters: Parameters, *preferred: Kind, force: bool = False) -> Body:
-        """The token of an appid: of the account kept with the first of these endpoints, where the consumer may read two."""
-        if _text(parameters, "grant_type") != "client_credential":
-            raise WeChatApiError(40002)
-        appid, key_digest = _credentials(parameters, "appid", "secret")
-        permit = self._permit(key_digest, appid, corp=False)
-        preferable = [permit.accounts[endpoint] for endpoint in preferred if endpoint in permit.accounts]
-        account = next(iter([*preferable, *permit.accounts.values()]))
-        return self._hand_out(permit.consumer, account, appid, force=force)
-
     def _hand_out(self, consumer: Consumer, account: str, app_id: str, *, force: bool = False) -> Body:
+        """The account's token. `force` says that the current one fails: it is replaced if it is dead, and stays otherwise."""
         try:
             reading = self._reader.read(account, ACCESS_TOKEN)
             if force and consumer.may_report:
-                reading = self._reported(reading)
+                # Where it could not be checked it is read again; and where it is dead there is none to read either.
+                with suppress(TooManyReportsError, NoValidValueError):
+                    self._reader.report(account, reading.credential.fingerprint or "")
+                reading = self._reader.read(account, ACCESS_TOKEN)
         except (UnknownAccountError, UnknownCredentialError):
             raise WeChatApiError(40013) from None
         if reading.credential.app_id != app_id:  # one of the two was looked up before the account got another appid
             raise NoValidValueError(None, retry_after=1)
-        _log(reading, consumer=consumer.name)
+        logger.info("handed out", extra={"consumer": consumer.name, **reading.log_fields})
         expires_in = min(reading.expires_in, consumer.cache_for or reading.expires_in)
         return {"access_token": reading.value, "expires_in": expires_in}
 
-    def _reported(self, current: Reading) -> Reading:
-        """What becomes of "the current token fails for me": it is replaced if it is dead, and stays otherwise."""
-        account = current.credential.account
-        try:
-            _, reading = self._reader.report(account, current.credential.fingerprint or "")
-        except (TooManyReportsError, NoValidValueError):
-            # It could not be checked; or it is dead, then there is none to read either.
-            return self._reader.read(account, ACCESS_TOKEN)
-        return reading
-
-    # --- who may read what
-
-    def _permit(self, key_digest: str, app_id: str, *, corp: bool) -> Permit:
-        asked_for = (key_digest, app_id, corp)
-        permit = self._permits.get(asked_for)
-        if permit is not None:
+    def _permit(self, key_digest: str, app_id: str, *, corp: bool) -> tuple[Consumer, dict[str, str]]:
+        """The consumer, and the accounts of this appid or corpid that it may read, by what they claim of it."""
+        asked_for, now = (key_digest, app_id, corp), int(self._clock())
+        permit, asked_at = self._permits.get(asked_for, (None, 0))
+        if permit is not None and 0 <= now - asked_at < REMEMBERED_FOR:
             return permit
-        asked_at = self._clock()
         consumer = self._table.consumer(key_digest)
         if consumer is None or not compare_digest(consumer.key_digest, key_digest):
             raise WeChatApiError(40125)
         accounts = {
             claim: account
             for claim, account in self._table.accounts.claims_on(app_id).items()
-            if _is_corps(claim) == corp and consumer.may_read(account)
+            if claim.startswith(Kind.CORP_TOKEN) == corp and consumer.may_read(account)
         }
         if not accounts:
             raise WeChatApiError(40013)
-        permit = Permit(consumer, accounts)
-        self._permits.put(asked_for, permit, asked_at)
-        return permit
+        self._permits[asked_for] = (consumer, accounts), now
+        return consumer, accounts
 
-    def _owner_of(self, token: str, ticket_type: str) -> TokenOwner:
-        """Whose access token this is: the current one, or the one before for as long as WeChat accepts it."""
-        token_digest = digest(token)
-        owner = self._owners.get(token_digest) or self._cached_owner(token)
-        if owner is not None:
-            return owner
-        asked_at = self._clock()
-        for index in ("fingerprint", "previous_fingerprint"):
-            account = self._table.credentials.account_of_token(index, fingerprint(token))
-            owner = self._confirmed_owner(account, token, ticket_type) if account else None
-            if owner is not None:
-                self._owners.put(token_digest, owner, asked_at)
-                return owner
-        raise WeChatApiError(40001)
-
-    def _cached_owner(self, token: str) -> TokenOwner | None:
-        account = self._reader.account_of_token(token)
-        if account is None:
-            return None
-        reading = self._reader.read(account, ACCESS_TOKEN)
-        is_current = compare_digest(reading.value.encode(), token.encode())
-        return TokenOwner(account, reading.credential.app_id) if is_current else None
-
-    def _confirmed_owner(self, account: str, token: str, ticket_type: str) -> TokenOwner | None:
-        """Whether the table itself, which does not lag, says so; the ticket is read along."""
-        read_at = int(self._clock())
-        current, ticket = self._table.credentials.token_and_ticket(account, ticket_type)
-        if ticket is not None:
-            self._reader.remember(ticket, read_at)
-        return (
-            TokenOwner(account, current.app_id) if current is not None and _is_alive(current, token, read_at) else None
-        )
+    def _not_served(self, event: Mapping[str, Any]) -> tuple[int, str]:
+        """The errcode and the hint for a call that is served by another method, or not at all."""
+        path = (event.get("pathParameters") or {}).get("proxy", "")
+        if f"GET /cgi-bin/{path}" in self._routes:
+            return 43001, ""
+        if f"POST /cgi-bin/{path}" in self._routes:
+            return 43002, ""
+        return 40066, _ELSEWHERE
 
 
-class _Memory[Key, Value]:
-    """What was looked up in the last `REMEMBERED_FOR` seconds, bounded."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._kept: dict[Key, tuple[Value, float]] = {}
-
-    def get(self, key: Key) -> Value | None:
-        value, asked_at = self._kept.get(key, (None, 0))
-        return value if 0 <= self._clock() - asked_at < REMEMBERED_FOR else None
-
-    def put(self, key: Key, value: Value, asked_at: float) -> None:
-        if len(self._kept) >= REMEMBERED_AT_MOST:
-            self._kept.pop(next(iter(self._kept)), None)
-        self._kept[key] = (value, asked_at)
-
-
-def _is_corps(claim: str) -> bool:
-    return claim.partition("#")[0] == Kind.CORP_TOKEN
-
-
-def _is_alive(current: Credential, token: str, now: int) -> bool:
-    if compare_digest((current.value or "").encode(), token.encode()):
-        return now < usable_until(current)
-    is_previous = compare_digest(current.previous_digest or "", digest(token))
-    return is_previous and now < current.previous_until
-
-
-def _credentials(parameters: Parameters, id_name: str, secret_name: str) -> tuple[str, str]:
+def _credentials(sent: Parameters, id_name: str, secret_name: str) -> tuple[str, str]:
     """The appid or corpid, and the digest of the consumer's key."""
-    app_id, key = _text(parameters, id_name), _text(parameters, secret_name)
+    app_id, key = sent.get(id_name), sent.get(secret_name)
     if not app_id:
         raise WeChatApiError(41002)
     if not key:
@@ -328,19 +218,10 @@ def _credentials(parameters: Parameters, id_name: str, secret_name: str) -> tupl
     return app_id, digest(key)
 
 
-def _text(parameters: Parameters, name: str) -> str:
-    value = parameters.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _wants_force(parameters: Parameters) -> bool:
-    force = parameters.get("force_refresh")
-    return force is True or force == "true"
-
-
 def _parameters(event: Mapping[str, Any]) -> Parameters:
     """The parameters of the query, and of a body in JSON or as a form. SDKs differ in where they send them and in what
-    `Content-Type` they claim, and WeChat does not mind: so the body's first characters say what it is."""
+    `Content-Type` they claim, and WeChat does not mind: so the body's first characters say what it is. JSON's `true` is the
+    text "true"; a parameter that is no text otherwise counts as missing."""
     try:
         text = body_text(event)
         if text.lstrip().startswith("{"):
@@ -355,7 +236,9 @@ def _parameters(event: Mapping[str, Any]) -> Parameters:
         raise WeChatApiError(47001, str(error)) from None
     if sent is None:
         raise WeChatApiError(47001)
-    return {**(event.get("queryStringParameters") or {}), **sent}
+    merged = {**(event.get("queryStringParameters") or {}), **sent}
+    texts = {name: "true" if value is True else value for name, value in merged.items()}
+    return {name: value for name, value in texts.items() if isinstance(value, str)}
 
 
 def _multipart_form(boundary: str, text: str) -> dict[str, Any]:
@@ -370,13 +253,3 @@ def _error(event: Mapping[str, Any], errcode: int, hint: str) -> Body:
     words = (ERRMSG | _CORP_ERRMSG if is_corps else ERRMSG)[errcode]
     rid = event.get("requestContext", {}).get("requestId")
     return {"errcode": errcode, "errmsg": f"{words}, {hint} rid: {rid}" if hint else f"{words} rid: {rid}"}
-
-
-def _log(reading: Reading, **who: str) -> None:
-    extra = {
-        "account": reading.credential.account,
-        "credential": reading.credential.name,
-        "fingerprint": reading.credential.fingerprint,
-        "stale": reading.stale,
-    }
-    logger.info("handed out", extra={**who, **extra})

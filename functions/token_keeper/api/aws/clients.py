@@ -9,6 +9,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partialmethod
 from typing import Any
 from urllib.parse import quote
 
@@ -81,18 +83,13 @@ class _DynamoDB(_Service):
 
     name = "dynamodb"
 
-    def get_item(self, **asked: Any) -> Any:
-        return self._call("GetItem", asked)
-
-    def batch_get_item(self, **asked: Any) -> Any:
-        return self._call("BatchGetItem", asked)
-
-    def query(self, **asked: Any) -> Any:
-        return self._call("Query", asked)
-
-    def _call(self, operation: str, asked: Mapping[str, Any]) -> Any:
+    def _call(self, operation: str, **asked: Any) -> Any:
         headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"DynamoDB_20120810.{operation}"}
         return json.loads(self._post("/", headers, json.dumps(asked).encode()).body)
+
+    get_item = partialmethod(_call, "GetItem")
+    batch_get_item = partialmethod(_call, "BatchGetItem")
+    query = partialmethod(_call, "Query")
 
 
 class _Lambda(_Service):
@@ -121,29 +118,19 @@ def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
 
 def _error_code(response: Response) -> str:
     """AWS's error code; what does not look like one is left out."""
-    code: object = response.headers.get("x-amzn-ErrorType")
-    if not code:
-        try:
-            code = json.loads(response.body)["__type"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            code = None
+    code: Any = response.headers.get("x-amzn-ErrorType")
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        code = code or json.loads(response.body)["__type"]
     # As AWS's protocols have it: "namespace#Code:address".
-    found = _CODE.fullmatch(str(code).rpartition("#")[2].partition(":")[0]) if code else None
+    found = _CODE.fullmatch(str(code or "").rpartition("#")[2].partition(":")[0])
     return found.group() if found else f"HTTP {response.status}"
 
 
 def _credentials(environment: Mapping[str, str]) -> Credentials:
     """A function's credentials, which Lambda puts into its environment. Raises `AwsUnavailableError`."""
-    token = environment.get("AWS_SESSION_TOKEN")
-    return Credentials(
-        _printable(environment.get("AWS_ACCESS_KEY_ID")),
-        _printable(environment.get("AWS_SECRET_ACCESS_KEY")),
-        _printable(token) if token else None,
-    )
-
-
-def _printable(value: str | None) -> str:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    access_key, secret_key, token = (environment.get(name, "") for name in names)
     # http.client would put a value that it cannot send into its exception.
-    if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
+    if not (access_key and secret_key and _HEADER_VALUE.fullmatch(access_key + secret_key + token)):
         raise AwsUnavailableError("a credential in the environment is missing or holds blanks")
-    return value
+    return Credentials(access_key, secret_key, token)

@@ -46,22 +46,18 @@ class Endpoint:
 
         Raises `AwsUnavailableError`.
         """
-        while (kept := self._kept()) is not None:
+        while True:
+            kept = self._kept()
+            connection = kept or self._new()
             try:
-                return self._exchange(kept, path, headers, body)
-            except (ConnectionError, ssl.SSLError):
-                kept.close()
+                if kept is None:
+                    connection.connect()
+                    connection.sock.settimeout(self._read_timeout)
+                return self._exchange(connection, path, headers, body)
             except (OSError, HTTPException) as error:
-                kept.close()
-                raise AwsUnavailableError(type(error).__name__) from None
-        connection = self._new()
-        try:
-            connection.connect()
-            connection.sock.settimeout(self._read_timeout)
-            return self._exchange(connection, path, headers, body)
-        except (OSError, HTTPException) as error:
-            connection.close()
-            raise AwsUnavailableError(type(error).__name__) from None
+                connection.close()
+                if kept is None or not isinstance(error, ConnectionError | ssl.SSLError):
+                    raise AwsUnavailableError(type(error).__name__) from None
 
     def _new(self) -> HTTPConnection:
         if self._tls is None:
@@ -69,15 +65,14 @@ class Endpoint:
         return HTTPSConnection(self.host, timeout=CONNECT_TIMEOUT, context=self._tls)
 
     def _kept(self) -> HTTPConnection | None:
-        while self._unused:
+        while True:
             try:
                 connection, since = self._unused.pop()
-            except IndexError:  # another thread was faster
+            except IndexError:
                 return None
             if 0 <= self._clock() - since < IDLE:
                 return connection
             connection.close()
-        return None
 
     def _exchange(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         connection.request("POST", path, body, headers)
