@@ -388,3 +388,22 @@ def test_an_account_added_during_a_tick_is_checked_once(world: World) -> None:
     world.wake("tick")
     # Then the tick does not apply its record once more
     assert [call.path for call in world.wechat.calls if call.account == OTHER_APPID] == [TOKEN]
+
+
+def test_a_sync_that_could_not_read_a_record_goes_on(world: World) -> None:
+    # Given a new account, whose event was lost, and a tick that can list the records but not read them
+    world.wechat.add_app(APPID, SECRET)
+    put_without_event(world, "main", record())
+
+    def throttled(operation: str, _: bytes) -> None:
+        if operation == "ssm.GetParameters":
+            raise EndpointConnectionError(endpoint_url="https://ssm.invalid/")
+
+    world.before_aws = throttled
+    world.wake("tick")
+    world.before_aws = None
+    # When the guard fires a minute later
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then the account is kept
+    assert world.wechat.accepts(token(world))

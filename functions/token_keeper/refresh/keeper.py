@@ -38,7 +38,7 @@ written around them."""
 SYNC_TIME = 120
 """Seconds after which another run goes on with a sync that has not ended: the function's timeout."""
 
-OUT_OF_TIME = "out of time; the next run continues"
+LEFT = "it was not reached in time; the next run continues"
 
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
@@ -173,7 +173,7 @@ class Keeper:
                 account: workers.submit(self._renew_account, by_account[account], record, time_left, rotate)
                 for account, record in in_time
             }
-        skipped = [_out_of_time(account) for account in by_account if account not in renewals]
+        skipped = [_left(account) for account in by_account if account not in renewals]
         return [*chain.from_iterable(each.result() for each in renewals.values()), *skipped]
 
     def _read(self, accounts: Iterable[str], time_left: Callable[[], float]) -> Iterator[tuple[str, AccountRecord]]:
@@ -191,7 +191,7 @@ class Keeper:
         outcomes: list[Outcome] = []
         for task in tasks:
             if time_left() < MIN_TIME:
-                return [*outcomes, _out_of_time(task.account)]
+                return [*outcomes, _left(task.account)]
             try:
                 permitted = self._enrolment.permit(task, record)
                 if record.content is None or permitted is None:
@@ -227,7 +227,7 @@ class Keeper:
         is_finished = False
         if time_left() >= MIN_TIME:
             outcomes = self._sync(self._changed(), time_left)
-            is_finished = not any(map(_is_out_of_time, outcomes))
+            is_finished = not any(map(_is_left, outcomes))
             yield from outcomes
         if not is_finished:
             self._table.sync_pending_from(self._now())
@@ -262,12 +262,12 @@ class Keeper:
             superseded: list[str] = []
             for name, version, found in self._apply_all(pending, time_left):
                 match found:
-                    case None:
-                        outcomes.append(_out_of_time(name))
                     case RecordSupersededError():
                         superseded.append(name)
                     case KeeperError() if raising:
                         raise found
+                    case None | ParametersUnavailableError(refused=False):
+                        outcomes.append(_left(name))
                     case KeeperError():
                         outcomes.append(not_stored(name, ACCESS_TOKEN, found.failure(self._now())))
                     case _:
@@ -302,9 +302,9 @@ class Keeper:
         return int(self._clock())
 
 
-def _out_of_time(account: str) -> Skipped:
-    return Skipped(account, ACCESS_TOKEN, OUT_OF_TIME)
+def _left(account: str) -> Skipped:
+    return Skipped(account, ACCESS_TOKEN, LEFT)
 
 
-def _is_out_of_time(outcome: Outcome) -> bool:
-    return isinstance(outcome, Skipped) and outcome.reason == OUT_OF_TIME
+def _is_left(outcome: Outcome) -> bool:
+    return isinstance(outcome, Skipped) and outcome.reason == LEFT
