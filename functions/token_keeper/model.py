@@ -211,10 +211,7 @@ class DueCredential:
 
 @dataclass(frozen=True)
 class Renewed:
-    """A renewal that was published. `promised_until` is what a reader is promised now.
-
-    `foreign`: another client had invalidated the value before. `budget_used`: percent of the day's calls.
-    """
+    """A renewal that was published. `promised_until`: what a reader is promised now. `budget_used`: percent of the day's calls."""
 
     account: str
     credential: str
@@ -222,7 +219,6 @@ class Renewed:
     expires_at: int
     promised_until: int
     renews_at: int
-    foreign: bool = False
     budget_used: int = 0
 
 
@@ -237,17 +233,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A renewal that failed; the live value, if any, is untouched.
-
-    `usable_until`: when that stops being usable; None where there is none, or nothing is known of it. `budget_used`:
-    percent of the day's calls.
-    """
+    """A renewal that failed; the live value, if any, is untouched. `budget_used`: percent of the day's calls."""
 
     account: str
     credential: str
     failure: Failure
     next_attempt_at: int
-    usable_until: int | None = None
     budget_used: int = 0
 
 

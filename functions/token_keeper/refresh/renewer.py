@@ -209,7 +209,6 @@ class Renewer:
             expires_at=published.expires_at,
             promised_until=renewal.promised_until(published, grant.asked_at),
             renews_at=published.due_at,
-            foreign=leased.refused_at is not None and leased.refused_at == leased.foreign_rotation_at,
             budget_used=budget.used(leased.kind, attempt.usage, self._now()),
         )
 
@@ -220,9 +219,8 @@ class Renewer:
         if failed is None:
             return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
         self._events.add(failed)
-        usable_until = None if failed.value is None else renewal.usable_until(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
-        return Failed(leased.account, leased.name, failure, failed.due_at, usable_until, used)
+        return Failed(leased.account, leased.name, failure, failed.due_at, used)
 
     def _now(self) -> int:
         return int(self._clock())
