@@ -1,14 +1,16 @@
 """What all layers share: botocore's descriptions of services, and that a run lists which tests it left out, and why."""
 
+import gc
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from botocore.hooks import EventAliaser
 from botocore.loaders import Loader
 
 import infra.local  # noqa: F401 - with it botocore parses each description once
@@ -24,9 +26,12 @@ dynamodb_url = dynamodb_local.dynamodb_url
 
 
 @pytest.fixture(scope="session", autouse=True)
-def known_services() -> Iterator[None]:
-    """Each session of botocore looks on the disk which services there are; here all share what the first has found."""
+def shared_lookups() -> Iterator[None]:
+    """Each session of botocore looks on the disk which services there are, and what each event is called now; here all share
+    what the first has found."""
     list_services = Loader.list_available_services
+    aliaser: Any = EventAliaser
+    aliased = cache(partial(aliaser._alias_event_name, aliaser(None)))
 
     @cache
     def list_once(search_paths: tuple[str, ...], kind: str) -> Any:
@@ -35,8 +40,17 @@ def known_services() -> Iterator[None]:
     def list_available(self: Loader, type_name: str) -> Any:
         return list_once(tuple(self.search_paths), type_name)
 
-    with patch.object(Loader, "list_available_services", list_available):
+    with (
+        patch.object(Loader, "list_available_services", list_available),
+        patch.object(EventAliaser, "_alias_event_name", lambda _self, event_name: aliased(event_name)),
+    ):
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported modules out of garbage collections, each of which would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

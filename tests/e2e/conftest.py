@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def fast(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
-    """Another one, whose clock passes so fast that a renewal comes within a minute."""
-    from tests.e2e.test_local import HIGH_SPEED, Local
-
-    running = Local(tmp_path_factory.mktemp("fast") / "printed.txt", speed=HIGH_SPEED)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="session")
-def local(fast: "Local", tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
-    """The stack, beside which the fast one comes to its renewal while the tests run."""
+def local(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
     from tests.e2e.test_local import Local
 
     running = Local(tmp_path_factory.mktemp("local") / "printed.txt")
     yield running
     if running.process.poll() is None:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Local]":
+    """One whose clock passes so fast that a renewal comes within a minute."""
+    from tests.e2e.test_local import HIGH_SPEED, Local
+
+    running = Local(tmp_path_factory.mktemp("fast") / "printed.txt", speed=HIGH_SPEED)
+    yield running
+    running.stop()
 
 
 def copy(target: Path) -> Path:

@@ -25,10 +25,10 @@ def key(local: "Local") -> str:
     """The key of a consumer of the demo account and of a WeCom app."""
     local.open_corp_app(CORPID, CORP_SECRET)
     added = local.operate("accounts", "add", "crm", "--corpid", CORPID, stdin=CORP_SECRET)
-    assert added.returncode == 0, added.stderr
+    assert added.exit_code == 0, added.stderr
     local.wait_for(r"(renewed crm access_token)")
     added = local.operate("consumers", "add", "clients", "--accounts", "demo,crm")
-    assert added.returncode == 0, added.stderr
+    assert added.exit_code == 0, added.stderr
     return added.stdout.strip()
 
 

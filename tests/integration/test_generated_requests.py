@@ -33,14 +33,21 @@ def schema() -> Any:
     return loaded
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(30, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_what_the_document_makes_one_think_of(path: str, method: str) -> None:
+def test_what_the_document_makes_one_think_of(path: str, method: str, examples: int) -> None:
     schemathesis, builder = needed("schemathesis"), needed("schemathesis.generation.hypothesis.builder")
     schemathesis.checks.load_all_checks()
     checks = [check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ in CHECKS]
     assert len(checks) == len(CHECKS)
 
-    @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     def asked(case: Any) -> None:
         # When it is asked as the document says, or not quite; and the same with an account and a key that exist
         for right in (False, True):

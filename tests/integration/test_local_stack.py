@@ -5,9 +5,11 @@ import json
 import re
 import stat
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from typing import Any
+from threading import Event
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -26,6 +28,9 @@ from infra.local.access_keys import REGION, Key
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 from infra.local.simulated_wechat import Fault
 from token_keeper.model import fingerprint
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 TOKEN_PATH = "/v1/accounts/demo/access-token"
 INVOKE_PATH = "/2015-03-31/functions/local-RefreshFunction/invocations"
@@ -410,6 +415,42 @@ def test_an_api_that_is_open_to_more_or_real_asks_for_its_key(kind: type[LocalSt
         host = f"host.docker.internal:{local.port}"
         status, _, _ = exchange(local.api_url + TOKEN_PATH, Host=host, X_Api_Key=local.api_key)
         assert status == (403 if kind is Real else 200)
+
+
+def test_every_read_through_a_renewal_gets_an_accepted_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStack() as local:
+        assert local.tried.wait(120)
+
+        def read() -> str:
+            token = str(requests.get(local.api_url + TOKEN_PATH, timeout=120).json()["access_token"])
+            assert local.wechat.accepts(token)
+            return token
+
+        # Given a token that is due, and a WeChat that has minted the next one and takes its time to say so
+        first, simulated, minted, responding = read(), local.wechat, Event(), Event()
+
+        def slowly(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+            response = simulated(environ, start_response)
+            if environ["PATH_INFO"] == "/cgi-bin/token":
+                minted.set()
+                assert responding.wait(120)
+            return response
+
+        local.clock._began_at += 6600
+        with monkeypatch.context() as patched, ThreadPoolExecutor(1) as main_schedule:
+            patched.setattr(local, "wechat", slowly)
+            # When the main schedule renews it
+            tick = main_schedule.submit(local._refresh, {"wake": "tick"})
+            assert minted.wait(120)
+            # Then each read meanwhile gets the first one, and WeChat accepts it
+            patched.undo()
+            assert [read() for _ in range(5)] == [first] * 5
+            responding.set()
+            assert "access_token" in [each["credential"] for each in tick.result(120)["renewed"]]
+            # And so it does what is handed out from then on: at the latest a minute later the new one
+            read()
+            local.clock._began_at += 60
+            assert read() != first
 
 
 # --- the page
