@@ -112,6 +112,22 @@ def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
     return Account(name, APP_ID, "secret", kind)
 
 
+class AfterARefusal(Table):
+    """The table, where something happens as soon as it has refused to put an item."""
+
+    def __init__(self, table: Table, meanwhile: Callable[[], object]) -> None:
+        super().__init__(self, table._items._name)  # type: ignore[arg-type]
+        self._dynamodb, self._meanwhile = table._items._dynamodb, [meanwhile]
+
+    def put_item(self, **put: Any) -> Any:
+        try:
+            return self._dynamodb.put_item(**put)
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            while self._meanwhile:
+                self._meanwhile.pop()()
+            raise
+
+
 # --- one function for each method of Table, by the method's name
 
 
@@ -453,6 +469,11 @@ def enrol(table: Table) -> None:
         now = read(table)
         assert now == Credential("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, now.epoch, DUE + 1)
         assert now.epoch != before.epoch
+    # And also where a renewal of the other appid begins or ends meanwhile, or its item is deleted
+    for meanwhile in (lambda: leased(table, DUE + 1), lambda: table.credentials.drop("main", ACCESS_TOKEN)):
+        table.credentials.enrol("main", ACCESS_TOKEN, Kind.TOKEN, "wx1", due_at=DUE + 1)
+        AfterARefusal(table, meanwhile).credentials.enrol("main", ACCESS_TOKEN, Kind.TOKEN, "wx2", due_at=DUE + 1)
+        assert read(table).app_id == "wx2"
 
 
 def reschedule(table: Table) -> None:
