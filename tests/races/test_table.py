@@ -745,3 +745,29 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert write(table, read_back, lifecycle.begin_check(read_back, START + 100))
     assert table.list_due(DUE) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None
+
+
+@pytest.mark.parametrize("is_of_release_before", [False, True])
+def test_the_release_before_can_publish_after_an_event(table: Table, *, is_of_release_before: bool) -> None:
+    # Given a live token that has never failed; the release before enrols one without a word of that
+    before = published(table)
+    key = {"pk": {"S": "credential#main"}, "sk": {"S": ACCESS_TOKEN}}
+    name, dynamodb = table._items._name, table._items._dynamodb
+    if is_of_release_before:
+        dynamodb.update_item(TableName=name, Key=key, UpdateExpression="REMOVE failing_since")
+    # When it has an event all the same
+    refused = write(table, before, lifecycle.refuse(before, START + 100, foreign=True))
+    # Then the write of the release before, which an operator may go back to, meets the state that it has read
+    assert refused is not None
+    dynamodb.update_item(
+        TableName=name,
+        Key=key,
+        UpdateExpression="SET due_at = :due_at",
+        ConditionExpression="attribute_not_exists(unsent) OR (failing_since = :failing_since AND unsent = :unsent)",
+        ExpressionAttributeValues={
+            ":due_at": {"N": str(DUE)},
+            ":failing_since": {"N": "0"},
+            ":unsent": {"S": refused.unsent},
+        },
+    )
+    assert read(table).due_at == DUE

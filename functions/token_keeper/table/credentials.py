@@ -59,6 +59,9 @@ class Credentials:
             changed = replace(changed, revision=seen.revision + 1)
             before, after = to_attributes(seen), to_attributes(changed)
             changes = {name: value for name, value in after.items() if value != before[name]}
+            if "unsent" in changes:
+                # The release before publishes nothing into an item that has only one of the two.
+                changes["failing_since"] = changed.failing_since
             as_seen = {"epoch": seen.epoch, "revision": seen.revision or None}
             try:
                 item = self._items.update(credential_key(seen.account, seen.name), changes, only_if=as_seen)
@@ -82,7 +85,7 @@ class Credentials:
         if before is not None:
             new = replace(new, failing_since=before.failing_since, unsent=before.unsent)
         # The release before takes no lease without these.
-        always = ("app_id", "due_at", "lease_until", "failures")
+        always = ("app_id", "due_at", "lease_until", "failures", "failing_since")
         known = {attribute: value for attribute, value in to_attributes(new).items() if value or attribute in always}
         item = {**credential_key(account, name), "due": "due", **known}
         only_if: Item | None = {"pk": None}
