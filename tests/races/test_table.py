@@ -286,6 +286,11 @@ def fail_a_renewal(table: Table) -> None:
     assert forced is not None
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE)
+    # And a value that WeChat has refused meanwhile, as the renewal takes longer than its lease, stays so
+    seen = read(table)
+    assert write(table, seen, lifecycle.refuse(seen, DUE + 420, foreign=False))
+    assert fail(table, held, PASSING)
+    assert read(table).refused_at == DUE + 420
 
 
 def begin_check(table: Table) -> None:
