@@ -538,6 +538,12 @@ def note_record_error(table: Table) -> None:
     assert again == read(table)
     assert alike(noted, replace(before, last_error=FAILURE))
     assert (again.failing_since, len(alerts.waiting(again.unsent))) == (START + 60, 1)
+    # And one that is to make an event at once does so also beside an error of another instance, whose clock is ahead
+    other = enrolled(table, "late")
+    write(table, other, lifecycle.note_record_error(replace(PASSING, at=START + 2), next_attempt_at=DUE, alert_after=0))
+    late = write(table, other, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0))
+    assert late is not None
+    assert len(alerts.waiting(late.unsent)) == 1
     # And what is not kept does not begin to exist
     other = replace(before, account="other")
     assert write(table, other, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0)) is None

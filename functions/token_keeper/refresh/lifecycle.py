@@ -192,7 +192,7 @@ def note_record_error(failure: Failure, *, next_attempt_at: int, alert_after: in
     def change(current: Credential) -> Credential:
         shown_since = failure.at if current.last_error is None else current.last_error.at
         noted = replace(current, last_error=failure)
-        if failure.at - shown_since < alert_after:
+        if max(failure.at - shown_since, 0) < alert_after:
             return noted
         return alerts.failing(noted, failure, failures=current.failures + 1, next_attempt_at=next_attempt_at)
 
