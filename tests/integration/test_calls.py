@@ -14,10 +14,11 @@ from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import ACCOUNTS_PATH, Clock, create_table
 from token_keeper.api.reader import REMEMBERED_FOR, Reader
 from token_keeper.api.refresh_client import Refresher
-from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, Skipped
+from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, ReportOutcome, Skipped, Verified
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import MIN_TIME, SYNC_TIME, WORKERS, Keeper
 from token_keeper.refresh.parameter_store import ParameterStore
+from token_keeper.renewal import MIN_AGE_TO_CHECK
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 
@@ -37,6 +38,10 @@ class Granting:
         self._calls.append("wechat")
         self.during_call()
         return Grant(f"{account.name}-{next(self.numbers)}".ljust(512, "t"), LIFE, int(self._clock()))
+
+    def accepts(self, *_: object) -> bool:
+        self._calls.append("wechat")
+        return True
 
 
 class Kept:
@@ -117,6 +122,20 @@ def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
         "ssm.GetParameters": -(-due // 10),
         "wechat": due,
     }
+
+
+def test_a_check_of_a_reported_token_is_two_writes_and_one_read(kept: Kept) -> None:
+    # Given a live token
+    token = kept.table.credentials.get("a0", ACCESS_TOKEN)
+    assert token is not None
+    assert token.fingerprint is not None
+    kept.clock.now = max(kept.clock.now, token.fetched_at + MIN_AGE_TO_CHECK)
+    kept.calls.clear()
+    # When a client reports it, and WeChat accepts it
+    outcomes = kept.keeper.verify("a0", token.fingerprint, kept.seconds_left)
+    # Then the check is begun and ended
+    assert outcomes == [Verified("a0", ACCESS_TOKEN, ReportOutcome.STILL_VALID, token.fingerprint)]
+    assert kept.counted() == {"dynamodb.GetItem": 1, "dynamodb.UpdateItem": 2, "wechat": 1}
 
 
 def test_many_due_accounts_are_renewed_side_by_side() -> None:

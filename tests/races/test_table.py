@@ -112,6 +112,22 @@ def account(name: str = "main", kind: Kind = Kind.TOKEN) -> Account:
     return Account(name, APP_ID, "secret", kind)
 
 
+class AfterARefusal(Table):
+    """The table, where something happens as soon as it has refused to put an item."""
+
+    def __init__(self, table: Table, meanwhile: Callable[[], object]) -> None:
+        super().__init__(self, table._items._name)  # type: ignore[arg-type]
+        self._dynamodb, self._meanwhile = table._items._dynamodb, [meanwhile]
+
+    def put_item(self, **put: Any) -> Any:
+        try:
+            return self._dynamodb.put_item(**put)
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            while self._meanwhile:
+                self._meanwhile.pop()()
+            raise
+
+
 # --- one function for each method of Table, by the method's name
 
 
@@ -270,6 +286,11 @@ def fail_a_renewal(table: Table) -> None:
     assert forced is not None
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE)
+    # And a value that WeChat has refused meanwhile, as the renewal takes longer than its lease, stays so
+    seen = read(table)
+    assert write(table, seen, lifecycle.refuse(seen, DUE + 420, foreign=False))
+    assert fail(table, held, PASSING)
+    assert read(table).refused_at == DUE + 420
 
 
 def begin_check(table: Table) -> None:
@@ -453,6 +474,11 @@ def enrol(table: Table) -> None:
         now = read(table)
         assert now == Credential("main", ACCESS_TOKEN, Kind.STABLE_TOKEN, app_id, now.epoch, DUE + 1)
         assert now.epoch != before.epoch
+    # And also where a renewal of the other appid begins or ends meanwhile, or its item is deleted
+    for meanwhile in (lambda: leased(table, DUE + 1), lambda: table.credentials.drop("main", ACCESS_TOKEN)):
+        table.credentials.enrol("main", ACCESS_TOKEN, Kind.TOKEN, "wx1", due_at=DUE + 1)
+        AfterARefusal(table, meanwhile).credentials.enrol("main", ACCESS_TOKEN, Kind.TOKEN, "wx2", due_at=DUE + 1)
+        assert read(table).app_id == "wx2"
 
 
 def reschedule(table: Table) -> None:
@@ -512,6 +538,12 @@ def note_record_error(table: Table) -> None:
     assert again == read(table)
     assert alike(noted, replace(before, last_error=FAILURE))
     assert (again.failing_since, len(alerts.waiting(again.unsent))) == (START + 60, 1)
+    # And one that is to make an event at once does so also beside an error of another instance, whose clock is ahead
+    other = enrolled(table, "late")
+    write(table, other, lifecycle.note_record_error(replace(PASSING, at=START + 2), next_attempt_at=DUE, alert_after=0))
+    late = write(table, other, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0))
+    assert late is not None
+    assert len(alerts.waiting(late.unsent)) == 1
     # And what is not kept does not begin to exist
     other = replace(before, account="other")
     assert write(table, other, lifecycle.note_record_error(FAILURE, next_attempt_at=DUE, alert_after=0)) is None
@@ -724,3 +756,29 @@ def test_an_item_of_another_release_can_be_read(table: Table) -> None:
     assert write(table, read_back, lifecycle.begin_check(read_back, START + 100))
     assert table.list_due(DUE) == ([DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, DUE, 0)], False)
     assert give(table, leased(table, DUE), "second", asked_at=DUE) is not None
+
+
+@pytest.mark.parametrize("is_of_release_before", [False, True])
+def test_the_release_before_can_publish_after_an_event(table: Table, *, is_of_release_before: bool) -> None:
+    # Given a live token that has never failed; the release before enrols one without a word of that
+    before = published(table)
+    key = {"pk": {"S": "credential#main"}, "sk": {"S": ACCESS_TOKEN}}
+    name, dynamodb = table._items._name, table._items._dynamodb
+    if is_of_release_before:
+        dynamodb.update_item(TableName=name, Key=key, UpdateExpression="REMOVE failing_since")
+    # When it has an event all the same
+    refused = write(table, before, lifecycle.refuse(before, START + 100, foreign=True))
+    # Then the write of the release before, which an operator may go back to, meets the state that it has read
+    assert refused is not None
+    dynamodb.update_item(
+        TableName=name,
+        Key=key,
+        UpdateExpression="SET due_at = :due_at",
+        ConditionExpression="attribute_not_exists(unsent) OR (failing_since = :failing_since AND unsent = :unsent)",
+        ExpressionAttributeValues={
+            ":due_at": {"N": str(DUE)},
+            ":failing_since": {"N": "0"},
+            ":unsent": {"S": refused.unsent},
+        },
+    )
+    assert read(table).due_at == DUE

@@ -93,7 +93,8 @@ class Internet:
 
     def _serve(self, asked: BaseHTTPRequestHandler) -> None:
         url = urlsplit(asked.path)
-        host, _, path = url.path[1:].partition("/")
+        # A "?" without a query stays, so that it is seen.
+        host, _, path = asked.path.removesuffix(f"?{url.query}" if url.query else "")[1:].partition("/")
         query = {name: value for name, (value,) in parse_qs(url.query).items()}
         body = json.loads(asked.rfile.read(int(asked.headers.get("Content-Length", 0))) or "null")
         address = f"{ {'wechat': WECHAT, 'wecom': WECOM}.get(host, host) }/{path}"

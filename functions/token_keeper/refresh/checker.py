@@ -49,13 +49,14 @@ class Checker:
             return _verified(token, ReportOutcome.UNVERIFIED)
         if wait := budget.report_wait(token.checks_booked_until, now):
             return _verified(token, ReportOutcome.LIMITED, retry_after=wait)
-        if self._table.credentials.change(token, lifecycle.begin_check(token, now)) is None:
+        checking = self._table.credentials.change(token, lifecycle.begin_check(token, now))
+        if checking is None:
             return self.check(account, reported)  # another instance has begun one since
-        accepts = self._accepts(token)
+        accepts = self._accepts(checking)
         if accepts is False:
-            return self._invalidate(token) or _verified(token, ReportOutcome.UNVERIFIED)
-        self._table.credentials.change(token, lifecycle.end_check(token, accepted_at=now if accepts else None))
-        return _verified(token, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
+            return self._invalidate(checking) or _verified(checking, ReportOutcome.UNVERIFIED)
+        self._table.credentials.change(checking, lifecycle.end_check(checking, accepted_at=now if accepts else None))
+        return _verified(checking, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[list[Credential] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones, batch by batch, and at last the counts.

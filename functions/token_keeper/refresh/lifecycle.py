@@ -111,7 +111,8 @@ def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
     leased, failures = attempt.leased, attempt.leased.failures + 1
     # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
     due_at = attempt.began_at + renewal.retry_after(failure, failures)
-    is_refused = leased.refused_at is not None or (attempt.forced and attempt.outcome_unknown)
+    # It was recorded as refused because of a forced refresh that was not made.
+    is_served_again = attempt.forced and not attempt.outcome_unknown and leased.refused_at is None
 
     def change(current: Credential) -> Credential:
         failed = replace(
@@ -123,7 +124,7 @@ def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
             check_until=0,
             usage=attempt.usage,
             at_risk_since=current.at_risk_since if attempt.at_risk else None,
-            refused_at=current.refused_at if is_refused else None,
+            refused_at=None if is_served_again else current.refused_at,
         )
         return alerts.failing(failed, failure, failures=failures, next_attempt_at=due_at) if makes_event else failed
 
@@ -191,7 +192,7 @@ def note_record_error(failure: Failure, *, next_attempt_at: int, alert_after: in
     def change(current: Credential) -> Credential:
         shown_since = failure.at if current.last_error is None else current.last_error.at
         noted = replace(current, last_error=failure)
-        if failure.at - shown_since < alert_after:
+        if max(failure.at - shown_since, 0) < alert_after:
             return noted
         return alerts.failing(noted, failure, failures=current.failures + 1, next_attempt_at=next_attempt_at)
 

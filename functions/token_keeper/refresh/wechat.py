@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from typing import Any, Self
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import certifi
 from urllib3 import exceptions
@@ -249,7 +249,8 @@ class Session:
 
         def respond() -> tuple[int, bytes]:
             headers = {"Content-Type": "application/json"} if body else {}
-            connection.request(method, f"{parts.path}?{parts.query}", body, headers, preload_content=False)
+            target = urlunsplit(("", "", parts.path, parts.query, ""))
+            connection.request(method, target, body, headers, preload_content=False)
             with connection.getresponse() as response:
                 return response.status, response.read(RESPONSE_LIMIT + 1, decode_content=True)
 

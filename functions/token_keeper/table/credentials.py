@@ -2,11 +2,10 @@
 
 import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 
 from token_keeper.model import ACCESS_TOKEN, Credential, Kind
-from token_keeper.table.dynamodb import ConditionFailedError, Items
+from token_keeper.table.dynamodb import ConditionFailedError, Item, Items
 from token_keeper.table.items import Entry, account_of, credential_key, to_attributes, to_credential
 
 type Change = Callable[[Credential], Credential | None]
@@ -60,6 +59,9 @@ class Credentials:
             changed = replace(changed, revision=seen.revision + 1)
             before, after = to_attributes(seen), to_attributes(changed)
             changes = {name: value for name, value in after.items() if value != before[name]}
+            if "unsent" in changes:
+                # The release before publishes nothing into an item that has only one of the two.
+                changes["failing_since"] = changed.failing_since
             as_seen = {"epoch": seen.epoch, "revision": seen.revision or None}
             try:
                 item = self._items.update(credential_key(seen.account, seen.name), changes, only_if=as_seen)
@@ -82,20 +84,18 @@ class Credentials:
         new = Credential(account, name, kind, app_id, epoch=secrets.randbits(48), due_at=due_at)
         if before is not None:
             new = replace(new, failing_since=before.failing_since, unsent=before.unsent)
-        always = (
-            "app_id",
-            "due_at",
-            "lease_until",
-            "failures",
-        )  # the release before takes no lease without the last two
+        # The release before takes no lease without these.
+        always = ("app_id", "due_at", "lease_until", "failures", "failing_since")
         known = {attribute: value for attribute, value in to_attributes(new).items() if value or attribute in always}
         item = {**credential_key(account, name), "due": "due", **known}
-        try:
-            self._items.put(item, only_if={"pk": None})
-        except ConditionFailedError as kept:
-            if kept.item.get("app_id") != app_id:
-                with suppress(ConditionFailedError):
-                    self._items.put(item, only_if={"epoch": kept.item.get("epoch")})
+        only_if: Item | None = {"pk": None}
+        while only_if:
+            try:
+                self._items.put(item, only_if=only_if)
+            except ConditionFailedError as kept:
+                only_if = None if kept.item.get("app_id") == app_id else {"epoch": kept.item.get("epoch")}
+            else:
+                return
 
     def drop(self, account: str, name: str) -> Credential | None:
         """Delete a credential and its value. Returns it as it was; None where there is no such credential."""
