@@ -119,33 +119,32 @@ def next_due(credential: Credential, grant: Grant, *, isolated: bool = False) ->
     return expires_at if rule.recheck_after is None else min(expires_at, grant.asked_at + rule.recheck_after)
 
 
-def last_mint(leased: Credential, began_at: int) -> int:
-    """The last time before the lease, which began at `began_at`, at which `/cgi-bin/token` may have minted a token."""
-    at_risk_since = leased.at_risk_since if leased.at_risk_since != began_at else None
-    return max(leased.minted_at, at_risk_since or 0)
+def last_mint(credential: Credential) -> int:
+    """The last time at which `/cgi-bin/token` may have minted a token."""
+    return max(credential.minted_at, credential.at_risk_since or 0)
 
 
-def may_mint(leased: Credential, began_at: int) -> bool:
+def may_mint(credential: Credential, now: int) -> bool:
     """Whether `/cgi-bin/token` may be called without ending a token that readers are promised.
 
     WeChat accepts the token before the newest for 300 s, and perhaps none that is older. A refused token was ended by another
-    client's call, which has ended those before it too. `began_at`: when the lease began.
+    client's call, which has ended those before it too.
     """
-    is_promised = leased.value is not None and leased.refused_at is None
-    return not is_promised or began_at >= last_mint(leased, began_at) + RULES[Kind.TOKEN].overlap
+    is_promised = credential.value is not None and credential.refused_at is None
+    return not is_promised or now >= last_mint(credential) + RULES[Kind.TOKEN].overlap
 
 
-def is_isolated(leased: Credential, began_at: int, lost_lease_until: int) -> bool:
+def is_isolated(credential: Credential, now: int) -> bool:
     """Whether a `token` account's next token comes from `stable_token`, which never touches what `/cgi-bin/token` gave.
 
     It does where `/cgi-bin/token` might end a token that readers are promised, where WeChat refused the live token, and for
     a day after another client has invalidated one. And it does for 300 s after a lease began that was never given back: its
     renewer's call may reach WeChat after this one's, and would end what this one got from `/cgi-bin/token`.
-    `began_at`: when the lease began. `lost_lease_until`: the end of the lease before, where its renewer had not given it back; else 0.
+    `credential`: as it was before the lease of this renewal.
     """
-    is_overtaking = began_at < lost_lease_until - LEASE + RULES[Kind.TOKEN].overlap
-    is_contested = shield_end(leased, began_at) is not None
-    return is_overtaking or is_contested or leased.refused_at is not None or not may_mint(leased, began_at)
+    is_overtaking = now < credential.lease_until - LEASE + RULES[Kind.TOKEN].overlap
+    is_contested = shield_end(credential, now) is not None
+    return is_overtaking or is_contested or credential.refused_at is not None or not may_mint(credential, now)
 
 
 def due_for_tick(due: DueCredential, now: int) -> bool:

@@ -290,6 +290,21 @@ def test_a_lost_response_is_repaired_in_isolation_at_once(world: World, fault: F
     assert world.wechat.accepts(old)
 
 
+def test_two_renewals_in_a_second_forget_no_lost_response(world: World) -> None:
+    # Given a renewal whose responses are lost, and an operator's that WeChat refuses in the same second
+    world.add_account()
+    world.clock.sleep(MAIN_TICK)
+    world.wechat.fail(TOKEN, Fault.drop_after(), Fault.error(-1))
+    world.wechat.fail(STABLE_TOKEN, Fault.drop_before())
+    world.wake("tick")
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    # When the guard fires
+    world.clock.sleep(60)
+    world.wake("guard")
+    # Then it does not mint a second token, which would end the first one that readers are still promised
+    assert world.wechat.calls[-1].path == STABLE_TOKEN
+
+
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
 def test_a_lost_repair_is_retried_a_minute_later_in_isolation(world: World, fault: Fault) -> None:
     old = at_main_tick(world)

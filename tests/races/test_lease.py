@@ -63,13 +63,13 @@ def superseded_leases(table: Table, account: str, number: int) -> list[Credentia
 def publish(table: Table, held: Credential, value: str = "new") -> Credential | None:
     """Publish a value that was asked for when the lease began."""
     asked_at = held.lease_until - LEASE
-    attempt = Attempt(held, asked_at, lost_lease_until=0)
+    attempt = Attempt(replace(held, at_risk_since=None), held, asked_at)
     return table.credentials.change(held, lifecycle.publish(attempt, Grant(value, 7200, asked_at), asked_at))
 
 
 def fail(table: Table, held: Credential) -> Credential | None:
     """Record that no response came."""
-    attempt = Attempt(held, held.lease_until - LEASE, lost_lease_until=0, outcome_unknown=True)
+    attempt = Attempt(held, held, held.lease_until - LEASE, outcome_unknown=True)
     return table.credentials.change(held, lifecycle.fail(attempt, FAILURE, makes_event=True))
 
 

@@ -79,7 +79,9 @@ def leased(table: Table, now: int = START) -> Credential:
 
 def attempt_of(held: Credential, **changes: Any) -> Attempt:
     """The renewal that holds the lease, with all its calls made."""
-    attempt = Attempt(held, held.lease_until - 60, lost_lease_until=0, **changes)
+    began_at = held.lease_until - 60
+    before = replace(held, lease_until=0, at_risk_since=held.at_risk_since if held.at_risk_since != began_at else None)
+    attempt = Attempt(before, held, began_at, **changes)
     attempt.usage = USAGE
     return attempt
 

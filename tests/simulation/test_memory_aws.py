@@ -67,9 +67,9 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
         case "lease" if seen:
             return write(seen, lifecycle.lease(replace(seen, epoch=seen.epoch + now % 2), now * 60))
         case "publish" if seen:
-            return write(seen, lifecycle.publish(Attempt(seen, now, 0), Grant(f"value{now}", 9, now), now))
+            return write(seen, lifecycle.publish(Attempt(seen, seen, now), Grant(f"value{now}", 9, now), now))
         case "fail" if seen:
-            attempt = Attempt(seen, now, 0, forced=now % 2 == 1, outcome_unknown=now > 3)
+            attempt = Attempt(seen, seen, now, forced=now % 2 == 1, outcome_unknown=now > 3)
             return write(seen, lifecycle.fail(attempt, FAILURE, makes_event=now > 2))
         case "usage" if seen:
             return write(seen, lifecycle.force(seen, Usage(calls=now), now))

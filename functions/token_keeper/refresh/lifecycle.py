@@ -29,14 +29,14 @@ again. In that time 24 probes may find another token refused."""
 class Attempt:
     """One renewal under its lease, taken at `began_at`: what it has used so far, and what WeChat may have minted for it.
 
-    `lost_lease_until`: the end of the lease before, where its renewer had not given it back; else 0. `isolated`: whether a
-    `token` account's value comes from `stable_token`. `forced`: whether it had WeChat force a refresh, which ends the old value at
-    once. `mint_asked_at`: when it called `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value.
+    `before`: the credential as it was before the lease. `isolated`: whether a `token` account's value comes from `stable_token`.
+    `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
+    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value.
     """
 
+    before: Credential
     leased: Credential
     began_at: int
-    lost_lease_until: int
     usage: Usage = field(init=False)
     isolated: bool = False
     forced: bool = False
@@ -45,11 +45,13 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.usage = self.leased.usage
+        # Another instance may have written since it was read; not what tells of a renewal, or there would be no lease.
+        self.before = replace(self.leased, at_risk_since=self.before.at_risk_since, lease_until=self.before.lease_until)
 
     @property
     def at_risk(self) -> bool:
         """Whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor."""
-        return self.outcome_unknown or self.leased.at_risk_since != self.began_at
+        return self.outcome_unknown or self.before.at_risk_since is not None
 
 
 def lease(seen: Credential, now: int) -> Change:
@@ -85,34 +87,34 @@ def force(leased: Credential, usage: Usage, now: int) -> Change:
 
 def publish(attempt: Attempt, grant: Grant, now: int) -> Change:
     """Store what WeChat granted, and give the lease back."""
-    leased = attempt.leased
+    before = attempt.before
     changes: dict[str, Any] = {
-        "expires_at": renewal.expiry(leased, grant),
-        "due_at": renewal.next_due(leased, grant, isolated=attempt.isolated),
-        "minted_at": attempt.mint_asked_at or renewal.last_mint(leased, attempt.began_at),
+        "expires_at": renewal.expiry(before, grant),
+        "due_at": renewal.next_due(before, grant, isolated=attempt.isolated),
+        "minted_at": attempt.mint_asked_at or renewal.last_mint(before),
         "usage": attempt.usage,
         **{"lease_until": 0, "check_until": 0, "failures": 0},
         **{"at_risk_since": None, "refused_at": None, "last_error": None},
     }
-    if grant.value == leased.value:
+    if grant.value == before.value:
         changes["refused_fingerprints"] = ""
     else:
         changes |= {"value": grant.value, "fingerprint": fingerprint(grant.value), "fetched_at": grant.asked_at}
-        if leased.value is not None:
-            overlap = 0 if attempt.forced else renewal.RULES[leased.kind].overlap
-            changes["previous_fingerprint"] = leased.fingerprint
-            changes["previous_digest"] = digest(leased.value)
-            changes["previous_until"] = min(renewal.usable_until(leased), grant.asked_at + overlap)
-    return _while("epoch", leased, lambda current: alerts.recovered(replace(current, **changes), now))
+        if before.value is not None:
+            overlap = 0 if attempt.forced else renewal.RULES[before.kind].overlap
+            changes["previous_fingerprint"] = before.fingerprint
+            changes["previous_digest"] = digest(before.value)
+            changes["previous_until"] = min(renewal.usable_until(before), grant.asked_at + overlap)
+    return _while("epoch", attempt.leased, lambda current: alerts.recovered(replace(current, **changes), now))
 
 
 def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
     """Record a failure, and give the lease back; the value stays."""
-    leased, failures = attempt.leased, attempt.leased.failures + 1
+    failures = attempt.before.failures + 1
     # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
     due_at = attempt.began_at + renewal.retry_after(failure, failures)
     # It was recorded as refused because of a forced refresh that was not made.
-    is_served_again = attempt.forced and not attempt.outcome_unknown and leased.refused_at is None
+    is_served_again = attempt.forced and not attempt.outcome_unknown and attempt.before.refused_at is None
 
     def change(current: Credential) -> Credential:
         failed = replace(
@@ -128,7 +130,7 @@ def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
         )
         return alerts.failing(failed, failure, failures=failures, next_attempt_at=due_at) if makes_event else failed
 
-    return _while("epoch", leased, change)
+    return _while("epoch", attempt.leased, change)
 
 
 def begin_check(token: Credential, now: int) -> Change:

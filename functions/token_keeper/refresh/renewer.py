@@ -71,7 +71,7 @@ class Renewer:
         leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:
             return Skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")
-        attempt = Attempt(leased, now, seen.lease_until)
+        attempt = Attempt(seen, leased, now)
         try:
             grant = self._fetch(attempt, record, rotate, others)
         except KeeperError as error:
@@ -98,18 +98,18 @@ class Renewer:
         Where that repeats a token that WeChat has refused, or refuses itself, a new one is minted as soon as that ends no
         token that readers are promised.
         """
-        leased, is_stable = attempt.leased, account.kind is Kind.STABLE_TOKEN
-        if not rotate and (is_stable or renewal.is_isolated(leased, attempt.began_at, attempt.lost_lease_until)):
-            ends_promise = not is_stable and not renewal.may_mint(leased, attempt.began_at)
+        before, is_stable = attempt.before, account.kind is Kind.STABLE_TOKEN
+        if not rotate and (is_stable or renewal.is_isolated(before, attempt.began_at)):
+            ends_promise = not is_stable and not renewal.may_mint(before, attempt.began_at)
             try:
                 grant = self._ask_stable_token(attempt, account)
-                if not _is_refused(leased, grant):
+                if not _is_refused(before, grant):
                     return grant
                 if ends_promise:
                     raise _repeated_token()
             except WeChatError as error:
                 # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
-                is_first_try = leased.refused_at is None or leased.failures == 0
+                is_first_try = before.refused_at is None or before.failures == 0
                 if is_stable or ends_promise or (error.failure_class is FailureClass.TRANSIENT and is_first_try):
                     raise
         try:
@@ -119,7 +119,7 @@ class Renewer:
                 raise
             # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
             grant = self._ask_stable_token(attempt, account)
-        if _is_refused(leased, grant):
+        if _is_refused(before, grant):
             raise _repeated_token()
         return grant
 

@@ -131,7 +131,7 @@ def table(directory: Path, accounts: list[str]) -> Iterator[dict[str, str]]:
             assert enrolled is not None
             leased = kept.credentials.change(enrolled, lifecycle.lease(enrolled, now))
             assert leased is not None
-            attempt = lifecycle.Attempt(leased, now, lost_lease_until=0)
+            attempt = lifecycle.Attempt(enrolled, leased, now)
             kept.credentials.change(leased, lifecycle.publish(attempt, Grant("t" * 512, 7200, now), now))
         yield {
             "TABLE_NAME": "tokens",
