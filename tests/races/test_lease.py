@@ -76,7 +76,7 @@ def fail(table: Table, held: Credential) -> Credential | None:
 def test_of_many_that_try_for_a_lease_exactly_one_gets_it(table: Table) -> None:
     # Given a token that is due
     seen = enrolled(table)
-    for number in range(40):
+    for number in range(12):
         # When many that read it try for its lease at one moment, time and again, and the lease before was never given back
         now = START + number * LEASE
         taken = at_once(*[partial(try_lease, table, seen, now)] * RUNNERS)
