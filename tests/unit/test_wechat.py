@@ -21,6 +21,7 @@ import pytest
 from urllib3.connection import HTTPConnection
 
 from tests.support.certificates import self_signed
+from token_keeper import tls
 from token_keeper.model import Account, FailureClass, Grant, Kind
 from token_keeper.refresh import wechat as adapter
 from token_keeper.refresh.wechat import WeChat, WeChatError
@@ -451,7 +452,7 @@ def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(adapter, "_tls", lambda: trusting)
+    monkeypatch.setattr(tls, "context", lambda: trusting)
     return context
 
 
@@ -666,7 +667,7 @@ def test_only_a_server_that_proves_its_name_is_asked(
 
     # Given a server whose certificate no known authority has signed, or one for another host
     if fault == "unknown authority":
-        monkeypatch.setattr(adapter, "_tls", ssl.create_default_context)
+        monkeypatch.setattr(tls, "context", ssl.create_default_context)
     else:
         resolve(monkeypatch, "127.0.0.1")
     with peer(talk) as address:

@@ -8,16 +8,15 @@ HTTP 200 and a code in the body.
 import base64
 import hmac
 import json
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote_plus
 
-import certifi
 import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from token_keeper import tls
 from token_keeper.errors import KeeperError
 from token_keeper.untrusted import json_object
 
@@ -102,10 +101,8 @@ class Robots:
         self._path = path
         self._origins = origins
         self._clock = clock
-        context = ssl.create_default_context()
-        context.load_verify_locations(certifi.where())
         timeout = urllib3.Timeout(connect=3, read=5)
-        self._http = urllib3.PoolManager(retries=False, ssl_context=context, timeout=timeout)
+        self._http = urllib3.PoolManager(retries=False, ssl_context=tls.context(), timeout=timeout)
 
     def read(self) -> Iterator[tuple[str, Robot | RobotError]]:
         """Every robot, or what is wrong with it, by name. Raises `RobotError` where Parameter Store does not respond."""

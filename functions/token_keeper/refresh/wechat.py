@@ -3,22 +3,20 @@
 import json
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
 from html import escape
 from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-import certifi
 from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from token_keeper import tls
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
 from token_keeper.untrusted import json_object
@@ -264,15 +262,8 @@ class Session:
 
 def _connection(scheme: str, host: str) -> HTTPConnection:
     if scheme == "https":
-        return HTTPSConnection(host, timeout=CONNECT_TIMEOUT, ssl_context=_tls())
+        return HTTPSConnection(host, timeout=CONNECT_TIMEOUT, ssl_context=tls.context())
     return HTTPConnection(host, timeout=CONNECT_TIMEOUT)
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # not every Python finds the system's
-    return context
 
 
 def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]) -> T:
