@@ -21,6 +21,9 @@ from tests.integration.parameters import (
 )
 from tests.support.world import APPID, SECRET, START, World
 from token_keeper.errors import KeeperError, RecordChangedError
+from token_keeper.model import ACCESS_TOKEN
+from token_keeper.refresh import lifecycle
+from token_keeper.table import Table
 
 # --- a changed secret
 
@@ -106,6 +109,29 @@ def test_a_changed_corp_secret_is_tried_at_once(world: World) -> None:
     assert world.calls("/cgi-bin/gettoken") == 2
     assert token(world) == live
     assert world.health()["state"] == "fresh"
+
+
+def test_a_corp_secret_is_tried_at_once_though_a_write_repeats(world: World) -> None:
+    corp = {"corpid": "ww0123456789abcdef", "secret": SECRET}
+    world.add_account("main", **corp)
+    world.secrets.add(NEW_SECRET)
+    world.wechat.change_secret(corp["corpid"], SECRET, NEW_SECRET)
+
+    # Given a DynamoDB that has made the token due with the update before this one, whose response was lost
+    def repeat(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.UpdateItem":
+            world.before_aws = None
+            credentials = Table(world.dynamodb, "tokens").credentials
+            token = credentials.get("main", ACCESS_TOKEN)
+            assert token is not None
+            credentials.change(token, lifecycle.reschedule(token, int(world.clock.now)))
+
+    world.before_aws = repeat
+    # When a WeCom app's secret is changed
+    world.put_parameter("main", json.dumps(corp | {"secret": NEW_SECRET}))
+    # Then WeCom has been asked with the new one
+    assert world.before_aws is None
+    assert world.calls("/cgi-bin/gettoken") == 2
 
 
 def test_a_wrong_corp_secret_shows_at_once(world: World) -> None:

@@ -168,7 +168,7 @@ class Enrolment:
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
             # another app the tickets are others, too.
-            return self._table.credentials.change(token, lifecycle.reschedule(token, self._now()))
+            return self._table.credentials.change(token, lifecycle.reschedule(token, self._now())) or token
         if token.name != ACCESS_TOKEN:
             return None
         if self._is_refused(token):
