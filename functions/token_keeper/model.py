@@ -154,6 +154,7 @@ class Credential:
 
     `due_at`: earliest time of the next attempt: planned renewal, retry after a failure, or the end of a lease.
     `at_risk_since`: start of the oldest renewal whose outcome is unknown; since then the value may have a successor.
+    `seen_at`: when WeChat last gave the value, new or once more.
     `minted_at`: the last time at which a call of `/cgi-bin/token` may have minted a token.
     `epoch`: raised by every lease; only the owner of the latest may publish.
     `revision`: raised by every write, so that none overwrites what it has not seen.
@@ -181,6 +182,7 @@ class Credential:
     previous_digest: str | None = None
     previous_until: int = 0
     fetched_at: int = 0
+    seen_at: int = 0
     expires_at: int = 0
     at_risk_since: int | None = None
     minted_at: int = 0

@@ -248,6 +248,7 @@ def publish(table: Table) -> None:
         previous_digest=digest(long),
         previous_until=DUE + 300,
         fetched_at=DUE + 60,
+        seen_at=DUE + 60,
         expires_at=DUE + 7260,
         minted_at=DUE + 60,
         usage=USAGE,

@@ -92,6 +92,7 @@ def publish(attempt: Attempt, grant: Grant, now: int) -> Change:
         "expires_at": renewal.expiry(before, grant),
         "due_at": renewal.next_due(before, grant, isolated=attempt.isolated),
         "minted_at": attempt.mint_asked_at or renewal.last_mint(before),
+        "seen_at": grant.asked_at,
         "usage": attempt.usage,
         **{"lease_until": 0, "check_until": 0, "failures": 0},
         **{"at_risk_since": None, "refused_at": None, "last_error": None},
