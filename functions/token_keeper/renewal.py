@@ -230,6 +230,10 @@ def state(credential: Credential, now: int) -> State:
     return State.DUE if now >= credential.due_at or now < credential.lease_until else State.FRESH
 
 
+RETRY = 55
+"""Seconds between attempts that may succeed by themselves: the next guard makes the next one, though it may come a moment earlier
+in its minute than the last, and its clock may be behind."""
+
 SLOW_RETRY = 300
 """Seconds between attempts that can only succeed after an operator has acted: 12 an hour, against the 2000 failing calls an
 hour after which WeCom blocks the caller, and soon enough that an operator who has just acted need not wait long."""
@@ -251,12 +255,12 @@ def retry_after(failure: Failure, failures: int) -> int:
     """Seconds until the next attempt after the given failure, the `failures`-th in a row."""
     match failure.failure_class:
         case FailureClass.TRANSIENT | FailureClass.CREDENTIAL:
-            return 60
+            return RETRY
         case FailureClass.QUOTA if failure.errcode is not None:
             return min(QUOTA_RETRY, budget.seconds_to_midnight(failure.at) + AFTER_MIDNIGHT)
         case FailureClass.CONFIRMATION:
             return CONFIRMATION_WAITS.get(failure.errcode or 0, SLOW_RETRY)
         case FailureClass.UNKNOWN if failures <= QUICK_FAILURES:
-            return 60
+            return RETRY
         case _:
             return SLOW_RETRY

@@ -177,16 +177,16 @@ def test_the_state_says_the_health_in_a_word(changes: dict[str, object], at: int
 @pytest.mark.parametrize(
     ("failure_class", "errcode", "failures", "seconds"),
     [
-        (FailureClass.TRANSIENT, -1, 1, 60),
-        (FailureClass.TRANSIENT, None, 1000, 60),
-        (FailureClass.CREDENTIAL, 42001, 1, 60),
+        (FailureClass.TRANSIENT, -1, 1, 55),
+        (FailureClass.TRANSIENT, None, 1000, 55),
+        (FailureClass.CREDENTIAL, 42001, 1, 55),
         (FailureClass.QUOTA, 45009, 1, 1800),
         (FailureClass.CONFIGURATION, 40125, 1, 300),
         (FailureClass.CONFIRMATION, 89503, 1, 300),
         (FailureClass.CONFIRMATION, 89507, 1, 3600),
         (FailureClass.CONFIRMATION, 89506, 1, 86400),
         (FailureClass.DEFECT, 41001, 1, 300),
-        (FailureClass.UNKNOWN, 77777, 5, 60),
+        (FailureClass.UNKNOWN, 77777, 5, 55),
         (FailureClass.UNKNOWN, 77777, 6, 300),
     ],
 )

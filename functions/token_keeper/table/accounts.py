@@ -85,7 +85,8 @@ class Accounts:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
         key = claim_key(account.app_id, account.claim)
         held = self._items.get(key) or {}
-        if held.get("account", account.name) != account.name and now < held.get("free_at", now + 1):
+        is_taken = "account" in held and held["account"] != account.name
+        if is_taken and ("free_at" not in held or now < held["free_at"]):
             return str(held["account"])
         as_seen = {"account": held.get("account"), "free_at": held.get("free_at")}
         try:
