@@ -43,6 +43,7 @@ PASSING = Failure(FailureClass.TRANSIENT, None, "the connection broke", "Nothing
 ENTRY = Entry("main", APP_ID, Kind.TOKEN, (ACCESS_TOKEN, "jsapi"), "1@0.000")
 USAGE = Usage(day=20717, calls=2, forced=3, forced_at=START)
 LEASE_END = START + 60
+RETRIED_AT = START + 55
 EXPIRES = START + 7200
 DUE = EXPIRES - 540
 
@@ -196,11 +197,11 @@ def list_due(table: Table) -> None:
     # Then it lists what is due by then, or all, in the order in which they are due
     early, late = (
         DueCredential("early", ACCESS_TOKEN, Kind.TOKEN, START, 0),
-        DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, LEASE_END, 1),
+        DueCredential("main", ACCESS_TOKEN, Kind.TOKEN, RETRIED_AT, 1),
     )
     assert table.list_due(START - 1) == ([], False)
-    assert table.list_due(LEASE_END - 1) == ([early], False)
-    assert table.list_due(LEASE_END) == table.list_due(None) == ([early, late], False)
+    assert table.list_due(RETRIED_AT - 1) == ([early], False)
+    assert table.list_due(RETRIED_AT) == table.list_due(None) == ([early, late], False)
 
 
 def lease(table: Table) -> None:
@@ -276,7 +277,7 @@ def fail_a_renewal(table: Table) -> None:
     held = leased(table, DUE + 300)
     assert fail(table, held, PASSING, outcome_unknown=True)
     without_response = replace(
-        refused, epoch=held.epoch, due_at=DUE + 360, at_risk_since=DUE + 300, failures=2, last_error=PASSING
+        refused, epoch=held.epoch, due_at=DUE + 355, at_risk_since=DUE + 300, failures=2, last_error=PASSING
     )
     assert alike(read(table), without_response)
     # And a value that must not be served stays so where the response to a forced refresh was lost, and else is served again
@@ -285,7 +286,7 @@ def fail_a_renewal(table: Table) -> None:
     for is_lost, refused_at in ((True, DUE + 361), (False, None)):
         assert fail(table, held, PASSING, forced=True, outcome_unknown=is_lost)
         marked: dict[str, Any] = {"failures": 3, "refused_at": refused_at}
-        assert alike(read(table), replace(without_response, epoch=held.epoch, due_at=DUE + 420, **marked))
+        assert alike(read(table), replace(without_response, epoch=held.epoch, due_at=DUE + 415, **marked))
     assert forced is not None
     # And nothing is recorded under an epoch that is over
     assert not fail(table, replace(held, epoch=held.epoch - 1), FAILURE)
