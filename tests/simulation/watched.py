@@ -61,7 +61,8 @@ class Promise:
 class Frame:
     """One invocation of RefreshFunction: how many values it got for renewals, and how many it published.
 
-    `disturbed`: it died, met a failing service or was held up. `epochs`: of the leases that it took.
+    `disturbed`: it died, met a failing service or was held up. `epochs`: of the leases that it took. `forced_at`: when it recorded
+    a forced refresh.
     """
 
     event: Mapping[str, Any]
@@ -69,6 +70,7 @@ class Frame:
     fetched: int = 0
     published: int = 0
     disturbed: bool = False
+    forced_at: float = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
     epochs: dict[tuple[str, str], Any] = field(default_factory=dict)
 

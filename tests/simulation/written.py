@@ -46,9 +46,7 @@ class WriteChecks(State):
         self.forced_a_day[identity, day] += 1
         if self.forced_a_day[identity, day] > FORCED_A_DAY:
             self._violate("budget", f"more than {FORCED_A_DAY} forced refreshes of {identity}")
-        # A call that reached WeChat when its lease was over was made before.
-        began_at = self.world.frames[-1].began_at
-        forced_at = began_at if self.clock.now - began_at >= renewal.LEASE else self.clock.now
+        forced_at = self.world.frames[-1].forced_at  # its call may come late
         apart = abs(forced_at - self.forced_at.get(identity, 0))
         if apart < FORCED_APART - MARGIN:
             self._violate("budget", f"forced {identity} twice within {apart:.0f} s")
@@ -117,6 +115,8 @@ class WriteChecks(State):
             return
         if int(before["lease_until"]["N"]) and not int(after["lease_until"]["N"]) and "last_error" not in after:
             self._published(name, credential, before, after)
+        if self.world.frames and _forced_at(before) != _forced_at(after):
+            self.world.frames[-1].forced_at = self.clock.now
         if before["epoch"] != after["epoch"]:
             self._check_retry(name, credential, before)
             if self.world.frames:
@@ -186,3 +186,7 @@ class WriteChecks(State):
         alive = older.value.dies_at > self.clock.now and text not in self.wechat.spoiled and not self._is_ended(text)
         if newer.order < older.order and alive and newer.is_of_the_same_series(older):
             self._violate("order", f"{name}/{credential}: an older value {how} after a newer one")
+
+
+def _forced_at(item: Item) -> int:
+    return int(item["spent"]["M"]["forced_at"]["N"]) if "spent" in item else 0
