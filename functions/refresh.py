@@ -12,12 +12,11 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from token_keeper.model import Failed, Outcome, Probed, Renewed
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
+from token_keeper.refresh.outcome import Outcome, Probed
 from token_keeper.refresh.parameter_store import ParameterStore
 from token_keeper.refresh.wechat import WeChat
-from token_keeper.summary import outcome_fields
 from token_keeper.table import Table
 
 logger = Logger(service="refresh")
@@ -50,17 +49,20 @@ def create_handler(
     It returns what was renewed, skipped and failed: fingerprints and times, never a value. `client` makes AWS clients
     as `boto3.client` does.
     """
+
+    def now() -> int:
+        return int(clock())
+
     config = Config(
         connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
     )
     accounts = ParameterStore(client("ssm", config=config), environment["ACCOUNTS_PATH"])
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
-    wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
+    wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], now)
     # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
     quickly = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
     events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
-    keeper = Keeper(table, accounts, wechat, events, clock, sleep)
-    return partial(_handle, keeper, accounts, events)
+    return partial(_handle, Keeper(table, accounts, wechat, events, now, sleep), accounts, events)
 
 
 def _handle(
@@ -80,17 +82,15 @@ def _handle(
 def _summarize(woken_by: str, found: Iterable[Outcome | Probed]) -> dict[str, Any]:
     """Log each outcome as it comes; returns the summary."""
     summary: dict[str, Any] = {"woken_by": woken_by, "renewed": [], "skipped": [], "failed": []}
-    for outcome in found:
-        if isinstance(outcome, Probed):
-            summary["probed"] = asdict(outcome)
-            logger.info("probed", extra=asdict(outcome))
+    for each in found:
+        if isinstance(each, Probed):
+            summary["probed"] = asdict(each)
+            logger.info("probed", extra=asdict(each))
             continue
-        what, fields = outcome_fields(outcome)
-        # What the dashboard shows of the day's calls.
-        budget = {"budget_used": outcome.budget_used} if isinstance(outcome, (Renewed, Failed)) else {}
-        write = logger.error if what == "failed" else logger.info
-        write(what, extra={"woken_by": woken_by, **fields, **budget})
-        summary.setdefault(what, []).append(fields)
+        fields = {"account": each.account, "credential": each.credential, **each.details}
+        write = logger.error if each.what == "failed" else logger.info
+        write(each.what, extra={"woken_by": woken_by, **fields})
+        summary.setdefault(each.what, []).append(fields)
     logger.info("woken", extra={"woken_by": woken_by})  # `token-keeper doctor` looks for the last guard and probe
     return summary
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any
 
 ACCESS_TOKEN = "access_token"
 """The name of every account's token credential; a ticket credential has that of its ticket type."""
@@ -128,6 +129,11 @@ class Failure:
     remedy: str
     at: int
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The failure without its time, as health, events and problem documents show it."""
+        return {"class": str(self.failure_class), "errcode": self.errcode, "errmsg": self.errmsg, "remedy": self.remedy}
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -211,39 +217,6 @@ class DueCredential:
     failures: int
 
 
-@dataclass(frozen=True)
-class Renewed:
-    """A renewal that was published. `promised_until`: what a reader is promised now. `budget_used`: percent of the day's calls."""
-
-    account: str
-    credential: str
-    fingerprint: str
-    expires_at: int
-    promised_until: int
-    renews_at: int
-    budget_used: int = 0
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A renewal that was not needed or not ours to make."""
-
-    account: str
-    credential: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A renewal that failed; the live value, if any, is untouched. `budget_used`: percent of the day's calls."""
-
-    account: str
-    credential: str
-    failure: Failure
-    next_attempt_at: int
-    budget_used: int = 0
-
-
 class ReportOutcome(StrEnum):
     """What became of a report that a token does not work."""
 
@@ -255,17 +228,6 @@ class ReportOutcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verified:
-    """The response to a report. `fingerprint`: of the current value; `retry_after`: seconds, where it was limited."""
-
-    account: str
-    credential: str
-    outcome: ReportOutcome
-    fingerprint: str | None
-    retry_after: int = 0
-
-
-@dataclass(frozen=True)
 class Progress:
     """How far the probe has come, between its runs. `after`: the account to go on after, where a run was cut off.
 
@@ -274,16 +236,3 @@ class Progress:
 
     after: str | None = None
     unclear_since: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Probed:
-    """How many access tokens a run of the probe found alive, found dead, could not judge, and did not get to."""
-
-    alive: int
-    dead: int
-    unclear: int
-    left: int
-
-
-type Outcome = Renewed | Skipped | Failed | Verified

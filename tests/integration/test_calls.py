@@ -14,9 +14,10 @@ from tests.simulation.memory_aws import MemoryAws
 from tests.support.world import ACCOUNTS_PATH, Clock, create_table
 from token_keeper.api.reader import REMEMBERED_FOR, Reader
 from token_keeper.api.refresh_client import Refresher
-from token_keeper.model import ACCESS_TOKEN, Account, Grant, Renewed, ReportOutcome, Skipped, Verified
+from token_keeper.model import ACCESS_TOKEN, Account, Grant, ReportOutcome
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import MIN_TIME, SYNC_TIME, WORKERS, Keeper
+from token_keeper.refresh.outcome import verified
 from token_keeper.refresh.parameter_store import ParameterStore
 from token_keeper.renewal import MIN_AGE_TO_CHECK
 from token_keeper.table import Table
@@ -114,7 +115,7 @@ def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
     outcomes = list(kept.keeper.guard(kept.seconds_left))
     # Then each costs two writes and one read (is its record in force, and its appid its own?); parameters come by ten
     assert len(outcomes) == due
-    assert all(isinstance(outcome, Renewed) for outcome in outcomes)
+    assert {outcome.what for outcome in outcomes} == {"renewed"}
     assert kept.counted() == {
         "dynamodb.Query": 1,
         "dynamodb.BatchGetItem": due,
@@ -134,7 +135,7 @@ def test_a_check_of_a_reported_token_is_two_writes_and_one_read(kept: Kept) -> N
     # When a client reports it, and WeChat accepts it
     outcomes = kept.keeper.verify("a0", token.fingerprint, kept.seconds_left)
     # Then the check is begun and ended
-    assert outcomes == [Verified("a0", ACCESS_TOKEN, ReportOutcome.STILL_VALID, token.fingerprint)]
+    assert outcomes == [verified(token, ReportOutcome.STILL_VALID)]
     assert kept.counted() == {"dynamodb.GetItem": 1, "dynamodb.UpdateItem": 2, "wechat": 1}
 
 
@@ -147,7 +148,7 @@ def test_many_due_accounts_are_renewed_side_by_side() -> None:
     kept.wechat.during_call = meeting.wait
     outcomes = list(kept.keeper.guard(kept.seconds_left))
     # Then all come together
-    assert all(isinstance(outcome, Renewed) for outcome in outcomes)
+    assert {outcome.what for outcome in outcomes} == {"renewed"}
 
 
 def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
@@ -159,13 +160,13 @@ def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
         return 145 - kept.calls.count("wechat")
 
     # When the guard wakes up, then it stops before its time is over
-    first = Counter(type(outcome) for outcome in kept.keeper.guard(seconds_left))
-    assert 100 <= first[Renewed] <= 105 + WORKERS
-    assert first[Skipped] == 300 - first[Renewed]
+    first = Counter(outcome.what for outcome in kept.keeper.guard(seconds_left))
+    assert 100 <= first["renewed"] <= 105 + WORKERS
+    assert first["skipped"] == 300 - first["renewed"]
     # And the next ones go on where it stopped
     kept.calls.clear()
     second = list(kept.keeper.guard(seconds_left))
-    assert len(second) == first[Skipped]
+    assert len(second) == first["skipped"]
     kept.calls.clear()
     list(kept.keeper.guard(seconds_left))
     assert list(kept.keeper.guard(seconds_left)) == []

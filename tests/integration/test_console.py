@@ -28,8 +28,8 @@ from infra.console.web import PageServer
 from infra.local.http_server import Server
 from infra.sam_template import translate
 from tests.support.browser import chromium, violations
-from token_keeper.model import Failed, Failure, FailureClass, Probed, Renewed, ReportOutcome, Verified, rfc3339
-from token_keeper.summary import outcome_fields
+from token_keeper.model import Failure, FailureClass, ReportOutcome, rfc3339
+from token_keeper.refresh.outcome import Outcome, Probed, failed
 
 NAME = "wechat-token-keeper"
 LOG = f"/aws/lambda/{NAME}-refresh"
@@ -117,13 +117,18 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
         yield Deployed(api)
 
 
-def report(deployed: Deployed, at: float, outcome: Any, woken_by: str = "guard") -> None:
-    what, fields = outcome_fields(outcome)
-    deployed.log(at, what, woken_by=woken_by, **fields)
+def report(deployed: Deployed, at: float, outcome: Outcome, woken_by: str = "guard") -> None:
+    which = {"account": outcome.account, "credential": outcome.credential}
+    deployed.log(at, outcome.what, woken_by=woken_by, **which, **outcome.details)
 
 
-def renewal(fingerprint: str, at: int) -> Renewed:
-    return Renewed("main", "access_token", fingerprint, at + 7200, at + 6835, at + 6660)
+def renewal(fingerprint: str, at: int) -> Outcome:
+    times = {"expires_at": rfc3339(at + 7200), "promised_until": rfc3339(at + 6835), "renews_at": rfc3339(at + 6660)}
+    return Outcome("renewed", "main", "access_token", {"fingerprint": fingerprint, **times})
+
+
+def verification(outcome: ReportOutcome) -> Outcome:
+    return Outcome("verified", "main", "access_token", {"outcome": outcome, "fingerprint": NEW})
 
 
 def marks(state: dict[str, Any]) -> list[str]:
@@ -139,13 +144,13 @@ def test_health_and_log_make_one_picture(deployed: Deployed) -> None:
     # Given two hours of a stack, among them a failure, a check and a report, and lines of another kind
     failure = Failure(FailureClass.TRANSIENT, -1, "system error", "No action needed.", START - 60)
     report(deployed, START - 6700, renewal(OLD, START - 6700), "tick")
-    report(deployed, START - 60, Failed("main", "access_token", failure, START))
+    report(deployed, START - 60, failed("main", "access_token", failure, START))
     deployed.log(START - 30, "probed", **vars(Probed(alive=1, dead=0, unclear=0, left=0)))
     deployed.log(START - 20, "woken", woken_by="guard")
     deployed.write(START - 10, "START RequestId: 1")
     deployed.log(START - 9, "renewed", account="of another release")
     report(deployed, START, renewal(NEW, START))
-    report(deployed, START + 5, Verified("main", "access_token", ReportOutcome.SUPERSEDED, NEW), "verify")
+    report(deployed, START + 5, verification(ReportOutcome.SUPERSEDED), "verify")
     # When the page asks
     state = deployed.state()
     # Then both tokens are drawn, where they overlap, and what happened
@@ -163,7 +168,7 @@ def test_a_late_record_is_shown_once(deployed: Deployed) -> None:
     report(deployed, START, renewal(NEW, START))
     assert marks(deployed.state()) == ["renewed"]
     # When a record appears that is older than the last look, and the page looks again and again
-    report(deployed, START + 10, Verified("main", "access_token", ReportOutcome.STILL_VALID, NEW), "verify")
+    report(deployed, START + 10, verification(ReportOutcome.STILL_VALID), "verify")
     for _ in range(LATE // LOOK_EVERY + 2):
         state = deployed.state()
     # Then each is there once

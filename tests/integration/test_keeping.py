@@ -820,6 +820,7 @@ def test_the_summary_tells_what_was_renewed_skipped_and_failed(world: World) -> 
             "expires_at": "2026-09-21T18:03:20Z",
             "promised_until": "2026-09-21T17:57:15Z",
             "renews_at": "2026-09-21T17:54:20Z",
+            "budget_used": 0,
         }
     ]
     assert [(item["account"], set(item)) for item in summary["skipped"]] == [

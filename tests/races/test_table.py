@@ -174,17 +174,17 @@ def page(table: Table) -> None:
     assert (following, end) == ("b", None)
 
 
-def of(table: Table) -> None:
+def of_all(table: Table) -> None:
     # Given more credentials than one call may ask for
     names = [f"a{number}" for number in range(101)]
     for name in names:
         enrolled(table, name)
     # When all are asked for, and one that is not kept
     asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
-    found = table.credentials.of(asked)
+    found = table.credentials.of_all(asked)
     # Then those that are kept come; nothing comes of nothing
     assert found == {(name, ACCESS_TOKEN): read(table, name) for name in names}
-    assert table.credentials.of([]) == {}
+    assert table.credentials.of_all([]) == {}
 
 
 def list_due(table: Table) -> None:
@@ -414,22 +414,22 @@ def tokens(table: Table) -> None:
 
 
 def in_force(table: Table) -> None:
-    def found() -> Credential | None:
-        return table.accounts.in_force(account(), ACCESS_TOKEN, ENTRY.version)
+    def found() -> dict[str, Credential]:
+        return table.accounts.in_force(account(), ENTRY.version)
 
     # Given a credential and its record, but no claim; then another account's claim
     token = enrolled(table)
     table.accounts.put_entry(ENTRY)
-    assert found() is None
+    assert found() == {}
     table.accounts.acquire_claim(account("other"), now=START)
-    assert found() is None
+    assert found() == {}
     table.accounts.release_claims("other", APP_ID, now=START)
     # When the account owns its appid
     table.accounts.acquire_claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
-    assert found() == token
+    assert found() == {ACCESS_TOKEN: token}
     table.accounts.put_entry(replace(ENTRY, version="2"))
-    assert found() is None
+    assert found() == {}
 
 
 def acquire_claim(table: Table) -> None:
@@ -515,17 +515,18 @@ def change_kind(table: Table) -> None:
 
 def finish_entry(table: Table) -> None:
     # Given a change that is being applied
-    table.accounts.put_entry(replace(ENTRY, version=None), applying="1@0.000")
+    first, second = (replace(ENTRY, version=None, applying=version) for version in ("1@0.000", "2@0.000"))
+    table.accounts.put_entry(first)
     # When another is begun before it is finished
-    table.accounts.put_entry(replace(ENTRY, version=None), applying="2@0.000")
+    table.accounts.put_entry(second)
     # Then only the later can be finished, by each instance that applies it
-    assert not table.accounts.finish_entry("main", version="1@0.000")
-    assert table.accounts.finish_entry("main", version="2@0.000")
-    assert table.accounts.finish_entry("main", version="2@0.000")
-    assert table.accounts.entry("main") == replace(ENTRY, version="2@0.000")
+    assert not table.accounts.finish_entry(first)
+    assert table.accounts.finish_entry(second)
+    assert table.accounts.finish_entry(second)
+    assert table.accounts.entry("main") == replace(second, version="2@0.000")
     # And an entry that is gone does not come back
     table.accounts.drop_entry("main")
-    assert not table.accounts.finish_entry("main", version="2@0.000")
+    assert not table.accounts.finish_entry(second)
     assert table.accounts.entry("main") is None
 
 
@@ -648,12 +649,13 @@ def consumer(table: Table) -> None:
     assert table.consumer("0" * 64) is None
 
 
-def token_and_ticket(table: Table) -> None:
+def of(table: Table) -> None:
     token = published(table)
-    assert table.credentials.token_and_ticket("main", "jsapi") == (token, None)
+    assert table.credentials.of("main", [ACCESS_TOKEN, "jsapi"]) == {ACCESS_TOKEN: token}
     table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    assert table.credentials.token_and_ticket("main", "jsapi") == (token, table.credentials.get("main", "jsapi"))
-    assert table.credentials.token_and_ticket("other", "jsapi") == (None, None)
+    both = {ACCESS_TOKEN: token, "jsapi": table.credentials.get("main", "jsapi")}
+    assert table.credentials.of("main", [ACCESS_TOKEN, "jsapi"]) == both
+    assert table.credentials.of("other", [ACCESS_TOKEN, "jsapi"]) == {}
 
 
 def account_of_token(table: Table) -> None:
@@ -681,9 +683,9 @@ def account_of_token(table: Table) -> None:
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
-        *(get, of, entry, entries, page, list_due),
+        *(get, of, of_all, entry, entries, page, list_due),
         *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
-        *(consumer, token_and_ticket, account_of_token, claims_on),
+        *(consumer, account_of_token, claims_on),
         *(acquire_claim, release_claims, put_entry, finish_entry, drop_entry),
         *(enrol, change, drop),
     )

@@ -10,8 +10,8 @@ from unittest.mock import patch
 from tests.simulation.inline import Session
 from token_keeper import budget, renewal
 from token_keeper.api import reader
-from token_keeper.model import ACCESS_TOKEN, Credential, DueCredential, Failed, Failure, Grant, Probed, Skipped
-from token_keeper.refresh import lifecycle, renewer, wechat
+from token_keeper.model import ACCESS_TOKEN, Credential, Failure, Grant
+from token_keeper.refresh import lifecycle, outcome, renewer, wechat
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.keeper import Keeper
@@ -88,37 +88,35 @@ def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:
     try:
         return _ask(self, *asked, **options)
     except wechat.WeChatError as error:
-        return Grant(error.errmsg, 7200, int(self._clock()))
+        return Grant(error.errmsg, 7200, self._now())
 
 
 def _secret_told(errcode: int, errmsg: object, call: Any) -> Any:
     return _refusal(errcode, f"{errmsg} {dict(call.query)} {call.body}", wechat._Call("GET", "", {}))
 
 
-def _still_served(self: Enrolment, name: str) -> None:
-    return None
+def _still_served(self: Enrolment, name: str) -> Any:
+    return []
 
 
-def _claims_first(self: Enrolment, name: str) -> None:
+def _claims_first(self: Enrolment, name: str) -> Any:
     entry = self._table.accounts.entry(name)
     if entry is None:
-        return
+        return []
     self._table.accounts.release_claims(name, entry.app_id, now=self._now())
     for credential in entry.credentials:
         self._table.credentials.drop(name, credential)
     self._table.accounts.drop_entry(name)
+    return []
 
 
-def _owner_unasked(self: Enrolment, due: DueCredential | Credential, record: Any) -> Any:
-    credential = self._table.credentials.get(due.account, due.name)
-    if credential is None or isinstance(due, Credential):
-        return credential and due
-    is_due = renewal.is_still_due(due, credential, self._now())
-    return credential if is_due else Skipped(due.account, due.name, "not due any more")
+def _owner_unasked(self: Enrolment, due: Any, record: Any) -> Any:
+    kept = self._table.credentials.of(due[0].account, [each.name for each in due])
+    return [self._if_due(each, kept[each.name]) for each in due if each.name in kept]
 
 
 def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
-    yield Probed(0, 0, 0, 0)
+    yield outcome.Probed(0, 0, 0, 0)
 
 
 def _promise_whole_life(credential: Any, read_at: int) -> int:
@@ -137,12 +135,11 @@ def _bare_timer(credential: Any, grant: Any, *, isolated: bool = False) -> int:
     return int(grant.asked_at + 110 * 60)
 
 
-def _stopped_by_a_failure(self: Keeper, tasks: Any, time_left: Any, *, rotate: bool = False) -> Any:
+def _stopped_by_a_failure(self: Keeper, due: Any, time_left: Any, *, rotate: bool = False) -> Any:
     outcomes: list[Any] = []
-    for task in sorted(tasks, key=lambda task: -task.failures):
-        for _name, record in self._accounts.read([task.account]):
-            outcomes += self._renew_account([task], record, lambda: 1000, rotate)
-        if outcomes and isinstance(outcomes[-1], Failed):
+    for each in sorted(due, key=lambda each: -each.failures):
+        outcomes += self._keep({each.account: [each]}, time_left, rotate=rotate)
+        if outcomes and outcomes[-1].what == "failed":
             break
     return outcomes
 
@@ -198,7 +195,7 @@ MUTANTS = {
     ),
     "a failure ends the item": Mutant(credentials, "to_attributes", _failure_ends_the_item, ("ttl",)),
     # 7: neighbours
-    "a broken account stops the others": Mutant(Keeper, "_renew_all", _stopped_by_a_failure, ("liveness",)),
+    "a broken account stops the others": Mutant(Keeper, "_renew", _stopped_by_a_failure, ("liveness",)),
     # 8: secrets
     "the secret stands in the error's text": Mutant(wechat, "_refusal", _secret_told, ("secret",)),
     # 9: what dies early is found out

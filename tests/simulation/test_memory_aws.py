@@ -89,7 +89,7 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
             owner = table.accounts.acquire_claim(Account(account, "app0", "secret", Kind.TOKEN), now=now)
             return (
                 owner,
-                table.accounts.in_force(Account(account, "app0", "secret", Kind.TOKEN), "access_token", str(now)),
+                table.accounts.in_force(Account(account, "app0", "secret", Kind.TOKEN), str(now)),
                 table.accounts.claims_on("app0"),
             )
         case "release_claims":
@@ -111,7 +111,7 @@ def _held(table: Table) -> Any:
         1, None
     )  # where that was all, DynamoDB may still name a place to go on, and moto does not
     listed = [sorted(table.list_due(until)[0], key=repr) for until in (None, 3)]
-    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of(entries), listed
+    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of_all(entries), listed
 
 
 KEY: dict[str, Any] = {"pk": {"S": "p"}, "sk": {"S": "s"}}

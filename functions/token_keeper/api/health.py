@@ -6,7 +6,6 @@ from typing import Any
 from token_keeper.budget import CALLS_A_DAY, today
 from token_keeper.model import Credential, Kind, Progress, foreign_remedy, rfc3339
 from token_keeper.renewal import State, shield_end, state
-from token_keeper.summary import failure_shown
 from token_keeper.table.items import Entry
 
 UNCLEAR_WORTH_SHOWING = 3600
@@ -49,7 +48,7 @@ def _credential_health(name: str, credential: Credential | None, now: int) -> di
         "expires_at": rfc3339(credential.expires_at) if has_value else None,
         "renews_at": rfc3339(credential.due_at),
         "failures": credential.failures,
-        "last_error": error and {**failure_shown(error), "at": rfc3339(error.at)},
+        "last_error": error and {**error.shown, "at": rfc3339(error.at)},
         "calls_today": {"made": today(credential.usage, now).calls, "budget": CALLS_A_DAY.get(credential.kind)},
         "foreign_rotations": _foreign_rotations(credential, now),
         "unclear_since": None,

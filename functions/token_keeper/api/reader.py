@@ -176,9 +176,10 @@ class Reader:
                 continue
             # The table itself does not lag, as the index may.
             read_at = self._now()
-            current, kept_ticket = self._table.credentials.token_and_ticket(account, ticket)
-            for found in filter(None, (current, kept_ticket)):
-                self._remembered[account, found.name] = found, read_at
+            found = self._table.credentials.of(account, (ACCESS_TOKEN, ticket))
+            for credential in found.values():
+                self._remembered[account, credential.name] = credential, read_at
+            current = found.get(ACCESS_TOKEN)
             if current is not None and _is_accepted(current, access_token, read_at):
                 return current
         raise UnknownAccountError("no account that is kept has this access token")

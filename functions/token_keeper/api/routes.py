@@ -20,7 +20,6 @@ from token_keeper.api.reader import (
 from token_keeper.api.wechat_compatible import CompatibleApi
 from token_keeper.errors import KeeperError
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
-from token_keeper.summary import failure_shown
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 from token_keeper.untrusted import body_text, json_object
@@ -93,7 +92,7 @@ class Api:
         return self._health([entry])[0]
 
     def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        credentials, progress, now = self._table.credentials.of(entries), self._table.progress(), int(self._clock())
+        credentials, progress, now = self._table.credentials.of_all(entries), self._table.progress(), int(self._clock())
         return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def _problem(error: KeeperError) -> Response:
     if isinstance(error, NoValidValueError | TooManyReportsError):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, NoValidValueError):
-        problem["cause"] = error.cause and failure_shown(error.cause)
+        problem["cause"] = error.cause and error.cause.shown
     return _response(error.status, problem, headers)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from token_keeper import renewal
 from token_keeper.model import Credential, Failure, FailureClass, foreign_remedy, rfc3339
-from token_keeper.summary import failure_shown
 
 ALERT_BEFORE = 180
 """Seconds. A failure makes an event when the next attempt leaves less than this of the token's life."""
@@ -92,7 +91,7 @@ def failing(credential: Credential, failure: Failure, *, failures: int, next_att
     if credential.failing_since or not _needs_alert(credential, failure, failures, next_attempt_at):
         return credential
     trouble = {
-        **failure_shown(failure),
+        **failure.shown,
         "next_attempt_at": rfc3339(next_attempt_at),
         "usable_until": None if credential.value is None else rfc3339(renewal.usable_until(credential)),
     }

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
-from token_keeper.model import ACCESS_TOKEN, Credential, Probed, Progress, ReportOutcome, Verified
+from token_keeper.model import ACCESS_TOKEN, Credential, Progress, ReportOutcome
 from token_keeper.refresh import lifecycle
 from token_keeper.refresh.events import Events
+from token_keeper.refresh.outcome import Outcome, Probed, skipped, verified
 from token_keeper.refresh.wechat import KEPT_CONNECTIONS, Session, WeChat
 from token_keeper.table import Table
 
@@ -24,39 +25,39 @@ UNCLEAR_AT_MOST = 1000
 
 
 class Checker:
-    """Checks access tokens, one that was reported or all of them. `clock` gives epoch seconds (UTC)."""
+    """Checks access tokens, one that was reported or all of them. `now` gives epoch seconds (UTC)."""
 
-    def __init__(self, table: Table, wechat: WeChat, events: Events, clock: Callable[[], float]) -> None:
+    def __init__(self, table: Table, wechat: WeChat, events: Events, now: Callable[[], int]) -> None:
         self._table = table
         self._events = events
         self._wechat = wechat
-        self._clock = clock
+        self._now = now
 
-    def check(self, account: str, reported: str) -> Verified | Credential:
+    def check(self, account: str, reported: str) -> Outcome | Credential:
         """What is to be said of an access token, named by its fingerprint, that a client saw refused; the token if it is dead.
 
         However many report it, WeChat is asked once in `budget.CHECK_SERVES` seconds; nothing waits for a check under way.
         """
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or token.value is None:
-            return Verified(account, ACCESS_TOKEN, ReportOutcome.UNVERIFIED, None)
+            return skipped(account, ACCESS_TOKEN, "there is no token to check")
         now = self._now()
         if token.fingerprint != reported:
-            return _verified(token, ReportOutcome.SUPERSEDED)
+            return verified(token, ReportOutcome.SUPERSEDED)
         if renewal.is_checked(token, now):
-            return _verified(token, ReportOutcome.STILL_VALID)
+            return verified(token, ReportOutcome.STILL_VALID)
         if token.refused_at is not None or now < max(token.lease_until, token.check_until):
-            return _verified(token, ReportOutcome.UNVERIFIED)
+            return verified(token, ReportOutcome.UNVERIFIED)
         if wait := budget.report_wait(token.checks_booked_until, now):
-            return _verified(token, ReportOutcome.LIMITED, retry_after=wait)
+            return verified(token, ReportOutcome.LIMITED, retry_after=wait)
         checking = self._table.credentials.change(token, lifecycle.begin_check(token, now))
         if checking is None:
             return self.check(account, reported)  # another instance has begun one since
-        accepts = self._accepts(checking)
+        accepts = self.accepts(checking)
         if accepts is False:
-            return self._invalidate(checking) or _verified(checking, ReportOutcome.UNVERIFIED)
+            return self._invalidate(checking) or verified(checking, ReportOutcome.UNVERIFIED)
         self._table.credentials.change(checking, lifecycle.end_check(checking, accepted_at=now if accepts else None))
-        return _verified(checking, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
+        return verified(checking, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
 
     def probe(self, time_left: Callable[[], float]) -> Iterator[list[Credential] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones, batch by batch, and at last the counts.
@@ -69,21 +70,22 @@ class Checker:
         queue += [name for name in accounts if name <= (progress.after or "")]
         unclear_since = {name: since for name, since in progress.unclear_since.items() if name in set(accounts)}
         counts, after = Counter[bool | None](), progress.after
-        with (
-            self._wechat.probe_session() as session,
-            ThreadPoolExecutor(KEPT_CONNECTIONS) as workers,
-        ):
+        with self._wechat.probe_session() as session, ThreadPoolExecutor(KEPT_CONNECTIONS) as workers:
             for batch in batched(queue, PROBE_BATCH, strict=False):
                 if time_left() < PROBE_TIME:
                     break
                 now = self._now()
-                all_tokens = self._table.credentials.tokens(batch)
-                for token in all_tokens:
+                tokens = self._table.credentials.tokens(batch)
+                for token in tokens:
                     self._events.add_left(token, now)
-                tokens = [token for token in all_tokens if renewal.is_to_be_probed(token, now)]
-                found = list(zip(tokens, workers.map(lambda token: self._accepts(token, session), tokens), strict=True))
-                counts.update(accepts for _, accepts in found)
-                _note_unclear(unclear_since, found, now)
+                tokens = [token for token in tokens if renewal.is_to_be_probed(token, now)]
+                found = list(zip(tokens, workers.map(lambda token: self.accepts(token, session), tokens), strict=True))
+                for token, accepts in found:
+                    counts[accepts] += 1
+                    if accepts is None:
+                        unclear_since.setdefault(token.account, now)
+                    else:
+                        unclear_since.pop(token.account, None)
                 dead = [self._invalidate(token) for token, accepts in found if accepts is False]
                 yield [token for token in dead if token]
                 after = batch[-1]
@@ -102,24 +104,9 @@ class Checker:
             self._events.add(refused)
         return refused
 
-    def _accepts(self, token: Credential, session: Session | None = None) -> bool | None:
+    def accepts(self, token: Credential, session: Session | None = None) -> bool | None:
         """Whether WeChat accepts the token; None where it neither accepted nor refused it."""
         try:
             return self._wechat.accepts(token.kind, token.value or "", session)
         except Exception:  # noqa: BLE001 - WeChatError, or a defect, which must not keep the other accounts from being probed
             return None
-
-    def _now(self) -> int:
-        return int(self._clock())
-
-
-def _verified(token: Credential, outcome: ReportOutcome, retry_after: int = 0) -> Verified:
-    return Verified(token.account, token.name, outcome, token.fingerprint, retry_after)
-
-
-def _note_unclear(unclear_since: dict[str, int], found: list[tuple[Credential, bool | None]], now: int) -> None:
-    for token, accepts in found:
-        if accepts is None:
-            unclear_since.setdefault(token.account, now)
-        else:
-            unclear_since.pop(token.account, None)

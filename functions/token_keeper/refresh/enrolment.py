@@ -1,6 +1,6 @@
 """The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from token_keeper import renewal
@@ -12,19 +12,11 @@ from token_keeper.errors import (
     RecordChangedError,
     RecordSupersededError,
 )
-from token_keeper.model import (
-    ACCESS_TOKEN,
-    Account,
-    Credential,
-    DueCredential,
-    Failed,
-    Failure,
-    FailureClass,
-    Kind,
-    Skipped,
-)
-from token_keeper.refresh import alerts, lifecycle
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, DueCredential, Failure, FailureClass, Kind
+from token_keeper.refresh import alerts, lifecycle, outcome
+from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.events import Events
+from token_keeper.refresh.outcome import Outcome
 from token_keeper.refresh.parameter_store import AccountRecord
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
@@ -40,44 +32,40 @@ CLAIM_RETRY = 60
 class Enrolment:
     """Brings the table in line with accounts' records.
 
-    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    `now` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
     """
 
     def __init__(
         self,
         table: Table,
         wechat: WeChat,
+        checker: Checker,
         events: Events,
-        clock: Callable[[], float],
+        now: Callable[[], int],
         sleep: Callable[[float], None],
     ) -> None:
         self._table = table
-        self._events = events
         self._wechat = wechat
-        self._clock = clock
+        self._checker = checker
+        self._events = events
+        self._now = now
         self._sleep = sleep
 
-    def permit(self, due: DueCredential | Credential, record: AccountRecord) -> Credential | Skipped | None:
-        """The credential, as read, for which the account may fetch: its record is in force, and it owns its appid.
+    def permit(
+        self, due: Sequence[DueCredential | Credential], record: AccountRecord
+    ) -> list[Credential | Outcome] | None:
+        """What is due of an account, as read, if it may fetch: its record is in force, and it owns its appid. None otherwise.
 
-        None where that is not so. Where the record cannot be read, the renewer is to report that.
-        Raises `StoreUnavailableError`.
+        Where the record cannot be read, the renewer is to report that. Raises `StoreUnavailableError`.
         """
+        kept: Mapping[str, Credential] = {}
         if isinstance(record.content, ParametersUnavailableError):
-            credential = self._table.credentials.get(due.account, due.name)
+            kept = self._table.credentials.of(due[0].account, (each.name for each in due))
         elif isinstance(record.content, Account):
-            credential = self._table.accounts.in_force(record.content, due.name, record.version)
-        else:
-            return None
-        if credential is None:
-            return None
-        if isinstance(due, Credential):
-            return due
-        if not renewal.is_still_due(due, credential, self._now()):
-            return Skipped(due.account, due.name, "not due any more")
-        return credential
+            kept = self._table.accounts.in_force(record.content, record.version)
+        return [self._if_due(each, kept[each.name]) for each in due] if all(each.name in kept for each in due) else None
 
-    def apply(self, name: str, record: AccountRecord) -> list[Credential | Failed]:
+    def apply(self, name: str, record: AccountRecord) -> list[Credential | Outcome]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
 
         Raises `ParametersUnavailableError` where the record could not be read, `RecordChangedError`, `WeChatError` and
@@ -86,35 +74,41 @@ class Enrolment:
         """
         try:
             if record.content is None:
-                self._drop(name)
-                return []
+                return self._drop(name)
             if isinstance(record.content, KeeperError):
                 raise record.content
             return self._enrol(record.content, record.version)
         except InvalidRecordError as error:
             return [self.mark_invalid(name, error)]
 
-    def mark_invalid(self, name: str, error: KeeperError) -> Failed:
+    def mark_invalid(self, account: str, error: KeeperError) -> Outcome:
         """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
         failure = error.failure(self._now())
         is_taken = isinstance(error, AppIdTakenError)
         retry_at = failure.at + (CLAIM_RETRY if is_taken else renewal.retry_after(failure, 1))
-        entry = self._table.accounts.entry(name) or Entry(name, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
-        self._table.accounts.put_entry(replace(entry, version=None))
-        self._table.credentials.enrol(name, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
-        self._show_record_error(name, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
-        for credential in self._table.credentials.of([entry]).values():
+        entry = self._table.accounts.entry(account) or Entry(account, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
+        self._table.accounts.put_entry(replace(entry, version=None, applying=None))
+        self._table.credentials.enrol(account, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
+        self._show_record_error(account, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
+        for credential in self._table.credentials.of(account, entry.credentials).values():
             if credential.due_at <= failure.at:
                 self._table.credentials.change(credential, lifecycle.reschedule(credential, retry_at))
-        return Failed(name, ACCESS_TOKEN, failure, retry_at)
+        return outcome.failed(account, ACCESS_TOKEN, failure, retry_at)
 
-    def _enrol(self, account: Account, version: str | None) -> list[Credential | Failed]:
+    def _if_due(self, listed: DueCredential | Credential, credential: Credential) -> Credential | Outcome:
+        if isinstance(listed, Credential):
+            return listed
+        if renewal.is_still_due(listed, credential, self._now()):
+            return credential
+        return outcome.skipped(listed.account, listed.name, "not due any more")
+
+    def _enrol(self, account: Account, version: str | None) -> list[Credential | Outcome]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
             raise RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
         in_force = version if old is not None and old.version == version else None
-        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), in_force)
+        entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), in_force, version)
         # The order makes a crash at any point repairable: (1) delete the old credentials, (2) then release the old claim,
         # because until then another account must not fetch, (3) write the entry, without a version unless this one is in
         # force, (4) claim the appid, (5) create the new credentials, (6) write the version. An entry without a version is
@@ -123,7 +117,7 @@ class Enrolment:
         if old is not None:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
-        self._table.accounts.put_entry(entry, applying=version)
+        self._table.accounts.put_entry(entry)
         owner = self._table.accounts.acquire_claim(account, now=self._now())
         is_owner = owner == account.name
         for name, kind in account.credentials.items():
@@ -137,14 +131,14 @@ class Enrolment:
         if not is_owner:
             raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
-        if not self._table.accounts.finish_entry(account.name, version=version):
+        if not self._table.accounts.finish_entry(entry):
             if self._table.accounts.entry(account.name) is None:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
                 self._table.accounts.put_entry(replace(entry, version=None))
             raise RecordSupersededError("the account's record has changed once more; that change is being applied")
         return [each for each in found if each]
 
-    def _schedule(self, account: Account, name: str, kind: Kind) -> Credential | Failed | None:
+    def _schedule(self, account: Account, name: str, kind: Kind) -> Credential | Outcome | None:
         """What a created or changed record makes due. A live value is never rotated early for it."""
         gives_up_at = self._now() + MAX_WAIT
         while (credential := self._table.credentials.get(account.name, name)) is not None:
@@ -163,7 +157,7 @@ class Enrolment:
                 self._table.credentials.change(credential, lifecycle.reschedule(credential, now))
         return None
 
-    def _check_change(self, account: Account, token: Credential) -> Credential | Failed | None:
+    def _check_change(self, account: Account, token: Credential) -> Credential | Outcome | None:
         """Have WeChat check what a changed record says of an account whose token lives: the token, and the secret."""
         if account.kind is Kind.CORP_TOKEN:
             # WeCom has no call that would only check a secret; for the right one it repeats what lives. With the secret of
@@ -171,35 +165,24 @@ class Enrolment:
             return self._table.credentials.change(token, lifecycle.reschedule(token, self._now())) or token
         if token.name != ACCESS_TOKEN:
             return None
-        if self._is_refused(token):
+        if not renewal.is_too_young_to_check(token, self._now()) and self._checker.accepts(token) is False:
             refused = self._table.credentials.change(token, lifecycle.refuse(token, self._now(), foreign=False))
             if refused is not None:
                 return refused
-        failure = self._secret_failure(account)
-        if failure is not None and failure.failure_class is FailureClass.QUOTA:
-            return None  # WeChat has not looked at the secret
-        self._show_record_error(account.name, failure, token.due_at)
-        return None if failure is None else Failed(account.name, token.name, failure, token.due_at)
-
-    def _is_refused(self, token: Credential) -> bool:
-        if renewal.is_too_young_to_check(token, self._now()):
-            return False
-        try:
-            return not self._wechat.accepts(token.kind, token.value or "")
-        except WeChatError:
-            return False  # the probe asks again
-
-    def _secret_failure(self, account: Account) -> Failure | None:
+        failure = None
         try:
             self._wechat.fetch_token(account, isolated=True)
         except WeChatError as error:
             if error.failure_class is FailureClass.TRANSIENT:
                 raise  # the record is not applied yet, so it is checked again
-            return error.failure(self._now())
-        return None
+            if error.failure_class is FailureClass.QUOTA:
+                return None  # WeChat has not looked at the secret
+            failure = error.failure(self._now())
+        self._show_record_error(account.name, failure, token.due_at)
+        return None if failure is None else outcome.failed(account.name, token.name, failure, token.due_at)
 
     def _show_record_error(
-        self, account: str, failure: Failure | None, next_attempt_at: int = 0, *, alert_after: int = 0
+        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
     ) -> None:
         """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
 
@@ -209,17 +192,14 @@ class Enrolment:
         if failure is not None:
             step = lifecycle.note_record_error(failure, next_attempt_at=next_attempt_at, alert_after=alert_after)
         token = self._table.credentials.get(account, ACCESS_TOKEN)
-        shown = None if token is None else self._table.credentials.change(token, step)
-        if shown is not None:
+        if shown := token and self._table.credentials.change(token, step):
             self._events.add(shown)
 
-    def _drop(self, name: str) -> None:
-        entry = self._table.accounts.entry(name)
-        if entry is None:
-            return
-        dropped = self._give_up(entry, entry.credentials)
-        self._report_removed(dropped.values())
-        self._table.accounts.drop_entry(name)
+    def _drop(self, name: str) -> list[Credential | Outcome]:
+        if entry := self._table.accounts.entry(name):
+            self._report_removed(self._give_up(entry, entry.credentials).values())
+            self._table.accounts.drop_entry(name)
+        return []
 
     def _give_up(self, entry: Entry, credentials: Iterable[str], *, but: str | None = None) -> dict[str, Credential]:
         """Delete credentials of an account, then release what it claims of its appid, except the claim `but`.
@@ -229,20 +209,14 @@ class Enrolment:
         now = self._now()
         dropped = {name: self._table.credentials.drop(entry.account, name) for name in credentials}
         # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
-        ends = [
-            now + renewal.LEASE if credential is None else credential.lease_until for credential in dropped.values()
-        ]
-        self._table.accounts.release_claims(
-            entry.account, entry.app_id, now=now, free_at=max(ends, default=now), but=but
-        )
+        ends = [now + renewal.LEASE if each is None else each.lease_until for each in dropped.values()]
+        free_at = max(ends, default=now)
+        self._table.accounts.release_claims(entry.account, entry.app_id, now=now, free_at=free_at, but=but)
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
     def _report_removed(self, dropped: Iterable[Credential]) -> None:
         for credential in dropped:
             self._events.add(alerts.removed(credential, self._now()))
-
-    def _now(self) -> int:
-        return int(self._clock())
 
 
 def _written_at(version: str | None) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from token_keeper import budget, renewal
 from token_keeper.model import Credential, Failure, Grant, Kind, Usage, digest, fingerprint
 from token_keeper.refresh import alerts
+from token_keeper.refresh.outcome import Outcome
 from token_keeper.table.credentials import Change
 
 CHECK_TIME = 20
@@ -31,7 +32,8 @@ class Attempt:
 
     `before`: the credential as it was before the lease. `isolated`: whether a `token` account's value comes from `stable_token`.
     `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
-    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value.
+    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value. `others`: what became of
+    the account's token, where WeChat refused a ticket call for that.
     """
 
     before: Credential
@@ -42,6 +44,7 @@ class Attempt:
     forced: bool = False
     mint_asked_at: int | None = None
     outcome_unknown: bool = False
+    others: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.usage = self.leased.usage

@@ -9,26 +9,16 @@ from collections.abc import Callable
 
 from token_keeper import budget, renewal
 from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError, StoreUnavailableError
-from token_keeper.model import (
-    ACCESS_TOKEN,
-    Account,
-    Credential,
-    Failed,
-    Failure,
-    FailureClass,
-    Grant,
-    Kind,
-    Outcome,
-    Renewed,
-    Skipped,
-    fingerprint,
-)
-from token_keeper.refresh import lifecycle
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, fingerprint
+from token_keeper.refresh import lifecycle, outcome
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.lifecycle import Attempt
+from token_keeper.refresh.outcome import Outcome
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
+
+SUPERSEDED = "a later renewal has superseded this one"
 
 DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
 
@@ -40,54 +30,50 @@ class _NoTokenError(WeChatError):
 class Renewer:
     """Renews one credential at a time. `clock` gives epoch seconds (UTC)."""
 
-    def __init__(
-        self, table: Table, wechat: WeChat, checker: Checker, events: Events, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Callable[[], int]) -> None:
         self._table = table
-        self._events = events
         self._wechat = wechat
         self._checker = checker
-        self._clock = clock
+        self._events = events
+        self._now = now
 
-    def renew(self, seen: Credential, record: Account | KeeperError, *, rotate: bool = False) -> list[Outcome]:
+    def renew(self, seen: Credential, record: Account | KeeperError | None, *, rotate: bool = False) -> list[Outcome]:
         """Renew a credential as it was read, with the account's record (or why there is none); `rotate`: even a live value.
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
         """
-        others: list[Outcome] = []
         try:
-            outcome = self._renew(seen, record, rotate, others)
+            return self._renew(seen, record, rotate)
         except StoreUnavailableError as error:
-            outcome = not_stored(seen.account, seen.name, error.failure(self._now()))
+            return [not_stored(seen.account, seen.name, error.failure(self._now()))]
         except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
             failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
-            outcome = not_stored(seen.account, seen.name, failure)
-        return [*others, outcome]
+            return [not_stored(seen.account, seen.name, failure)]
 
-    def _renew(self, seen: Credential, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Outcome:
+    def _renew(self, seen: Credential, record: Account | KeeperError | None, rotate: bool) -> list[Outcome]:
         if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
-            return Skipped(seen.account, seen.name, "its access token is being renewed; the ticket comes next")
+            return [_skipped(seen, "its access token is being renewed; the ticket comes next")]
         now = self._now()
         leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:
-            return Skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")
+            return [_skipped(seen, "not due any more, or another renewal is in progress")]
         attempt = Attempt(seen, leased, now)
         try:
-            grant = self._fetch(attempt, record, rotate, others)
+            grant = self._fetch(attempt, record, rotate)
         except KeeperError as error:
-            return self._fail(attempt, error)
-        return self._publish(attempt, grant)
+            return [*attempt.others, self._fail(attempt, error)]
+        return [*attempt.others, self._publish(attempt, grant)]
 
     # --- fetching
 
-    def _fetch(self, attempt: Attempt, record: Account | KeeperError, rotate: bool, others: list[Outcome]) -> Grant:
+    def _fetch(self, attempt: Attempt, record: Account | KeeperError | None, rotate: bool) -> Grant:
         if isinstance(record, KeeperError):
             raise record
         leased = attempt.leased
-        if record.app_id != leased.app_id or record.credentials.get(leased.name) is not leased.kind:
+        if not record or record.app_id != leased.app_id or record.credentials.get(leased.name) is not leased.kind:
             raise RecordChangedError("the account's record has changed; the change is being applied")
         if leased.name != ACCESS_TOKEN:
-            return self._fetch_ticket(attempt, record, others)
+            return self._fetch_ticket(attempt, record)
         if record.kind is Kind.CORP_TOKEN:
             return self._fetch_corp_token(attempt, record)
         return self._fetch_public_token(attempt, record, rotate)
@@ -150,11 +136,11 @@ class Renewer:
         # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
         if self._table.credentials.change(leased, lifecycle.force(leased, attempt.usage, now)) is None:
-            raise LeaseOverError("a later renewal has superseded this one")
+            raise LeaseOverError(SUPERSEDED)
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
 
-    def _fetch_ticket(self, attempt: Attempt, account: Account, others: list[Outcome]) -> Grant:
+    def _fetch_ticket(self, attempt: Attempt, account: Account) -> Grant:
         token = self._usable_token(account.name)
         try:
             return self._ask_ticket(attempt, account, token)
@@ -162,7 +148,7 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        others += self.renew(found, account) if isinstance(found, Credential) else [found]
+        attempt.others += self.renew(found, account) if isinstance(found, Credential) else [found]
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:
@@ -199,36 +185,29 @@ class Renewer:
     def _publish(self, attempt: Attempt, grant: Grant) -> Outcome:
         leased = attempt.leased
         published = self._table.credentials.change(leased, lifecycle.publish(attempt, grant, self._now()))
-        if published is None or published.fingerprint is None:
-            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+        if published is None:
+            return _skipped(leased, SUPERSEDED)
         self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
-        return Renewed(
-            account=leased.account,
-            credential=leased.name,
-            fingerprint=published.fingerprint,
-            expires_at=published.expires_at,
-            promised_until=renewal.promised_until(published, grant.asked_at),
-            renews_at=published.due_at,
-            budget_used=budget.used(leased.kind, attempt.usage, self._now()),
-        )
+        return outcome.renewed(published, self._now())
 
     def _fail(self, attempt: Attempt, error: KeeperError) -> Outcome:
         leased, failure = attempt.leased, error.failure(self._now())
         step = lifecycle.fail(attempt, failure, makes_event=not isinstance(error, _NoTokenError))
         failed = self._table.credentials.change(leased, step)
         if failed is None:
-            return Skipped(leased.account, leased.name, "a later renewal has superseded this one")
+            return _skipped(leased, SUPERSEDED)
         self._events.add(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
-        return Failed(leased.account, leased.name, failure, failed.due_at, used)
-
-    def _now(self) -> int:
-        return int(self._clock())
+        return outcome.failed(leased.account, leased.name, failure, failed.due_at, budget_used=used)
 
 
-def not_stored(account: str, credential: str, failure: Failure) -> Failed:
+def not_stored(account: str, credential: str, failure: Failure) -> Outcome:
     """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
-    return Failed(account, credential, failure, failure.at + renewal.LEASE)
+    return outcome.failed(account, credential, failure, failure.at + renewal.LEASE)
+
+
+def _skipped(credential: Credential, reason: str) -> Outcome:
+    return outcome.skipped(credential.account, credential.name, reason)
 
 
 def _repeated_token() -> WeChatError:

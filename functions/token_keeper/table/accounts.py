@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 
 from token_keeper.model import Account, Credential
 from token_keeper.table.dynamodb import ConditionFailedError, Items
@@ -30,45 +31,44 @@ class Accounts:
 
     def entries(self) -> Iterator[Entry]:
         """The whole directory, by name."""
-        page, after = self.page(None, None)
-        yield from page
-        while after is not None:
+        after = None
+        while True:
             page, after = self.page(None, after)
             yield from page
+            if after is None:
+                return
 
     def page(self, limit: int | None, after: str | None) -> tuple[list[Entry], str | None]:
         """Up to `limit` directory entries after the named account, and the name to go on after (None: that was all)."""
         items, last = self._items.partition(ACCOUNTS, limit=limit, after=after)
         return [to_entry(item) for item in items], last
 
-    def in_force(self, account: Account, name: str, version: str | None) -> Credential | None:
-        """The account's credential, if that version of its record is in force, and the account owns its appid.
+    def in_force(self, account: Account, version: str | None) -> dict[str, Credential]:
+        """The account's credentials by name, if that version of its record is in force, and it owns its appid.
 
-        In one round trip: as long as the credential has this epoch, it has not been dropped, and so the claim not released.
+        In one round trip: as long as a credential has this epoch, it has not been dropped, and so the claim not released.
         """
-        keys = [
-            entry_key(account.name),
-            claim_key(account.app_id, account.claim),
-            credential_key(account.name, name),
-        ]
-        found = {item["pk"].partition("#")[0]: item for item in self._items.get_all(keys)}
-        if not {ACCOUNTS, "claim", "credential"} <= found.keys():
-            return None
-        if to_entry(found[ACCOUNTS]).version != version or found["claim"]["account"] != account.name:
-            return None
-        return to_credential(found["credential"])
+        claim = claim_key(account.app_id, account.claim)
+        keys = [credential_key(account.name, name) for name in account.credentials]
+        found = {
+            (item["pk"], item["sk"]): item for item in self._items.get_all([entry_key(account.name), claim, *keys])
+        }
+        entry, owner = found.pop((ACCOUNTS, account.name), {}), found.pop((claim["pk"], claim["sk"]), {})
+        if entry.get("version") != version or owner.get("account") != account.name:
+            return {}
+        return {name: to_credential(item) for (_, name), item in found.items()}
 
-    def put_entry(self, entry: Entry, *, applying: str | None = None) -> None:
-        """Write the account's directory entry. `applying`: the version of the record that is being applied."""
-        item = entry_key(entry.account) | {"app_id": entry.app_id, "kind": entry.kind}
-        self._items.put(
-            {**item, "credentials": " ".join(entry.credentials), "version": entry.version, "applying": applying}
-        )
+    def put_entry(self, entry: Entry) -> None:
+        """Write the account's directory entry."""
+        item = asdict(entry) | {"credentials": " ".join(entry.credentials)}
+        del item["account"]
+        self._items.put(entry_key(entry.account) | item)
 
-    def finish_entry(self, account: str, *, version: str | None) -> bool:
-        """Write which version of the record is in force; False where another change has been begun meanwhile."""
+    def finish_entry(self, entry: Entry) -> bool:
+        """Write that the record which the entry is `applying` is in force; False where another change has been begun meanwhile."""
         with suppress(ConditionFailedError):
-            self._items.update(entry_key(account), {"version": version}, only_if={"applying": version})
+            changes = {"version": entry.applying}
+            self._items.update(entry_key(entry.account), changes, only_if={"applying": entry.applying})
             return True
         return False
 

@@ -25,7 +25,12 @@ class Credentials:
         item = self._items.get(credential_key(account, name))
         return to_credential(item) if item else None
 
-    def of(self, entries: Iterable[Entry]) -> dict[tuple[str, str], Credential]:
+    def of(self, account: str, names: Iterable[str]) -> dict[str, Credential]:
+        """These credentials of the account, by name; in one round trip."""
+        items = self._items.get_all(credential_key(account, name) for name in names)
+        return {item["sk"]: to_credential(item) for item in items}
+
+    def of_all(self, entries: Iterable[Entry]) -> dict[tuple[str, str], Credential]:
         """The credentials of the given accounts, by (account, name)."""
         keys = [credential_key(entry.account, name) for entry in entries for name in entry.credentials]
         credentials = map(to_credential, self._items.get_all(keys))
@@ -35,12 +40,6 @@ class Credentials:
         """The accounts' access tokens, as they are now or were a moment ago."""
         keys = [credential_key(account, ACCESS_TOKEN) for account in accounts]
         return [to_credential(item) for item in self._items.get_all(keys, consistent=False)]
-
-    def token_and_ticket(self, account: str, ticket: str) -> tuple[Credential | None, Credential | None]:
-        """An account's access token and one of its tickets; in one round trip."""
-        items = self._items.get_all([credential_key(account, ACCESS_TOKEN), credential_key(account, ticket)])
-        found = {item["sk"]: to_credential(item) for item in items}
-        return found.get(ACCESS_TOKEN), found.get(ticket)
 
     def account_of_token(self, index: str, token_fingerprint: str) -> str | None:
         """The account whose access token has, or had, that fingerprint by the index, which may lag."""

@@ -21,13 +21,17 @@ SYNC: Key = {"pk": "sync#ALL", "sk": "pending"}
 
 @dataclass(frozen=True)
 class Entry:
-    """An account in the directory. `version` is None while its record is not (wholly) enrolled."""
+    """An account in the directory. `version`: of the record that is in force; None while none is (wholly) enrolled.
+
+    `applying`: of the record that was last begun to be applied.
+    """
 
     account: str
     app_id: str
     kind: Kind
     credentials: tuple[str, ...]
     version: str | None
+    applying: str | None = None
 
 
 def credential_key(account: str, name: str) -> Key:
@@ -83,7 +87,7 @@ def to_due_credential(item: Item) -> DueCredential:
 def to_entry(item: Item) -> Entry:
     """An account's directory entry."""
     credentials = tuple(item["credentials"].split())
-    return Entry(item["sk"], item["app_id"], Kind(item["kind"]), credentials, item.get("version"))
+    return Entry(item["sk"], item["app_id"], Kind(item["kind"]), credentials, item.get("version"), item.get("applying"))
 
 
 def to_consumer(item: Item) -> Consumer:
