@@ -12,6 +12,7 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
+from token_keeper.refresh.checker import HasTime
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
 from token_keeper.refresh.outcome import Outcome, Probed
@@ -29,6 +30,10 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 READERS_ALIAS = "readers"
 """The alias by which ApiFunction invokes this function; it may invoke no other."""
+
+MIN_TIME = 45
+"""Seconds of run time that must be left to begin with a credential: three calls to WeChat of 11 s each, and what is read and
+written around them. Or with a batch of the probe: WeChat may take half of them to respond to it."""
 
 type Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 
@@ -68,12 +73,12 @@ def create_handler(
 def _handle(
     keeper: Keeper, accounts: ParameterStore, events: Events, event: Mapping[str, Any], context: Any
 ) -> dict[str, Any]:
-    def time_left() -> float:
-        return context.get_remaining_time_in_millis() / 1000 if context else float("inf")
+    def has_time() -> bool:
+        return context is None or context.get_remaining_time_in_millis() >= MIN_TIME * 1000
 
     _check_caller(event, context)
     try:
-        woken_by, found = _wake(keeper, accounts, event, time_left)
+        woken_by, found = _wake(keeper, accounts, event, has_time)
         return _summarize(woken_by, found)
     finally:
         events.send()
@@ -109,22 +114,22 @@ def _check_caller(event: Mapping[str, Any], context: Any) -> None:
 
 
 def _wake(
-    keeper: Keeper, accounts: ParameterStore, event: Mapping[str, Any], time_left: Callable[[], float]
+    keeper: Keeper, accounts: ParameterStore, event: Mapping[str, Any], has_time: HasTime
 ) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
-            return "tick", keeper.tick(time_left)
+            return "tick", keeper.tick(has_time)
         case {"wake": "guard"}:
-            return "guard", keeper.guard(time_left)
+            return "guard", keeper.guard(has_time)
         case {"wake": "probe"}:
-            return "probe", keeper.probe(time_left)
+            return "probe", keeper.probe(has_time)
         case {"source": "aws.ssm", "detail": {"name": str(parameter), "operation": operation}}:
             account, exists = accounts.name_of(parameter), operation != "Delete"
-            return "parameter", keeper.account_changed(account, time_left, exists=exists) if account else []
+            return "parameter", keeper.account_changed(account, has_time, exists=exists) if account else []
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
-            return "renew", keeper.renew(account, credential, time_left, rotate=options.get("rotate") is True)
+            return "renew", keeper.renew(account, credential, has_time, rotate=options.get("rotate") is True)
         case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
-            return "verify", keeper.verify(account, fingerprint, time_left)
+            return "verify", keeper.verify(account, fingerprint, has_time)
         case _:
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 

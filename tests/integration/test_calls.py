@@ -16,7 +16,7 @@ from token_keeper.api.reader import REMEMBERED_FOR, Reader
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.model import ACCESS_TOKEN, Account, Grant, ReportOutcome
 from token_keeper.refresh.events import Events
-from token_keeper.refresh.keeper import MIN_TIME, SYNC_TIME, WORKERS, Keeper
+from token_keeper.refresh.keeper import SYNC_TIME, WORKERS, Keeper
 from token_keeper.refresh.outcome import verified
 from token_keeper.refresh.parameter_store import ParameterStore
 from token_keeper.renewal import MIN_AGE_TO_CHECK
@@ -60,7 +60,7 @@ class Kept:
         events = Events(self.aws.client("events"), self.table, "production")
         self.keeper = Keeper(self.table, found, self.wechat, events, self.clock, self.clock.sleep)  # type: ignore[arg-type]
         self.put_parameters(accounts)
-        list(self.keeper.tick(self.seconds_left))
+        list(self.keeper.tick(self.has_time))
         self.calls.clear()
 
     def put_parameters(self, accounts: int) -> None:
@@ -72,8 +72,8 @@ class Kept:
     def _count(self, event: str, *_: Any) -> None:
         self.calls.append(event.removeprefix("before-call."))
 
-    def seconds_left(self) -> float:
-        return 120
+    def has_time(self) -> bool:
+        return True
 
     def enrolled(self) -> list[Entry]:
         """The accounts whose records are in force."""
@@ -95,7 +95,7 @@ def kept(request: pytest.FixtureRequest) -> Kept:
 
 
 def test_a_guard_with_nothing_due_is_one_query(kept: Kept) -> None:
-    assert list(kept.keeper.guard(kept.seconds_left)) == []
+    assert list(kept.keeper.guard(kept.has_time)) == []
     assert kept.counted() == {"dynamodb.Query": 1}
 
 
@@ -112,7 +112,7 @@ def test_a_renewal_is_two_writes_and_one_read(kept: Kept) -> None:
     kept.clock.now = kept.due_times()[0] + 60
     due = sum(at <= kept.clock() for at in kept.due_times())
     # When the guard renews them
-    outcomes = list(kept.keeper.guard(kept.seconds_left))
+    outcomes = list(kept.keeper.guard(kept.has_time))
     # Then each costs two writes and one read (is its record in force, and its appid its own?); parameters come by ten
     assert len(outcomes) == due
     assert {outcome.what for outcome in outcomes} == {"renewed"}
@@ -133,7 +133,7 @@ def test_a_check_of_a_reported_token_is_two_writes_and_one_read(kept: Kept) -> N
     kept.clock.now = max(kept.clock.now, token.fetched_at + MIN_AGE_TO_CHECK)
     kept.calls.clear()
     # When a client reports it, and WeChat accepts it
-    outcomes = kept.keeper.verify("a0", token.fingerprint, kept.seconds_left)
+    outcomes = kept.keeper.verify("a0", token.fingerprint, kept.has_time)
     # Then the check is begun and ended
     assert outcomes == [verified(token, ReportOutcome.STILL_VALID)]
     assert kept.counted() == {"dynamodb.GetItem": 1, "dynamodb.UpdateItem": 2, "wechat": 1}
@@ -146,7 +146,7 @@ def test_many_due_accounts_are_renewed_side_by_side() -> None:
     # When each call to WeChat waits until as many others are under way
     meeting = threading.Barrier(WORKERS, timeout=120)
     kept.wechat.during_call = meeting.wait
-    outcomes = list(kept.keeper.guard(kept.seconds_left))
+    outcomes = list(kept.keeper.guard(kept.has_time))
     # Then all come together
     assert {outcome.what for outcome in outcomes} == {"renewed"}
 
@@ -156,20 +156,20 @@ def test_a_run_that_is_out_of_time_stops_and_the_next_continues() -> None:
     kept = Kept(300)
     kept.clock.now = kept.due_times()[-1]
 
-    def seconds_left() -> float:
-        return 145 - kept.calls.count("wechat")
+    def has_time() -> bool:
+        return kept.calls.count("wechat") < 100
 
     # When the guard wakes up, then it stops before its time is over
-    first = Counter(outcome.what for outcome in kept.keeper.guard(seconds_left))
+    first = Counter(outcome.what for outcome in kept.keeper.guard(has_time))
     assert 100 <= first["renewed"] <= 105 + WORKERS
     assert first["skipped"] == 300 - first["renewed"]
     # And the next ones go on where it stopped
     kept.calls.clear()
-    second = list(kept.keeper.guard(seconds_left))
+    second = list(kept.keeper.guard(has_time))
     assert len(second) == first["skipped"]
     kept.calls.clear()
-    list(kept.keeper.guard(seconds_left))
-    assert list(kept.keeper.guard(seconds_left)) == []
+    list(kept.keeper.guard(has_time))
+    assert list(kept.keeper.guard(has_time)) == []
 
 
 def test_accounts_that_a_tick_cannot_enrol_are_the_guards() -> None:
@@ -177,21 +177,21 @@ def test_accounts_that_a_tick_cannot_enrol_are_the_guards() -> None:
     kept = Kept(0)
     kept.put_parameters(60)
 
-    def seconds_left() -> float:
-        return MIN_TIME + 60 - kept.calls.count("dynamodb.PutItem")
+    def has_time() -> bool:
+        return kept.calls.count("dynamodb.PutItem") < 60
 
-    def die_in_the_sync() -> float:
+    def die_in_the_sync() -> bool:
         if "ssm.GetParametersByPath" in kept.calls:
             raise SystemExit
-        return kept.seconds_left()
+        return kept.has_time()
 
     def go_on() -> int:
         kept.calls.clear()
-        list(kept.keeper.guard(seconds_left))
+        list(kept.keeper.guard(has_time))
         return len(kept.enrolled())
 
     # When the main tick fires, then it enrols what it can
-    list(kept.keeper.tick(seconds_left))
+    list(kept.keeper.tick(has_time))
     assert 10 <= len(kept.enrolled()) <= 20 + WORKERS
     # And guards go on with it; where one dies, another does so after two minutes
     first = go_on()
@@ -208,5 +208,5 @@ def test_accounts_that_a_tick_cannot_enrol_are_the_guards() -> None:
     go_on()
     assert next(kept.wechat.numbers) == 60
     kept.calls.clear()
-    assert list(kept.keeper.guard(seconds_left)) == []
+    assert list(kept.keeper.guard(has_time)) == []
     assert kept.counted() == {"dynamodb.Query": 1}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import refresh
 from infra.local.simulated_wechat import Fault
 from tests.support.world import APPID, SECRET, START, World
 from token_keeper.refresh import checker
@@ -106,7 +107,7 @@ def test_a_run_that_is_cut_off_goes_on_where_it_stopped(world: World, monkeypatc
         began = len(world.wechat.calls)
         world.wechat.fail(PROBE, *[Fault.slow(5)] * 2)
         # When each run has time for one batch
-        summary = world.invoke({"wake": "probe"}, seconds=checker.PROBE_TIME + 1)
+        summary = world.invoke({"wake": "probe"}, seconds=refresh.MIN_TIME + 1)
         asked.append([str(call.account)[3:] for call in world.wechat.calls[began:]])
         assert summary["probed"]["left"] == 5 - len(asked[-1])
     # Then the next one goes on after it, and begins again at the end

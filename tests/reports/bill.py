@@ -196,14 +196,14 @@ def _size(item: Mapping[str, Any]) -> int:
 def keeping(accounts: int) -> Usage:
     """A month of everything but the reads."""
     kept = Metered(accounts)
-    guard, _ = kept.measure(lambda: list(kept.keeper.guard(kept.seconds_left)))
-    tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.seconds_left)))
+    guard, _ = kept.measure(lambda: list(kept.keeper.guard(kept.has_time)))
+    tick, _ = kept.measure(lambda: list(kept.keeper.tick(kept.has_time)))
 
     def all_once() -> None:
         last = kept.due_times()[-1]
         while kept.clock() < last:
             kept.clock.now = max(kept.clock() + 60, kept.due_times()[0])
-            list(kept.keeper.guard(kept.seconds_left))
+            list(kept.keeper.guard(kept.has_time))
 
     renewed, calls = kept.measure(all_once)
     stored = sum(map(_size, kept.aws.items.values())) / 1e9

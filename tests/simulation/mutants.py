@@ -115,7 +115,7 @@ def _owner_unasked(self: Enrolment, due: Any, record: Any) -> Any:
     return [self._if_due(each, kept[each.name]) for each in due if each.name in kept]
 
 
-def _nothing_probed(self: Checker, time_left: Any) -> Iterator[Any]:
+def _nothing_probed(self: Checker, has_time: Any) -> Iterator[Any]:
     yield outcome.Probed(0, 0, 0, 0)
 
 
@@ -135,10 +135,10 @@ def _bare_timer(credential: Any, grant: Any, *, isolated: bool = False) -> int:
     return int(grant.asked_at + 110 * 60)
 
 
-def _stopped_by_a_failure(self: Keeper, due: Any, time_left: Any, *, rotate: bool = False) -> Any:
+def _stopped_by_a_failure(self: Keeper, due: Any, has_time: Any, *, rotate: bool = False) -> Any:
     outcomes: list[Any] = []
     for each in sorted(due, key=lambda each: -each.failures):
-        outcomes += self._keep({each.account: [each]}, time_left, rotate=rotate)
+        outcomes += self._keep({each.account: [each]}, has_time, rotate=rotate)
         if outcomes and outcomes[-1].what == "failed":
             break
     return outcomes

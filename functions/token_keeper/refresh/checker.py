@@ -16,9 +16,8 @@ from token_keeper.table import Table
 PROBE_BATCH = 100
 """Accounts whose tokens are read in one call of DynamoDB (its limit), and probed together."""
 
-PROBE_TIME = 45
-"""Seconds of run time that must be left to begin a batch. WeChat may take half of them to respond; dead tokens whose renewal
-there is no time for are the next guard's."""
+type HasTime = Callable[[], bool]
+"""Whether this invocation has time to begin with another credential, or with another batch of the probe."""
 
 UNCLEAR_AT_MOST = 1000
 """Accounts that are remembered as unclear; their item then has some 80 KB, and DynamoDB takes 400."""
@@ -59,7 +58,7 @@ class Checker:
         self._table.credentials.change(checking, lifecycle.end_check(checking, accepted_at=now if accepts else None))
         return verified(checking, ReportOutcome.STILL_VALID if accepts else ReportOutcome.UNVERIFIED)
 
-    def probe(self, time_left: Callable[[], float]) -> Iterator[list[Credential] | Probed]:
+    def probe(self, has_time: HasTime) -> Iterator[list[Credential] | Probed]:
         """Ask WeChat about every live access token: yields the dead ones, batch by batch, and at last the counts.
 
         A run that is cut off goes on where the one before stopped. Raises `StoreUnavailableError`.
@@ -72,7 +71,7 @@ class Checker:
         counts, after = Counter[bool | None](), progress.after
         with self._wechat.probe_session() as session, ThreadPoolExecutor(KEPT_CONNECTIONS) as workers:
             for batch in batched(queue, PROBE_BATCH, strict=False):
-                if time_left() < PROBE_TIME:
+                if not has_time():
                     break
                 now = self._now()
                 tokens = self._table.credentials.tokens(batch)

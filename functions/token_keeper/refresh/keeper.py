@@ -7,10 +7,10 @@ from contextlib import suppress
 from itertools import takewhile
 
 from token_keeper import budget, renewal
-from token_keeper.errors import KeeperError, ParametersUnavailableError, RecordSupersededError
+from token_keeper.errors import ParametersUnavailableError, RecordSupersededError
 from token_keeper.model import ACCESS_TOKEN, Credential, DueCredential, ReportOutcome
 from token_keeper.refresh import outcome
-from token_keeper.refresh.checker import Checker
+from token_keeper.refresh.checker import Checker, HasTime
 from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.outcome import Outcome, Probed
@@ -22,10 +22,6 @@ from token_keeper.table import Table
 WORKERS = 16
 """Accounts at a time. They wait for WeChat nearly all their time; a broken credential occupies one for half a minute or so."""
 
-MIN_TIME = 45
-"""Seconds of run time that must be left to begin with a credential: three calls to WeChat of 11 s each, and what is read and
-written around them."""
-
 SYNC_TIME = 120
 """Seconds after which another run goes on with a sync that has not ended: the function's timeout."""
 
@@ -34,9 +30,6 @@ LEFT = "it was not reached in time; the next run continues"
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows the change."""
-
-type TimeLeft = Callable[[], float]
-"""Seconds that this invocation may still take."""
 
 type Due = DueCredential | Credential
 
@@ -64,7 +57,7 @@ class Keeper:
         self._enrolment = Enrolment(table, wechat, self._checker, events, now, sleep)
         self._renewer = Renewer(table, wechat, self._checker, events, now)
 
-    def tick(self, time_left: TimeLeft) -> Iterator[Outcome]:
+    def tick(self, has_time: HasTime) -> Iterator[Outcome]:
         """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store.
 
         What there is no time left for is the next guard's.
@@ -73,31 +66,31 @@ class Keeper:
         """
         now = self._now()
         listed, is_sync_pending = self._table.list_due(None)
-        yield from self._renew([due for due in listed if renewal.due_for_tick(due, now)], time_left)
-        yield from self._sync(time_left, is_pending=is_sync_pending)
+        yield from self._renew([due for due in listed if renewal.due_for_tick(due, now)], has_time)
+        yield from self._sync(has_time, is_pending=is_sync_pending)
 
-    def guard(self, time_left: TimeLeft) -> Iterator[Outcome]:
+    def guard(self, has_time: HasTime) -> Iterator[Outcome]:
         """The guard schedule: renew what is due, then go on with a sync that was not finished.
 
         Raises `StoreUnavailableError`; with such a sync `ParametersUnavailableError`, too.
         """
         due, is_sync_pending = self._table.list_due(self._now())
-        yield from self._renew(due, time_left)
+        yield from self._renew(due, has_time)
         if is_sync_pending:
-            yield from self._sync(time_left, is_pending=True)
+            yield from self._sync(has_time, is_pending=True)
 
-    def probe(self, time_left: TimeLeft) -> Iterator[Outcome | Probed]:
+    def probe(self, has_time: HasTime) -> Iterator[Outcome | Probed]:
         """The probe schedule: ask WeChat whether each live access token still works, and replace what is dead.
 
         Raises `StoreUnavailableError`.
         """
-        for found in self._checker.probe(time_left):
+        for found in self._checker.probe(has_time):
             if isinstance(found, Probed):
                 yield found
             else:
-                yield from self._renew(found, time_left)
+                yield from self._renew(found, has_time)
 
-    def account_changed(self, account: str, time_left: TimeLeft, *, exists: bool = False) -> list[Outcome]:
+    def account_changed(self, account: str, has_time: HasTime, *, exists: bool = False) -> list[Outcome]:
         """An account's parameter was created, changed or deleted, some time ago: act on what it holds now.
 
         `exists`: it was not deleted, so Parameter Store has something new to show. Raises `ParametersUnavailableError` or
@@ -106,29 +99,28 @@ class Keeper:
         if exists and not self._is_readable(account):
             unreadable = ParametersUnavailableError("the account's parameter cannot be read yet")
             return [self._enrolment.mark_invalid(account, unreadable)]
-        return self._keep({account: ()}, time_left, raising=True)
+        return self._keep({account: ()}, has_time, raising=True)
 
-    def renew(self, account: str, credential: str, time_left: TimeLeft, *, rotate: bool = False) -> list[Outcome]:
+    def renew(self, account: str, credential: str, has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit order)."""
         found = self._table.credentials.get(account, credential)
         if found is None:
-            outcomes = self.account_changed(account, time_left)
+            outcomes = self.account_changed(account, has_time)
             return outcomes or [outcome.skipped(account, credential, "there is no such account or credential")]
         if reason := self._reason_to_skip(found, rotate):
             return [outcome.skipped(account, credential, reason)]
-        # A ticket is asked for with the token.
-        token = self._table.credentials.get(account, ACCESS_TOKEN) if credential != ACCESS_TOKEN else None
-        outcomes = []
-        if token is not None and token.due_at <= self._now():
-            outcomes = self._renew([token], time_left)
-        return outcomes + self._renew([found], time_left, rotate=rotate)
+        due = [found]
+        if credential != ACCESS_TOKEN:  # a ticket is asked for with the token
+            token = self._table.credentials.get(account, ACCESS_TOKEN)
+            due += [token] if token and token.due_at <= self._now() else []
+        return self._renew(due, has_time, rotate=rotate and credential == ACCESS_TOKEN)
 
-    def verify(self, account: str, reported: str, time_left: TimeLeft) -> list[Outcome]:
+    def verify(self, account: str, reported: str, has_time: HasTime) -> list[Outcome]:
         """A client saw an access token refused, named by its fingerprint: check it, and replace it if it is dead."""
         found = self._checker.check(account, reported)
         if isinstance(found, Outcome):
             return [found]
-        outcomes = self._renew([found], time_left)
+        outcomes = self._renew([found], has_time)
         if (ACCESS_TOKEN, "renewed") in [(each.credential, each.what) for each in outcomes]:
             token = self._table.credentials.get(account, ACCESS_TOKEN) or found
             is_repeated = token.fingerprint == reported
@@ -148,7 +140,7 @@ class Keeper:
             return "today's remaining calls are reserved for scheduled renewals"
         return None
 
-    def _sync(self, time_left: TimeLeft, *, is_pending: bool) -> Iterator[Outcome]:
+    def _sync(self, has_time: HasTime, *, is_pending: bool) -> Iterator[Outcome]:
         """Bring all accounts in line with Parameter Store. Where the time is up before that, the guard goes on with it.
 
         `is_pending`: an earlier run did not finish it.
@@ -156,12 +148,9 @@ class Keeper:
         held_until = self._now() + SYNC_TIME
         if is_pending:
             self._table.sync_pending_from(held_until)  # no other guard is to do the same meanwhile
-        is_finished = False
-        if time_left() >= MIN_TIME:
-            outcomes = self._keep(dict.fromkeys(self._changed(), ()), time_left)
-            is_finished = not any(each.details.get("reason") == LEFT for each in outcomes)
-            yield from outcomes
-        if not is_finished:
+        outcomes = self._keep(dict.fromkeys(self._changed(), ()), has_time) if has_time() else None
+        yield from outcomes or ()
+        if outcomes is None or any(each.details.get("reason") == LEFT for each in outcomes):
             self._table.sync_pending_from(self._now())
         elif is_pending:
             self._table.end_sync(held_until)
@@ -189,48 +178,47 @@ class Keeper:
             self._sleep(READ_AGAIN_AFTER)
         return entry is not None or version is not None
 
-    def _renew(self, due: Iterable[Due], time_left: TimeLeft, *, rotate: bool = False) -> list[Outcome]:
+    def _renew(self, due: Iterable[Due], has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Renew what is due: of the accounts that work before those that fail, and in each the token before tickets."""
         by_account: dict[str, list[Due]] = {}
         for each in sorted(due, key=lambda each: (each.failures > 0, each.name != ACCESS_TOKEN, each.due_at)):
             by_account.setdefault(each.account, []).append(each)
-        return self._keep(by_account, time_left, rotate=rotate)
+        return self._keep(by_account, has_time, rotate=rotate)
 
     def _keep(
-        self, due: Mapping[str, Sequence[Due]], time_left: TimeLeft, *, rotate: bool = False, raising: bool = False
+        self, due: Mapping[str, Sequence[Due]], has_time: HasTime, *, rotate: bool = False, raising: bool = False
     ) -> list[Outcome]:
         """Bring accounts in line with their records, side by side, and renew what is due of each, or what that makes due.
 
         `raising`: raise the error that prevents that, instead of returning it as a failure.
         """
         with ThreadPoolExecutor(WORKERS) as workers:
-            in_time = takewhile(lambda _: time_left() >= MIN_TIME, self._accounts.read(due))
+            in_time = takewhile(lambda _: has_time(), self._accounts.read(due))
             keeping = {
-                account: workers.submit(self._keep_account, account, record, due[account], time_left, rotate)
+                account: workers.submit(self._keep_account, account, record, due[account], has_time, rotate)
                 for account, record in in_time
             }
         outcomes: list[Outcome] = []
         for account in due:
             try:
                 outcomes += keeping[account].result() if account in keeping else [_left(account)]
-            except KeeperError as error:
+            except Exception as error:
                 if raising:
                     raise
                 is_left = isinstance(error, ParametersUnavailableError) and not error.refused
-                failure = error.failure(self._now())
-                outcomes.append(_left(account) if is_left else not_stored(account, ACCESS_TOKEN, failure))
+                outcomes.append(_left(account) if is_left else not_stored(account, ACCESS_TOKEN, error, self._now()))
         return outcomes
 
     def _keep_account(
-        self, account: str, record: AccountRecord, due: Sequence[Due], time_left: TimeLeft, rotate: bool
+        self, account: str, record: AccountRecord, due: Sequence[Due], has_time: HasTime, rotate: bool
     ) -> list[Outcome]:
-        if time_left() < MIN_TIME:
+        if not has_time():
             return [_left(account)]
         found = self._enrolment.permit(due, record) if due else None
         if due and found is None:
             record = self._accounts.read_one(account)  # Parameter Store may have shown the record before, or none
         while found is None:
-            if time_left() < MIN_TIME:
+            if not has_time():
                 return [_left(account)]
             applied = record
             with suppress(RecordSupersededError):
@@ -243,7 +231,7 @@ class Keeper:
         for each in found:
             if isinstance(each, Outcome):
                 outcomes.append(each)
-            elif time_left() < MIN_TIME:
+            elif not has_time():
                 return [*outcomes, _left(account)]
             else:
                 outcomes += self._renewer.renew(each, record.content, rotate=rotate)

@@ -8,7 +8,7 @@ take the lease ──► fetch from WeChat ──► publish                    
 from collections.abc import Callable
 
 from token_keeper import budget, renewal
-from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError, StoreUnavailableError
+from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, fingerprint
 from token_keeper.refresh import lifecycle, outcome
 from token_keeper.refresh.checker import Checker
@@ -18,7 +18,7 @@ from token_keeper.refresh.outcome import Outcome
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 
-SUPERSEDED = "a later renewal has superseded this one"
+_SUPERSEDED = "a later renewal has superseded this one"
 
 DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
 
@@ -28,7 +28,7 @@ class _NoTokenError(WeChatError):
 
 
 class Renewer:
-    """Renews one credential at a time. `clock` gives epoch seconds (UTC)."""
+    """Renews one credential at a time. `now` gives epoch seconds (UTC)."""
 
     def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Callable[[], int]) -> None:
         self._table = table
@@ -44,11 +44,8 @@ class Renewer:
         """
         try:
             return self._renew(seen, record, rotate)
-        except StoreUnavailableError as error:
-            return [not_stored(seen.account, seen.name, error.failure(self._now()))]
-        except Exception as error:  # noqa: BLE001 - a defect; it must not keep the other accounts waiting
-            failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, self._now())
-            return [not_stored(seen.account, seen.name, failure)]
+        except Exception as error:  # noqa: BLE001 - of the table, or a defect, which must not keep the account's others waiting
+            return [not_stored(seen.account, seen.name, error, self._now())]
 
     def _renew(self, seen: Credential, record: Account | KeeperError | None, rotate: bool) -> list[Outcome]:
         if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
@@ -136,7 +133,7 @@ class Renewer:
         # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
         if self._table.credentials.change(leased, lifecycle.force(leased, attempt.usage, now)) is None:
-            raise LeaseOverError(SUPERSEDED)
+            raise LeaseOverError("a later renewal has superseded this one")
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
 
@@ -186,7 +183,7 @@ class Renewer:
         leased = attempt.leased
         published = self._table.credentials.change(leased, lifecycle.publish(attempt, grant, self._now()))
         if published is None:
-            return _skipped(leased, SUPERSEDED)
+            return _skipped(leased, _SUPERSEDED)
         self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
         return outcome.renewed(published, self._now())
 
@@ -195,15 +192,18 @@ class Renewer:
         step = lifecycle.fail(attempt, failure, makes_event=not isinstance(error, _NoTokenError))
         failed = self._table.credentials.change(leased, step)
         if failed is None:
-            return _skipped(leased, SUPERSEDED)
+            return _skipped(leased, _SUPERSEDED)
         self._events.add(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
         return outcome.failed(leased.account, leased.name, failure, failed.due_at, budget_used=used)
 
 
-def not_stored(account: str, credential: str, failure: Failure) -> Outcome:
+def not_stored(account: str, credential: str, error: Exception, now: int) -> Outcome:
     """A failure that could not be recorded: the lease, or what was due before, brings the next attempt."""
-    return outcome.failed(account, credential, failure, failure.at + renewal.LEASE)
+    failure = Failure(FailureClass.DEFECT, None, type(error).__name__, DEFECT_REMEDY, now)
+    if isinstance(error, KeeperError):
+        failure = error.failure(now)
+    return outcome.failed(account, credential, failure, now + renewal.LEASE)
 
 
 def _skipped(credential: Credential, reason: str) -> Outcome:

@@ -47,7 +47,7 @@ class Table:
         whether it lists a sync that was not finished.
         """
         condition = "due = :due" if until is None else "due = :due AND due_at <= :until"
-        items = list(self._items.index("due", condition, {":due": "due", ":until": until}))
+        items = list(self._items.query(condition, {":due": "due", ":until": until}, IndexName="due"))
         tasks = [to_due_credential(item) for item in items if item["pk"] != SYNC["pk"]]
         return tasks, len(tasks) < len(items)
 

@@ -31,17 +31,13 @@ class Accounts:
 
     def entries(self) -> Iterator[Entry]:
         """The whole directory, by name."""
-        after = None
-        while True:
-            page, after = self.page(None, after)
-            yield from page
-            if after is None:
-                return
+        return map(to_entry, self._items.query("pk = :pk", {":pk": ACCOUNTS}))
 
-    def page(self, limit: int | None, after: str | None) -> tuple[list[Entry], str | None]:
+    def page(self, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
         """Up to `limit` directory entries after the named account, and the name to go on after (None: that was all)."""
-        items, last = self._items.partition(ACCOUNTS, limit=limit, after=after)
-        return [to_entry(item) for item in items], last
+        condition = "pk = :pk" if after is None else "pk = :pk AND sk > :after"
+        items, last = next(self._items.pages(condition, {":pk": ACCOUNTS, ":after": after}, Limit=limit))
+        return [to_entry(item) for item in items], last["sk"] if last else None
 
     def in_force(self, account: Account, version: str | None) -> dict[str, Credential]:
         """The account's credentials by name, if that version of its record is in force, and it owns its appid.
@@ -78,7 +74,7 @@ class Accounts:
 
     def claims_on(self, app_id: str) -> dict[str, str]:
         """The accounts that keep this appid or corpid, by what they claim of it."""
-        items, _ = self._items.partition(claim_key(app_id, "")["pk"])
+        items = self._items.query("pk = :pk", {":pk": claim_key(app_id, "")["pk"]})
         return {item["sk"]: item["account"] for item in items}
 
     def acquire_claim(self, account: Account, *, now: int) -> str:

@@ -43,7 +43,7 @@ class Credentials:
 
     def account_of_token(self, index: str, token_fingerprint: str) -> str | None:
         """The account whose access token has, or had, that fingerprint by the index, which may lag."""
-        found = self._items.index(index, f"{index} = :fingerprint", {":fingerprint": token_fingerprint})
+        found = self._items.query(f"{index} = :fingerprint", {":fingerprint": token_fingerprint}, IndexName=index)
         return next((account_of(item) for item in found if item["sk"] == ACCESS_TOKEN), None)
 
     # --- writing

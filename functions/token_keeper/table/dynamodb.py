@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from token_keeper import aws_errors
@@ -61,36 +62,27 @@ class Items:
             items += [_plain(item) for item in reply["Responses"].get(self._name, [])]
         return items
 
-    def partition(
-        self, pk: str, *, limit: int | None = None, after: str | None = None
-    ) -> tuple[list[Item], str | None]:
-        """A page of the items with this `pk` by `sk`, read consistently, and the `sk` to go on after (None: that was all)."""
-        query: dict[str, Any] = {
-            "TableName": self._name,
-            "KeyConditionExpression": "pk = :pk",
-            "ExpressionAttributeValues": _wire({":pk": pk}),
-            "ConsistentRead": True,
-        }
-        if limit is not None:
-            query["Limit"] = limit
-        if after is not None:
-            query["ExclusiveStartKey"] = _wire({"pk": pk, "sk": after})
-        with _translated_errors():
-            reply = self._dynamodb.query(**query)
-        last = reply.get("LastEvaluatedKey")
-        return [_plain(item) for item in reply["Items"]], _plain(last)["sk"] if last else None
+    def query(self, condition: str, values: Mapping[str, Any], **options: Any) -> Iterator[Item]:
+        """The items whose key meets a condition: read consistently, or from an index, which may lag.
 
-    def index(self, name: str, condition: str, values: Mapping[str, Any]) -> Iterator[Item]:
-        """What an index lists, which may lag, page after page."""
-        query: Any = {"TableName": self._name, "IndexName": name, "KeyConditionExpression": condition}
-        query["ExpressionAttributeValues"] = _wire(values)
+        `options`: those of DynamoDB's Query (`IndexName`, `Limit`).
+        """
+        return chain.from_iterable(page for page, _ in self.pages(condition, values, **options))
+
+    def pages(
+        self, condition: str, values: Mapping[str, Any], **options: Any
+    ) -> Iterator[tuple[list[Item], Item | None]]:
+        """The same page after page, each with the key to go on after (None: that was all)."""
+        query: Any = {"TableName": self._name, "KeyConditionExpression": condition, **options}
+        query |= {"ExpressionAttributeValues": _wire(values), "ConsistentRead": "IndexName" not in options}
         while True:
             with _translated_errors():
                 reply = self._dynamodb.query(**query)
-            yield from map(_plain, reply["Items"])
-            if "LastEvaluatedKey" not in reply:
+            last = reply.get("LastEvaluatedKey")
+            yield [_plain(item) for item in reply["Items"]], _plain(last) if last else None
+            if not last:
                 return
-            query["ExclusiveStartKey"] = reply["LastEvaluatedKey"]
+            query["ExclusiveStartKey"] = last
 
     def put(self, item: Mapping[str, Any], *, only_if: Mapping[str, Any] | None = None) -> None:
         """Write a whole item."""

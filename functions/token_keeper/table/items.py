@@ -51,23 +51,14 @@ def claim_key(app_id: str, claim: str) -> Key:
 
 def to_credential(item: Item) -> Credential:
     """A credential and all that is known of it."""
-    stored = {name: item[name] for name in _CREDENTIAL_FIELDS if name in item}
-    return Credential(
-        **stored,
-        account=account_of(item),
-        name=item["sk"],
-        kind=Kind(item["kind"]),
-        app_id=item["app_id"],
-        epoch=item["epoch"],
-        due_at=item["due_at"],
-        usage=_known(Usage, item.get("spent", {})),
-        last_error=_failure(item["last_error"]) if "last_error" in item else None,
-    )
-
-
-_CREDENTIAL_FIELDS = {field.name for field in fields(Credential)} - {
-    *("account", "name", "kind", "app_id", "epoch", "due_at", "usage", "last_error")
-}
+    read = {
+        "account": account_of(item),
+        "name": item["sk"],
+        "kind": Kind(item["kind"]),
+        "usage": _known(Usage, item.get("spent", {})),
+        "last_error": _failure(item["last_error"]) if "last_error" in item else None,
+    }
+    return _known(Credential, item | read)
 
 
 def to_attributes(credential: Credential) -> Item:
