@@ -191,7 +191,7 @@ def texts_of_failures() -> set[str]:
     files = (FUNCTIONS / "errors.py", *FUNCTIONS.glob("refresh/*.py"), *FUNCTIONS.glob("table/*.py"))
     for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
         match node:
-            case ast.Call(func=ast.Name(id=name)) if (
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if (
                 name.endswith("Error") and name != "OSError"
             ) or name == "_no_response":
                 found.update(text for argument in node.args for text in literals(argument))

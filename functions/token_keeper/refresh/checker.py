@@ -65,8 +65,7 @@ class Checker:
         """
         progress = self._table.progress()
         accounts = [entry.account for entry in self._table.accounts.entries()]
-        queue = [name for name in accounts if name > (progress.after or "")]
-        queue += [name for name in accounts if name <= (progress.after or "")]
+        queue = sorted(accounts, key=lambda name: (name <= (progress.after or ""), name))
         unclear_since = {name: since for name, since in progress.unclear_since.items() if name in set(accounts)}
         counts, after = Counter[bool | None](), progress.after
         with self._wechat.probe_session() as session, ThreadPoolExecutor(KEPT_CONNECTIONS) as workers:

@@ -3,15 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from token_keeper import renewal
-from token_keeper.errors import (
-    AppIdTakenError,
-    InvalidRecordError,
-    KeeperError,
-    ParametersUnavailableError,
-    RecordChangedError,
-    RecordSupersededError,
-)
+from token_keeper import errors, renewal
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, DueCredential, Failure, FailureClass, Kind
 from token_keeper.refresh import alerts, lifecycle, outcome
 from token_keeper.refresh.checker import Checker
@@ -59,11 +51,13 @@ class Enrolment:
         Where the record cannot be read, the renewer is to report that. Raises `StoreUnavailableError`.
         """
         kept: Mapping[str, Credential] = {}
-        if isinstance(record.content, ParametersUnavailableError):
+        if isinstance(record.content, errors.ParametersUnavailableError):
             kept = self._table.credentials.of(due[0].account, (each.name for each in due))
         elif isinstance(record.content, Account):
             kept = self._table.accounts.in_force(record.content, record.version)
-        return [self._if_due(each, kept[each.name]) for each in due] if all(each.name in kept for each in due) else None
+        if any(each.name not in kept for each in due):
+            return None
+        return [self._if_due(each, kept[each.name]) for each in due]
 
     def apply(self, name: str, record: AccountRecord) -> list[Credential | Outcome]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
@@ -75,16 +69,16 @@ class Enrolment:
         try:
             if record.content is None:
                 return self._drop(name)
-            if isinstance(record.content, KeeperError):
+            if isinstance(record.content, errors.KeeperError):
                 raise record.content
             return self._enrol(record.content, record.version)
-        except InvalidRecordError as error:
+        except errors.InvalidRecordError as error:
             return [self.mark_invalid(name, error)]
 
-    def mark_invalid(self, account: str, error: KeeperError) -> Outcome:
+    def mark_invalid(self, account: str, error: errors.KeeperError) -> Outcome:
         """Leave an account whose record cannot be used as it is, say so in its health, and have it tried again later."""
         failure = error.failure(self._now())
-        is_taken = isinstance(error, AppIdTakenError)
+        is_taken = isinstance(error, errors.AppIdTakenError)
         retry_at = failure.at + (CLAIM_RETRY if is_taken else renewal.retry_after(failure, 1))
         entry = self._table.accounts.entry(account) or Entry(account, "", Kind.TOKEN, (ACCESS_TOKEN,), None)
         self._table.accounts.put_entry(replace(entry, version=None, applying=None))
@@ -105,7 +99,7 @@ class Enrolment:
     def _enrol(self, account: Account, version: str | None) -> list[Credential | Outcome]:
         old = self._table.accounts.entry(account.name)
         if old is not None and _written_at(version) < _written_at(old.version):
-            raise RecordChangedError("an older version of the record was read than the one that is in force")
+            raise errors.RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
         in_force = version if old is not None and old.version == version else None
         entry = Entry(account.name, account.app_id, account.kind, tuple(account.credentials), in_force, version)
@@ -129,13 +123,15 @@ class Enrolment:
                 )
         self._report_removed(dropped.values())
         if not is_owner:
-            raise AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
+            raise errors.AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
         found = [self._schedule(account, name, kind) for name, kind in account.credentials.items()]
         if not self._table.accounts.finish_entry(entry):
             if self._table.accounts.entry(account.name) is None:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
                 self._table.accounts.put_entry(replace(entry, version=None))
-            raise RecordSupersededError("the account's record has changed once more; that change is being applied")
+            raise errors.RecordSupersededError(
+                "the account's record has changed once more; that change is being applied"
+            )
         return [each for each in found if each]
 
     def _schedule(self, account: Account, name: str, kind: Kind) -> Credential | Outcome | None:
@@ -145,7 +141,7 @@ class Enrolment:
             now = self._now()
             if now < credential.lease_until:
                 if now >= gives_up_at:
-                    raise RecordChangedError("another renewal is in progress; the change is applied after it")
+                    raise errors.RecordChangedError("another renewal is in progress; the change is applied after it")
                 self._sleep(1)  # it may use the old record: its outcome decides
             elif credential.kind is not kind:
                 self._table.credentials.change(credential, lifecycle.change_kind(credential, kind, now))
