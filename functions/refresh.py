@@ -55,7 +55,7 @@ def create_handler(
     )
     accounts = ParameterStore(client("ssm", config=config), environment["ACCOUNTS_PATH"])
     table = Table(client("dynamodb", config=config), environment["TABLE_NAME"])
-    wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], clock)
+    wechat = WeChat(environment["WECHAT_API_URL"], environment["WECOM_API_URL"], lambda: int(clock()))
     # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
     quickly = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
     events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
