@@ -32,9 +32,8 @@ _CLASS_REMEDIES = {
     FailureClass.UNKNOWN: "WeChat's documentation of return codes explains this code; quote the rid when asking WeChat.",
 }
 
-_KEY_PLACES = (
-    "公众号: 微信开发者平台 > 我的业务 > 基础信息 > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
-)
+_PLATFORM = "公众号: 微信开发者平台 > 我的业务 > 基础信息"
+_KEY_PLACES = f"{_PLATFORM} > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
 _ADDRESS = "the address in WeChat's message"
 _FIXED_ADDRESS = (
     "A Lambda's address changes: for a fixed one deploy with EgressMode=managed (a NAT gateway, about 36.50 USD a month) "
@@ -45,8 +44,7 @@ _REMEDIES = {
     "`token-keeper accounts set-secret`; it is tried at once.",
     40013: f"WeChat does not know this appid. Compare it ({_KEY_PLACES}) and correct the account's record.",
     40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
-    40164: f"Add {_ADDRESS} to the IP whitelist (公众号: 微信开发者平台 > 我的业务 > 基础信息 > API IP 白名单; 小程序: 开发设置 > "
-    f"IP 白名单). {_FIXED_ADDRESS}",
+    40164: f"Add {_ADDRESS} to the IP whitelist ({_PLATFORM} > API IP 白名单; 小程序: 开发设置 > IP 白名单). {_FIXED_ADDRESS}",
     40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
     48001: "This account may not call this API. Check its certification and permissions on the platform.",
     50002: "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it.",

@@ -58,13 +58,11 @@ class _BrokenConnectionError(_NoResponseError):
 
 @dataclass(frozen=True)
 class _Call:
-    """A request, with its body as JSON where it has one. `secret`: what must not be shown of it, sent as the field `sent_as`.
-    `value`: the response's field that is asked for."""
+    """A request, with its body as JSON where it has one. `secret`: what must not be shown of it, sent as the field `sent_as`."""
 
     url: str
     secret: str
     sent_as: str
-    value: str = "access_token"
     body: bytes | None = None
 
 
@@ -91,7 +89,7 @@ class WeChat:
         if account.kind is Kind.TOKEN and not isolated:
             return self._fetch(_Call(self._url(account.kind, "token", query), account.secret, "secret"))
         body = json.dumps({**query, "force_refresh": force}).encode()
-        return self._fetch(_Call(self._url(account.kind, "stable_token", {}), account.secret, "secret", body=body))
+        return self._fetch(_Call(self._url(account.kind, "stable_token", {}), account.secret, "secret", body))
 
     def fetch_ticket(self, account: Account, ticket: str, access_token: str) -> Grant:
         """Ask for a ticket of the given type with a live access token. Raises `WeChatError`."""
@@ -100,7 +98,7 @@ class WeChat:
             path, query = "get_jsapi_ticket", {"access_token": access_token}
         elif account.kind is Kind.CORP_TOKEN:
             path = "ticket/get"
-        return self._fetch(_Call(self._url(account.kind, path, query), access_token, "access_token", "ticket"))
+        return self._fetch(_Call(self._url(account.kind, path, query), access_token, "access_token"), "ticket")
 
     def probe_session(self) -> "Session":
         """Connections that are kept for the many calls of one run of `accepts`; a context manager, safe for threads."""
@@ -114,7 +112,7 @@ class WeChat:
         """
         url = self._url(kind, "get_api_domain_ip", {"access_token": access_token})
         try:
-            reply = _ask(_Call(url, access_token, "access_token", "ip_list"), session)
+            reply = _ask(_Call(url, access_token, "access_token"), session)
         except WeChatError as error:
             if error.failure_class is FailureClass.CREDENTIAL:
                 return False
@@ -127,12 +125,12 @@ class WeChat:
         base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
         return f"{base}/cgi-bin/{path}" + (f"?{urlencode(query)}" if query else "")
 
-    def _fetch(self, call: _Call) -> Grant:
+    def _fetch(self, call: _Call, field: str = "access_token") -> Grant:
         asked_at = self._now()
         reply = _ask(call)
-        value, expires_in = reply.get(call.value), _whole_number(reply.get("expires_in"))
+        value, expires_in = reply.get(field), _whole_number(reply.get("expires_in"))
         if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-            raise _NoResponseError(f"WeChat's response holds no usable {call.value}")
+            raise _NoResponseError(f"WeChat's response holds no usable {field}")
         if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
             raise _NoResponseError("WeChat's response holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
