@@ -865,6 +865,19 @@ def test_a_probe_is_repeated_once_where_a_kept_connection_breaks(wechat: WeChat,
         assert [wechat.accepts(Kind.TOKEN, TOKEN, session) for _ in range(3)] == [True] * 3
 
 
+def test_a_response_that_is_too_long_ends_its_connection(wechat: WeChat, internet: Internet) -> None:
+    with wechat.probe_session() as session:
+        # Given a response of which only the beginning was read
+        respond(internet, ALIVE + " " * 10_000_000)
+        with pytest.raises(WeChatError):
+            wechat.accepts(Kind.TOKEN, TOKEN, session)
+        # When the next call is made
+        respond(internet, ALIVE)
+        assert wechat.accepts(Kind.TOKEN, TOKEN, session)
+    # Then it does not read the rest for its own response
+    assert len(internet.calls) == len({call.connection for call in internet.calls}) == 2
+
+
 @pytest.mark.parametrize("with_session", [True, False])
 def test_a_probe_is_repeated_no_more_than_once(wechat: WeChat, internet: Internet, with_session: bool) -> None:
     # Given a peer that breaks every connection
