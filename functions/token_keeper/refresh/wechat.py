@@ -70,8 +70,7 @@ class WeChat:
     """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`); `now` gives whole epoch seconds (UTC)."""
 
     def __init__(self, wechat_url: str, wecom_url: str, now: Callable[[], int]) -> None:
-        self._wechat_url = wechat_url.rstrip("/")
-        self._wecom_url = wecom_url.rstrip("/")
+        self._hosts = dict.fromkeys(Kind, wechat_url.rstrip("/")) | {Kind.CORP_TOKEN: wecom_url.rstrip("/")}
         self._now = now
 
     def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
@@ -122,8 +121,7 @@ class WeChat:
         return True
 
     def _url(self, kind: Kind, path: str, query: Mapping[str, str]) -> str:
-        base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
-        return f"{base}/cgi-bin/{path}" + (f"?{urlencode(query)}" if query else "")
+        return f"{self._hosts[kind]}/cgi-bin/{path}" + (f"?{urlencode(query)}" if query else "")
 
     def _fetch(self, call: _Call, field: str = "access_token") -> Grant:
         asked_at = self._now()
