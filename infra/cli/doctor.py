@@ -15,7 +15,7 @@ from infra.cli.deployed_stack import DeployedStack
 from infra.errors import OperatorError
 from token_keeper.errors import KeeperError
 from token_keeper.model import ACCOUNT_NAME
-from token_keeper.refresh.wechat import IP_NOT_ALLOWED
+from token_keeper.refresh.errcodes import IP_NOT_ALLOWED
 from token_keeper.untrusted import json_object
 
 SCHEDULES = ("tick", "guard", "probe")

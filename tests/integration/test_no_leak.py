@@ -236,7 +236,7 @@ def test_the_search_records_every_channel() -> None:
 
 def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an adapter that turns a broken connection into an exception with urllib3's own text
-    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._no_response(str(error)))
+    monkeypatch.setattr(wechat, "_transport_failure", lambda error: wechat._NoResponseError(str(error)))
     with listening() as said:
         rig = Rig(said)
         rig.world.wechat.fail("/cgi-bin/gettoken", *[Fault.slow()] * 3)

@@ -92,7 +92,7 @@ def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:
 
 
 def _secret_told(errcode: int, errmsg: object, call: Any) -> Any:
-    return _refusal(errcode, f"{errmsg} {dict(call.query)} {call.body}", wechat._Call("GET", "", {}))
+    return _refusal(errcode, f"{errmsg} {call.secret}", replace(call, secret="none"))
 
 
 def _still_served(self: Enrolment, name: str) -> Any:

@@ -12,7 +12,7 @@ from infra.console.history import History
 from infra.console.web import PAGE
 from token_keeper.errors import KeeperError
 from token_keeper.model import FailureClass, Kind, ReportOutcome, foreign_remedy, rfc3339
-from token_keeper.refresh import wechat
+from token_keeper.refresh import errcodes
 from token_keeper.renewal import State
 
 FUNCTIONS = Path(__file__).parents[2] / "functions" / "token_keeper"
@@ -185,15 +185,15 @@ def literals(node: ast.AST) -> Iterator[str]:
 
 def texts_of_failures() -> set[str]:
     """Every remedy, and every text of an error with which a credential may fail."""
-    tables = (wechat._REMEDIES, wechat._CORP_REMEDIES, wechat._CLASS_REMEDIES)
-    found = {text for table in tables for text in table.values()} | set(map(foreign_remedy, Kind))
-    found |= {wechat._ip_remedy(errcode, errmsg) for errcode in wechat.IP_NOT_ALLOWED for errmsg in ("", "192.0.2.1")}
+    found = {*errcodes._REMEDIES.values(), *errcodes._CORP_REMEDIES.values(), *errcodes._CLASS_REMEDIES.values()}
+    found |= {errcodes.meaning(errcode, "192.0.2.1", "secret")[1] for errcode in errcodes.IP_NOT_ALLOWED}
+    found |= set(map(foreign_remedy, Kind))
     files = (FUNCTIONS / "errors.py", *FUNCTIONS.glob("refresh/*.py"), *FUNCTIONS.glob("table/*.py"))
     for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
         match node:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if (
                 name.endswith("Error") and name != "OSError"
-            ) or name == "_no_response":
+            ):
                 found.update(text for argument in node.args for text in literals(argument))
             case ast.Assign(targets=[ast.Name(id=name)]) if name.lower().endswith(("remedy", "errmsg")):
                 found.update(literals(node.value))

@@ -645,7 +645,7 @@ def test_a_request_that_is_held_up_is_never_sent(
     # Given a connection that stands, on which nothing is sent until the caller has given up
     with peer(talk) as address:
         before = set(threading.enumerate())
-        error = refused(WeChat(address.replace("http:", f"{scheme}:"), WECOM))
+        error = refused(WeChat(address.replace("http:", f"{scheme}:"), WECOM, lambda: NOW))
         abandoned = set(threading.enumerate()) - before
         given_up.set()
     for thread in abandoned:
@@ -673,7 +673,11 @@ def test_only_a_server_that_proves_its_name_is_asked(
     with peer(talk) as address:
         address = address.replace("http:", "https:")
         error = refused(
-            WeChat(address.replace("127.0.0.1", "host.test" if fault == "another name" else "127.0.0.1"), WECOM)
+            WeChat(
+                address.replace("127.0.0.1", "host.test" if fault == "another name" else "127.0.0.1"),
+                WECOM,
+                lambda: NOW,
+            )
         )
     # Then it gets no request
     assert error.outcome_known
@@ -746,7 +750,8 @@ def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyP
     # Given a host whose first address has no server
     respond(internet, granted("value"))
     resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
-    assert WeChat(f"http://host.test:{urlsplit(internet.address).port}", WECOM).fetch_token(PUBLIC).value == "value"
+    wechat = WeChat(f"http://host.test:{urlsplit(internet.address).port}", WECOM, lambda: NOW)
+    assert wechat.fetch_token(PUBLIC).value == "value"
 
 
 @contextmanager
@@ -858,6 +863,19 @@ def test_a_probe_is_repeated_once_where_a_kept_connection_breaks(wechat: WeChat,
     internet.responses = reply
     with wechat.probe_session() as session:
         assert [wechat.accepts(Kind.TOKEN, TOKEN, session) for _ in range(3)] == [True] * 3
+
+
+def test_a_response_that_is_too_long_ends_its_connection(wechat: WeChat, internet: Internet) -> None:
+    with wechat.probe_session() as session:
+        # Given a response of which only the beginning was read
+        respond(internet, ALIVE + " " * 10_000_000)
+        with pytest.raises(WeChatError):
+            wechat.accepts(Kind.TOKEN, TOKEN, session)
+        # When the next call is made
+        respond(internet, ALIVE)
+        assert wechat.accepts(Kind.TOKEN, TOKEN, session)
+    # Then it does not read the rest for its own response
+    assert len(internet.calls) == len({call.connection for call in internet.calls}) == 2
 
 
 @pytest.mark.parametrize("with_session", [True, False])

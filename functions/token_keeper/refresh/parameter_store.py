@@ -21,7 +21,10 @@ GET_PARAMETERS_BATCH = 10
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECRET = re.compile(r"[!-~]{1,256}")
-_ENDPOINTS = (Kind.TOKEN, Kind.STABLE_TOKEN)
+
+_CORP = ("corpid", {"corpid", "secret", "tickets"}, (Kind.CORP_TOKEN,), CORP_TICKETS)
+_PUBLIC = ("appid", {"appid", "secret", "endpoint", "tickets"}, (Kind.TOKEN, Kind.STABLE_TOKEN), PUBLIC_TICKETS)
+"""What names an account, all fields of its record, and what may stand in `endpoint` (by default the first) and `tickets`."""
 
 _THROTTLED = {"ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"}
 """Codes of Parameter Store and KMS that a second call would only meet again."""
@@ -36,29 +39,23 @@ def parse_record(name: str, value: str) -> Account:
     record = json_object(value)
     if record is None:
         raise InvalidRecordError("the value is not a JSON object")
-    identity, allowed = ("corpid", {"corpid", "secret", "tickets"}) if "corpid" in record else ("appid", _APPID_FIELDS)
-    for required in (identity, "secret"):
-        if required not in record:
-            raise InvalidRecordError(f"the field {required} is missing")
-    if unknown := sorted(set(record) - allowed):
+    identity, allowed, endpoints, known_tickets = _CORP if "corpid" in record else _PUBLIC
+    if missing := [field for field in (identity, "secret") if field not in record]:
+        raise InvalidRecordError(f"the field {missing[0]} is missing")
+    if unknown := record.keys() - allowed:
         # A field name can be a secret that was pasted in the wrong place, so it is counted and not shown.
         raise InvalidRecordError(f"{len(unknown)} unknown field(s); known are {', '.join(sorted(allowed))}")
     if not _matches(_ID, record[identity]):
         raise InvalidRecordError(f"{identity} must be 1 to 64 letters, digits, - or _")
     if not _matches(_SECRET, record["secret"]):
         raise InvalidRecordError("secret must be 1 to 256 printable characters without blanks")
-    endpoint = record.get("endpoint", Kind.TOKEN)
-    if endpoint not in _ENDPOINTS:
-        raise InvalidRecordError(f"endpoint must be one of {', '.join(_ENDPOINTS)}")
-    known_tickets = CORP_TICKETS if identity == "corpid" else PUBLIC_TICKETS
+    endpoint = record.get("endpoint", endpoints[0])
+    if endpoint not in endpoints:
+        raise InvalidRecordError(f"endpoint must be one of {', '.join(endpoints)}")
     tickets = record.get("tickets", [])
     if not isinstance(tickets, list) or any(ticket not in known_tickets for ticket in tickets):
         raise InvalidRecordError(f"tickets must be a list of {', '.join(known_tickets)}")
-    kind = Kind.CORP_TOKEN if identity == "corpid" else Kind(endpoint)
-    return Account(name, record[identity], record["secret"], kind, tuple(dict.fromkeys(tickets)))
-
-
-_APPID_FIELDS = {"appid", "secret", "endpoint", "tickets"}
+    return Account(name, record[identity], record["secret"], Kind(endpoint), tuple(dict.fromkeys(tickets)))
 
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:
@@ -90,22 +87,18 @@ class ParameterStore:
 
         Raises `ParametersUnavailableError`.
         """
-        versions = {}
         with _translated_errors():
             pages = self._ssm.get_paginator("get_parameters_by_path").paginate(Path=self._path, WithDecryption=False)
-            for parameter in (parameter for page in pages for parameter in page["Parameters"]):
-                if (name := self.name_of(parameter["Name"])) is not None:
-                    versions[name] = record_version(parameter)
-        return versions
+            found = [parameter for page in pages for parameter in page["Parameters"]]
+        return {name: record_version(parameter) for parameter in found if (name := self.name_of(parameter["Name"]))}
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, AccountRecord]]:
         """Yield each name with its record, ten at a time as Parameter Store hands them out; raises nothing."""
         for batch in batched(names, GET_PARAMETERS_BATCH, strict=False):
             try:
-                records = self._get(batch)
+                yield from self._get(batch).items()
             except ParametersUnavailableError as error:
-                records = self._get_each(batch) if error.refused else dict.fromkeys(batch, AccountRecord(None, error))
-            yield from records.items()
+                yield from self._get_each(batch, error)
 
     def read_one(self, name: str) -> AccountRecord:
         """The account's record. Raises `ParametersUnavailableError`."""
@@ -115,30 +108,27 @@ class ParameterStore:
         parameters = [f"{self._path}/{name}" for name in names if ACCOUNT_NAME.fullmatch(name)]
         with _translated_errors():
             found = self._ssm.get_parameters(Names=parameters, WithDecryption=True)["Parameters"] if parameters else []
-        by_name = {parameter["Name"]: parameter for parameter in found}
-        return {name: _record(name, by_name.get(f"{self._path}/{name}")) for name in names}
+        return dict.fromkeys(names, AccountRecord(None, None)) | dict(map(_named_record, found))
 
-    def _get_each(self, names: Sequence[str]) -> dict[str, AccountRecord]:
-        """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down."""
-        records: dict[str, AccountRecord] = {}
+    def _get_each(self, names: Sequence[str], error: ParametersUnavailableError) -> Iterator[tuple[str, AccountRecord]]:
+        """One parameter that cannot be decrypted has all ten refused: so each is read by itself, until Parameter Store is down.
+
+        `error`: what the last call met, at first the one for all of them.
+        """
         for name in names:
             try:
-                records |= self._get([name])
-            except ParametersUnavailableError as error:
-                unread = [name] if error.refused else names[len(records) :]
-                records |= dict.fromkeys(unread, AccountRecord(None, error))
-                if not error.refused:
-                    break
-        return records
+                record = self.read_one(name) if error.refused else AccountRecord(None, error)
+            except ParametersUnavailableError as own_error:
+                error, record = own_error, AccountRecord(None, own_error)
+            yield name, record
 
 
-def _record(name: str, parameter: Any) -> AccountRecord:
-    if parameter is None:
-        return AccountRecord(None, None)
+def _named_record(parameter: Any) -> tuple[str, AccountRecord]:
+    name, version = parameter["Name"].rpartition("/")[2], record_version(parameter)
     try:
-        return AccountRecord(record_version(parameter), parse_record(name, parameter["Value"]))
+        return name, AccountRecord(version, parse_record(name, parameter["Value"]))
     except InvalidRecordError as error:
-        return AccountRecord(record_version(parameter), error)
+        return name, AccountRecord(version, error)
 
 
 def record_version(parameter: Any) -> str:
@@ -154,9 +144,8 @@ def _translated_errors() -> Iterator[None]:
     except ClientError as error:
         code = error.response["Error"]["Code"]
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        refused = status < 500 and code not in _THROTTLED
         # AWS may quote what was sent; a traceback that shows causes would show that.
-        raise ParametersUnavailableError(
-            f"Parameter Store: {code}", refused=status < 500 and code not in _THROTTLED
-        ) from None
+        raise ParametersUnavailableError(f"Parameter Store: {code}", refused=refused) from None
     except BotoCoreError as error:
         raise ParametersUnavailableError(f"Parameter Store: {type(error).__name__}") from None

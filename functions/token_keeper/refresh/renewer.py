@@ -154,7 +154,7 @@ class Renewer:
     def _usable_token(self, account: str) -> Credential:
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if token is None or self._now() >= renewal.usable_until(token):
-            raise _NoTokenError(FailureClass.TRANSIENT, "the account has no usable access token to ask with")
+            raise _NoTokenError("the account has no usable access token to ask with")
         return token
 
     def _is_token_renewal_under_way(self, account: str) -> bool:
@@ -211,7 +211,7 @@ def _skipped(credential: Credential, reason: str) -> Outcome:
 
 
 def _repeated_token() -> WeChatError:
-    return WeChatError(FailureClass.TRANSIENT, "WeChat repeated the token that it refuses")
+    return WeChatError("WeChat repeated the token that it refuses")
 
 
 def _is_refused(leased: Credential, grant: Grant) -> bool:

@@ -4,14 +4,13 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Self
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
 
 from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -19,6 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from token_keeper import tls
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
+from token_keeper.refresh import errcodes
 from token_keeper.untrusted import json_object
 
 CONNECT_TIMEOUT = 3
@@ -38,107 +38,40 @@ RESPONSE_LIMIT = 64 * 1024
 LONGEST_LIFE = 86400
 """Seconds. WeChat documents "within 7200, may change"; a life of more than a day is not believed."""
 
-IP_NOT_ALLOWED = {40164, 61004, 45035, 60020}
-"""WeChat's and WeCom's codes for a caller whose address is not on the list; their message names the address."""
-
-_CLASSES = {
-    FailureClass.TRANSIENT: {-1, 45011, 45033},
-    FailureClass.QUOTA: {45009, 48006},
-    FailureClass.CREDENTIAL: {40001, 40014, 42001},
-    FailureClass.CONFIGURATION: IP_NOT_ALLOWED
-    | {40013, 40091, 40125, 40243, 48001, 48002, 48004, 50002, 50004, 50007, 61024},
-    FailureClass.CONFIRMATION: {89501, 89503, 89506, 89507},
-    FailureClass.DEFECT: {40002, 41001, 41002, 41004, 43002, 43003},
-}
-_CLASS_OF = {errcode: failure_class for failure_class, errcodes in _CLASSES.items() for errcode in errcodes}
-_SENSITIVE = ("secret", "corpsecret", "access_token")
-
-_KEY_PLACES = (
-    "公众号: 微信开发者平台 > 我的业务 > 基础信息 > 开发密钥; 小程序: 微信公众平台 > 管理 > 开发管理 > 开发设置"
-)
-_REMEDIES = {
-    **dict.fromkeys(
-        (40001, 40125),
-        f"The AppSecret is not the one WeChat knows for this account. Copy it again ({_KEY_PLACES}) and run "
-        "`token-keeper accounts set-secret`; it is tried at once.",
-    ),
-    40013: f"WeChat does not know this appid. Compare it ({_KEY_PLACES}) and correct the account's record.",
-    40091: "This secret belongs to another corp. Compare corpid and secret (企业微信管理后台 > 应用管理) and correct the record.",
-    40243: "The AppSecret is frozen. Unfreeze it on the platform (it takes 10 minutes to take effect).",
-    **dict.fromkeys(
-        (48001, 48002, 48004),
-        "This account may not call this API. Check its certification and permissions on the platform.",
-    ),
-    **dict.fromkeys(
-        (50002, 50004, 50007),
-        "WeChat has restricted this account. Sign in to the platform, read the notice there and resolve it.",
-    ),
-    61024: "This appid is managed by a third-party platform, which must be the one to fetch its token.",
-    **dict.fromkeys(
-        (89501, 89503),
-        "WeChat asks an administrator to confirm this IP address: confirm the message in the administrator's WeChat.",
-    ),
-    89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
-    89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
-}
-_CORP_REMEDIES = _REMEDIES | {
-    40001: "The secret is not that of an app of this corp. Copy it again (企业微信管理后台 > 应用管理 > the app > Secret) and run "
-    "`token-keeper accounts set-secret`; it is tried at once.",
-    40013: "WeCom does not know this corpid. Compare it with 企业微信管理后台 > 我的企业 > 企业信息 and correct the account's record.",
-}
-_CLASS_REMEDIES = {
-    FailureClass.TRANSIENT: "No action needed: it is retried automatically.",
-    FailureClass.QUOTA: "The day's calls are used up. Find out who else fetches with this AppSecret; an administrator can "
-    "clear the quota (10 times a month), or it is restored at midnight, Beijing time.",
-    FailureClass.CREDENTIAL: "The token this call needs is no longer accepted; it is replaced automatically.",
-    FailureClass.DEFECT: "WeChat did not understand the request: an internal error in token-keeper. Please report it.",
-    FailureClass.UNKNOWN: "WeChat's documentation of return codes explains this code; quote the rid when asking WeChat.",
-    FailureClass.CONFIGURATION: "Correct the account's settings on WeChat's platform.",
-    FailureClass.CONFIRMATION: "An administrator must confirm this IP address.",
-}
-
 
 class WeChatError(KeeperError):
     """WeChat gave no value. `outcome_known`: it has said so itself, or the request never reached it; otherwise a value
     may have been minted that we did not get."""
 
-    def __init__(
-        self,
-        failure_class: FailureClass,
-        errmsg: str,
-        *,
-        errcode: int | None = None,
-        remedy: str | None = None,
-        outcome_known: bool = True,
-    ) -> None:
-        super().__init__(f"{errmsg} (errcode {errcode})" if errcode is not None else errmsg)
-        self.failure_class = failure_class
-        self.errcode = errcode
-        self.errmsg = errmsg
-        self.remedy = remedy or _CLASS_REMEDIES[failure_class]
-        self.outcome_known = outcome_known
+    outcome_known = True
 
 
-class _BrokenConnectionError(WeChatError):
+class _NoResponseError(WeChatError):
+    """A request went out, and no usable response to it came back."""
+
+    outcome_known = False
+
+
+class _BrokenConnectionError(_NoResponseError):
     """The connection broke, as one does that was kept for too long. A timeout is none: it would only come again."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    method: str
+    """A request, with its body as JSON where it has one. `secret`: what must not be shown of it, sent as the field `sent_as`."""
+
     url: str
-    query: Mapping[str, str]
-    body: Mapping[str, object] | None = None
-    value: str = "access_token"
+    secret: str
+    sent_as: str
+    body: bytes | None = None
 
 
 class WeChat:
-    """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`); `clock` gives epoch seconds."""
+    """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`); `now` gives whole epoch seconds (UTC)."""
 
-    def __init__(self, wechat_url: str, wecom_url: str, clock: Callable[[], float] = time.time) -> None:
-        self._wechat_url = wechat_url.rstrip("/")
-        self._wecom_url = wecom_url.rstrip("/")
-        self._clock = clock
+    def __init__(self, wechat_url: str, wecom_url: str, now: Callable[[], int]) -> None:
+        self._hosts = dict.fromkeys(Kind, wechat_url.rstrip("/")) | {Kind.CORP_TOKEN: wecom_url.rstrip("/")}
+        self._now = now
 
     def fetch_token(self, account: Account, *, isolated: bool = False, force: bool = False) -> Grant:
         """Ask for the account's access token.
@@ -148,18 +81,23 @@ class WeChat:
         `force` makes `stable_token` mint a new token and end the old one at once.
         Raises `WeChatError`.
         """
-        return self._fetch(self._token_call(account, Kind.STABLE_TOKEN if isolated else account.kind, force))
+        if account.kind is Kind.CORP_TOKEN:
+            query = {"corpid": account.app_id, "corpsecret": account.secret}
+            return self._fetch(_Call(self._url(account.kind, "gettoken", query), account.secret, "corpsecret"))
+        query = {"grant_type": "client_credential", "appid": account.app_id, "secret": account.secret}
+        if account.kind is Kind.TOKEN and not isolated:
+            return self._fetch(_Call(self._url(account.kind, "token", query), account.secret, "secret"))
+        body = json.dumps({**query, "force_refresh": force}).encode()
+        return self._fetch(_Call(self._url(account.kind, "stable_token", {}), account.secret, "secret", body))
 
     def fetch_ticket(self, account: Account, ticket: str, access_token: str) -> Grant:
         """Ask for a ticket of the given type with a live access token. Raises `WeChatError`."""
-        query = {"access_token": access_token}
-        if account.kind is not Kind.CORP_TOKEN:
-            url, query["type"] = f"{self._wechat_url}/cgi-bin/ticket/getticket", ticket
-        elif ticket == "jsapi":
-            url = f"{self._wecom_url}/cgi-bin/get_jsapi_ticket"
-        else:
-            url, query["type"] = f"{self._wecom_url}/cgi-bin/ticket/get", ticket
-        return self._fetch(_Call("GET", url, query, value="ticket"))
+        path, query = "ticket/getticket", {"access_token": access_token, "type": ticket}
+        if account.kind is Kind.CORP_TOKEN and ticket == "jsapi":
+            path, query = "get_jsapi_ticket", {"access_token": access_token}
+        elif account.kind is Kind.CORP_TOKEN:
+            path = "ticket/get"
+        return self._fetch(_Call(self._url(account.kind, path, query), access_token, "access_token"), "ticket")
 
     def probe_session(self) -> "Session":
         """Connections that are kept for the many calls of one run of `accepts`; a context manager, safe for threads."""
@@ -171,60 +109,40 @@ class WeChat:
         With a `session` of `probe_session` a call that breaks on a kept connection is repeated once.
         WeCom's refusal carries an empty `ip_list` too: the errcode decides.
         """
-        base = self._wecom_url if kind is Kind.CORP_TOKEN else self._wechat_url
-        call = _Call("GET", f"{base}/cgi-bin/get_api_domain_ip", {"access_token": access_token}, value="ip_list")
+        url = self._url(kind, "get_api_domain_ip", {"access_token": access_token})
         try:
-            errcode, reply = _ask(call, session)
-        except _BrokenConnectionError:
-            if session is None:
-                raise
-            errcode, reply = _ask(call, session)
-        if errcode in _CLASSES[FailureClass.CREDENTIAL]:
-            return False
-        if errcode != 0:
-            raise _refusal(errcode, reply.get("errmsg"), call)
+            reply = _ask(_Call(url, access_token, "access_token"), session)
+        except WeChatError as error:
+            if error.failure_class is FailureClass.CREDENTIAL:
+                return False
+            raise
         if not isinstance(reply.get("ip_list"), list):
-            raise _no_response("WeChat's response holds no ip_list")
+            raise _NoResponseError("WeChat's response holds no ip_list")
         return True
 
-    def _token_call(self, account: Account, kind: Kind, force: bool) -> _Call:
-        if kind is Kind.CORP_TOKEN:
-            query = {"corpid": account.app_id, "corpsecret": account.secret}
-            return _Call("GET", f"{self._wecom_url}/cgi-bin/gettoken", query)
-        fields = {"grant_type": "client_credential", "appid": account.app_id, "secret": account.secret}
-        if kind is Kind.TOKEN:
-            return _Call("GET", f"{self._wechat_url}/cgi-bin/token", fields)
-        return _Call("POST", f"{self._wechat_url}/cgi-bin/stable_token", {}, {**fields, "force_refresh": force})
+    def _url(self, kind: Kind, path: str, query: Mapping[str, str]) -> str:
+        return f"{self._hosts[kind]}/cgi-bin/{path}" + (f"?{urlencode(query)}" if query else "")
 
-    def _fetch(self, call: _Call) -> Grant:
-        asked_at = int(self._clock())
-        errcode, reply = _ask(call)
-        if errcode != 0:
-            raise _refusal(errcode, reply.get("errmsg"), call)
-        value, expires_in = reply.get(call.value), _whole_number(reply.get("expires_in"))
-        if not (isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value):
-            raise _no_response(f"WeChat's response holds no usable {call.value}")
+    def _fetch(self, call: _Call, field: str = "access_token") -> Grant:
+        asked_at = self._now()
+        reply = _ask(call)
+        value, expires_in = reply.get(field), _whole_number(reply.get("expires_in"))
+        if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+            raise _NoResponseError(f"WeChat's response holds no usable {field}")
         if expires_in is None or not 0 < expires_in <= LONGEST_LIFE:
-            raise _no_response("WeChat's response holds no usable expires_in")
+            raise _NoResponseError("WeChat's response holds no usable expires_in")
         return Grant(value, expires_in, asked_at)
-
-
-def _no_response(errmsg: str, *, outcome_known: bool = False) -> WeChatError:
-    return WeChatError(FailureClass.TRANSIENT, errmsg, outcome_known=outcome_known)
 
 
 class _NotConnectedError(Exception):
     """There is no connection, so the request has not gone out. The text names the reason and nothing else."""
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """Connections to WeChat and WeCom, one to each for every thread that calls, kept until the session is closed."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, str, str], HTTPConnection] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for connection in self._kept.values():
@@ -247,16 +165,15 @@ class Session:
 
         def respond() -> tuple[int, bytes]:
             headers = {"Content-Type": "application/json"} if body else {}
-            target = urlunsplit(("", "", parts.path, parts.query, ""))
+            target = parts._replace(scheme="", netloc="").geturl()
             connection.request(method, target, body, headers, preload_content=False)
             with connection.getresponse() as response:
                 return response.status, response.read(RESPONSE_LIMIT + 1, decode_content=True)
 
         status, received = _within(READ_TIMEOUT, connection, respond)
-        if len(received) <= RESPONSE_LIMIT:
-            self._kept[key] = connection
-        else:
+        if len(received) > RESPONSE_LIMIT:
             connection.close()
+        self._kept[key] = connection
         return status, received
 
 
@@ -292,71 +209,62 @@ def _within[T](seconds: float, connection: HTTPConnection, work: Callable[[], T]
         raise
 
 
-def _send(call: _Call, kept: Session | None = None) -> bytes:
+def _ask(call: _Call, session: Session | None = None) -> dict[str, Any]:
+    """WeChat's response, where it is no refusal. With a `session` a call is repeated once whose connection breaks."""
+    status, body = _send(call, session, is_repeatable=session is not None)
+    if status != 200:
+        raise _NoResponseError(f"HTTP {status} instead of WeChat's response")
+    if len(body) > RESPONSE_LIMIT:
+        raise _NoResponseError("the response is too long")
+    reply = json_object(body.decode(errors="replace"))
+    if reply is None:
+        raise _NoResponseError("WeChat's response is not a JSON object")
+    errcode = 0 if reply.get("errcode") is None else _whole_number(reply["errcode"])
+    if errcode is None:
+        raise _NoResponseError("WeChat's response holds an errcode that is no number")
+    if errcode != 0:
+        raise _refusal(errcode, reply.get("errmsg"), call)
+    return reply
+
+
+def _send(call: _Call, kept: Session | None, *, is_repeatable: bool) -> tuple[int, bytes]:
     # What is raised in here holds the URL with the secret in it, also as the context of an exception that is raised while
     # it is handled. So it is only noted, and ours is raised after it is gone.
     try:
         # A connection that outlived a frozen Lambda breaks in mid-request; so each call has a fresh one.
         with nullcontext(kept) if kept else Session() as session:
-            sent = None if call.body is None else json.dumps(call.body).encode()
-            status, body = session.exchange(call.method, f"{call.url}?{urlencode(call.query)}", sent)
+            return session.exchange("POST" if call.body else "GET", call.url, call.body)
     except Exception as error:  # noqa: BLE001 - of urllib3, http.client, ssl, socket, threading
         failure = _transport_failure(error)
-    else:
-        if status == 200 and len(body) <= RESPONSE_LIMIT:
-            return body
-        failure = _no_response(
-            f"HTTP {status} instead of WeChat's response" if status != 200 else "the response is too long"
-        )
+    if is_repeatable and isinstance(failure, _BrokenConnectionError):
+        return _send(call, kept, is_repeatable=False)
     raise failure
 
 
 def _transport_failure(error: Exception) -> WeChatError:
     if isinstance(error, _NotConnectedError):
-        return _no_response(f"WeChat could not be reached ({error})", outcome_known=True)
-    kind = WeChatError if isinstance(error, TimeoutError | exceptions.TimeoutError) else _BrokenConnectionError
+        return WeChatError(f"WeChat could not be reached ({error})")
     errmsg = f"the connection broke before WeChat's response was complete ({type(error).__name__})"
-    return kind(FailureClass.TRANSIENT, errmsg, outcome_known=False)
-
-
-def _ask(call: _Call, session: Session | None = None) -> tuple[int, dict[str, Any]]:
-    """WeChat's response, after its errcode: 0 where there is none."""
-    reply = json_object(_send(call, session).decode(errors="replace"))
-    if reply is None:
-        raise _no_response("WeChat's response is not a JSON object")
-    errcode = 0 if reply.get("errcode") is None else _whole_number(reply["errcode"])
-    if errcode is None:
-        raise _no_response("WeChat's response holds an errcode that is no number")
-    return errcode, reply
+    is_late = isinstance(error, TimeoutError | exceptions.TimeoutError)
+    return _NoResponseError(errmsg) if is_late else _BrokenConnectionError(errmsg)
 
 
 def _whole_number(value: object) -> int | None:
     """7200 as it is, and as `7200.0` or `"7200"`: a token that came with these was minted all the same."""
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
-        return int(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**9 and value == int(value):
-        return int(value)
-    return None
+    text = value if isinstance(value, str) else str(value).removesuffix(".0")
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
 
 
 def _refusal(errcode: int, errmsg: object, call: _Call) -> WeChatError:
     # What is not printable could steer the terminal of an operator who reads it; and half a surrogate pair, which JSON can
     # hold, fits in no log line. It goes first, so that no secret stands there in one piece because of it.
     message = "".join(filter(str.isprintable, str(errmsg)))
-    for field, sent in (*call.query.items(), *(call.body or {}).items()):
-        if field in _SENSITIVE:
-            message = re.sub(_any_form(str(sent)), "…", message, flags=re.IGNORECASE)
-    message = message[:500]
-    failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
-    if failure_class is FailureClass.CREDENTIAL and call.value == "access_token":
-        failure_class = FailureClass.CONFIGURATION
-    if errcode in IP_NOT_ALLOWED:
-        remedy = _ip_remedy(errcode, message)
-    elif failure_class is FailureClass.CREDENTIAL:  # 40001 calls for something else where a token is asked for
-        remedy = None
-    else:
-        remedy = (_CORP_REMEDIES if "corpid" in call.query else _REMEDIES).get(errcode)
-    return WeChatError(failure_class, message, errcode=errcode, remedy=remedy)
+    message = re.sub(_any_form(call.secret), "…", message, flags=re.IGNORECASE)[:500]
+    with_errcode = f"{message} (errcode {errcode})"
+    error = WeChatError(with_errcode)
+    error.errcode, error.errmsg = errcode, message
+    error.failure_class, error.remedy = errcodes.meaning(errcode, message, call.sent_as)
+    return error
 
 
 def _any_form(sent: str) -> str:
@@ -365,18 +273,3 @@ def _any_form(sent: str) -> str:
     twice = json.dumps(in_json)[1:-1], *(quote(item, safe="") for item in quoted)
     forms = sorted((sent, in_json, escape(sent), *quoted, *twice), key=len, reverse=True)
     return "|".join(map(re.escape, forms))
-
-
-def _ip_remedy(errcode: int, errmsg: str) -> str:
-    found = re.search(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", errmsg)
-    address = found[0] if found else "the address in WeChat's message"
-    place = (
-        "企业可信IP of the app (企业微信管理后台 > 应用管理)"
-        if errcode == 60020
-        else "the IP whitelist (公众号: 微信开发者平台 > 我的业务 > 基础信息 > API IP 白名单; 小程序: 开发设置 > IP 白名单)"
-    )
-    return (
-        f"Add {address} to {place}. "
-        "A Lambda's address changes: for a fixed one deploy with EgressMode=managed (a NAT gateway, about 36.50 USD a month) "
-        "or EgressMode=instance (a small server, about 7 USD a month), and add the output EgressIp."
-    )
