@@ -249,19 +249,16 @@ def test_an_adapter_that_lets_an_exception_out_is_found(monkeypatch: pytest.Monk
 
 
 def test_an_exception_that_is_not_handled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def let_out(error: Exception) -> None:
-        raise error
+    def let_out(_: Any, account: Any, **__: Any) -> None:
+        raise ValueError(f"{TOKEN}?secret={account.secret}")
 
-    # Given an adapter that lets urllib3's exceptions out, and a changed record, for which the live token is checked
+    # Given an adapter that lets an exception out, and a changed record, whose secret is checked
     with listening() as said:
         rig = Rig(said)
         rig.enrol()
-        monkeypatch.setattr(wechat, "_transport_failure", let_out)
-        rig.world.clock.sleep(60)
-        rig.tokens()
-        rig.world.wechat.fail("/cgi-bin/get_api_domain_ip", Fault.drop_after())
+        monkeypatch.setattr(wechat.WeChat, "fetch_token", let_out)
         rig.parameter("main", appid=APPID, secret=SECRET, tickets=["jsapi"])
-    assert any(each.startswith("exceptions: simulated_toke") for each in rig.leaks())
+    assert any(each.startswith("exceptions: ") for each in rig.leaks())
 
 
 # --- the paths
