@@ -28,7 +28,11 @@ def create_handler(
     client = client or partial(clients.client, environment=environment)
     table = Table(client("dynamodb"), environment["TABLE_NAME"])
     refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
-    api = Api(table, Reader(table, refresher, clock, sleep), clock)
+
+    def now() -> int:
+        return int(clock())
+
+    api = Api(table, Reader(table, refresher, now, sleep), now)
     return lambda event, context: api.handle(event)
 
 
