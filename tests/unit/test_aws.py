@@ -49,9 +49,7 @@ EXAMPLE_TOKEN = (
 )
 def test_the_examples_of_awss_test_suite(token: str | None, signature: str) -> None:
     credentials = Credentials(EXAMPLE.access_key, EXAMPLE.secret_key, token)
-    signed = sign(
-        {"Host": "example.amazonaws.com"}, "/", b"", credentials, region="us-east-1", service="service", at=1440938160
-    )
+    signed = sign({"Host": "example.amazonaws.com"}, "/", b"", credentials, "us-east-1/service", at=1440938160)
     assert signed["X-Amz-Date"] == "20150830T123600Z"
     assert signed["Authorization"].endswith(f"Signature={signature}")
 
@@ -79,7 +77,7 @@ def test_a_request_is_signed_as_botocore_signs_it(
     headers = {"Host": host, "Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": target}
     credentials = Credentials(key, secret, token)
     # When both sign the same request
-    ours = sign(headers, path, body, credentials, region=region, service=service, at=at)
+    ours = sign(headers, path, body, credentials, f"{region}/{service}", at)
     request = AWSRequest("POST", f"https://{host}{path}", {**headers}, body)
     signer = SigV4Auth(BotocoreCredentials(key, secret, token), service, region)
     with patch("botocore.auth.get_current_datetime", lambda: _utc(at)):

@@ -9,14 +9,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any
 from urllib.parse import quote
 
 from token_keeper.api.aws.http import Endpoint, Response
 from token_keeper.api.aws.sigv4 import Credentials, sign
 from token_keeper.aws_errors import AwsError, AwsUnavailableError
+from token_keeper.untrusted import json_object
 
 READ_TIMEOUT = 2
 """Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
@@ -37,41 +37,25 @@ def client(service: str, environment: Mapping[str, str], clock: Callable[[], flo
 
     Its methods raise `AwsError` and `AwsUnavailableError`. `clock`: epoch seconds, as AWS reckons them.
     """
-    return _SERVICES[service](environment, clock)
+    return {"dynamodb": _DynamoDB, "lambda": _Lambda}[service](environment, clock)
 
 
 class _Service:
-    name = ""
-    attempts = 2
-    read_timeout = READ_TIMEOUT
+    name: str
+    read_timeout: int
 
     def __init__(self, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
-        self._region = environment.get("AWS_REGION") or environment["AWS_DEFAULT_REGION"]
-        self._endpoint = Endpoint(_url(self.name, self._region, environment), self.read_timeout, clock)
+        region = environment.get("AWS_REGION") or environment["AWS_DEFAULT_REGION"]
+        self._scope = f"{region}/{self.name}"
+        self._endpoint = Endpoint(_url(self.name, region, environment), self.read_timeout, clock)
         self._environment = environment
         self._clock = clock
 
-    def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        for _ in range(self.attempts - 1):
-            try:
-                return self._attempt(path, headers, body)
-            except (AwsError, AwsUnavailableError) as error:
-                if not error.retryable:
-                    raise
-            time.sleep(PAUSE)
-        return self._attempt(path, headers, body)
-
-    def _attempt(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        signed = sign(
-            {"Host": self._endpoint.host, **headers},
-            path,
-            body,
-            _credentials(self._environment),
-            region=self._region,
-            service=self.name,
-            at=self._clock(),
-        )
-        response = self._endpoint.post(path, signed, body)
+    def _post(self, path: str, headers: Mapping[str, str], body: str) -> Response:
+        headers = {"Host": self._endpoint.host, **headers}
+        credentials, sent = _credentials(self._environment), body.encode()
+        signed = sign(headers, path, sent, credentials, self._scope, self._clock())
+        response = self._endpoint.post(path, signed, sent)
         if response.status < 300:
             return response
         code = _error_code(response)
@@ -79,13 +63,22 @@ class _Service:
 
 
 class _DynamoDB(_Service):
-    """DynamoDB's readings."""
+    """DynamoDB's readings. What may pass is tried once more."""
 
     name = "dynamodb"
+    read_timeout = READ_TIMEOUT
 
     def _call(self, operation: str, **asked: Any) -> Any:
         headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"DynamoDB_20120810.{operation}"}
-        return json.loads(self._post("/", headers, json.dumps(asked).encode()).body)
+        post = partial(self._post, "/", headers, json.dumps(asked))
+        try:
+            response = post()
+        except (AwsError, AwsUnavailableError) as error:
+            if not error.retryable:
+                raise
+            time.sleep(PAUSE)
+            response = post()
+        return json.loads(response.body)
 
     get_item = partialmethod(_call, "GetItem")
     batch_get_item = partialmethod(_call, "BatchGetItem")
@@ -96,18 +89,14 @@ class _Lambda(_Service):
     """Lambda's Invoke. A function that gave no response in time may still run, so it is not asked again."""
 
     name = "lambda"
-    attempts = 1
     read_timeout = INVOKE_TIMEOUT
 
     def invoke(self, FunctionName: str, Payload: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         path = f"/2015-03-31/functions/{quote(FunctionName, safe='')}/invocations"
-        response = self._post(path, {"Content-Type": "application/json"}, Payload.encode())
+        response = self._post(path, {"Content-Type": "application/json"}, Payload)
         failed = response.headers.get("X-Amz-Function-Error")
         error = {"FunctionError": failed} if failed else {}
         return {"StatusCode": response.status, "Payload": io.BytesIO(response.body), **error}
-
-
-_SERVICES: dict[str, type[_Service]] = {"dynamodb": _DynamoDB, "lambda": _Lambda}
 
 
 def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
@@ -118,12 +107,11 @@ def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
 
 def _error_code(response: Response) -> str:
     """AWS's error code; what does not look like one is left out."""
-    code: Any = response.headers.get("x-amzn-ErrorType")
-    with suppress(ValueError, LookupError, TypeError, RecursionError):
-        code = code or json.loads(response.body)["__type"]
+    body = json_object(response.body.decode(errors="replace")) or {}
     # As AWS's protocols have it: "namespace#Code:address".
-    found = _CODE.fullmatch(str(code or "").rpartition("#")[2].partition(":")[0])
-    return found.group() if found else f"HTTP {response.status}"
+    named = str(response.headers.get("x-amzn-ErrorType") or body.get("__type") or "")
+    code = named.rpartition("#")[2].partition(":")[0]
+    return code if _CODE.fullmatch(code) else f"HTTP {response.status}"
 
 
 def _credentials(environment: Mapping[str, str]) -> Credentials:
