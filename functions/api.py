@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from token_keeper.api.aws import clients
+from token_keeper.api.aws.clients import Client
 from token_keeper.api.reader import Reader
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.api.routes import Api, Response
@@ -23,11 +23,11 @@ def create_handler(
 ) -> Handler:
     """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`, and AWS's own variables.
 
-    `client` makes the client of a service, as `boto3.client` does; with none they are those of `clients`.
+    `client` makes the client of a service, as `boto3.client` does; with none it is a `Client`.
     """
-    client = client or partial(clients.client, environment=environment)
-    table = Table(client("dynamodb"), environment["TABLE_NAME"])
-    refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
+    make_client: Callable[[str], Any] = client or partial(Client, environment=environment)
+    table = Table(make_client("dynamodb"), environment["TABLE_NAME"])
+    refresher = Refresher(make_client("lambda"), environment["REFRESH_FUNCTION_NAME"])
 
     def now() -> int:
         return int(clock())

@@ -3,9 +3,8 @@
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
 from token_keeper.aws_errors import AwsUnavailableError
@@ -16,13 +15,6 @@ CONNECT_TIMEOUT = 1
 IDLE = 60
 """Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
 out by waiting for a response. A new one costs a few milliseconds."""
-
-
-@dataclass(frozen=True)
-class Response:
-    status: int
-    headers: HTTPMessage
-    body: bytes
 
 
 @cache
@@ -44,10 +36,10 @@ class Endpoint:
             self._new_connection = partial(HTTPSConnection, self.host, timeout=CONNECT_TIMEOUT, context=_tls())
         self._unused: list[tuple[HTTPConnection, float]] = []
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Send a request. One that a kept connection breaks under is sent again over a new one: it was closed before.
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[HTTPResponse, bytes]:
+        """Send a request; returns the response and its body. Raises `AwsUnavailableError`.
 
-        Raises `AwsUnavailableError`.
+        A request that a kept connection breaks under is sent again over a new one: the server had closed it before.
         """
         while True:
             kept = self._kept()
@@ -58,10 +50,10 @@ class Endpoint:
                     connection.sock.settimeout(self._read_timeout)
                 connection.request("POST", path, body, headers)
                 response = connection.getresponse()
-                reply = Response(response.status, response.headers, response.read())
+                reply = response.read()
                 if not response.will_close:  # else http.client has closed it
                     self._unused.append((connection, self._clock()))
-                return reply
+                return response, reply
             except (OSError, HTTPException) as error:
                 connection.close()
                 if kept is None or not isinstance(error, ConnectionError | ssl.SSLError):
