@@ -16,11 +16,8 @@ IDLE = 60
 """Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
 out by waiting for a response. A new one costs a few milliseconds."""
 
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """One for all: to load the authorities takes as long as half of a reader's other init."""
-    return ssl.create_default_context()
+_tls = cache(ssl.create_default_context)
+"""One for all: to load the authorities takes as long as half of a reader's other init."""
 
 
 class Endpoint:
