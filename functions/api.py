@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from token_keeper.api.aws.clients import Client
@@ -36,13 +36,7 @@ def create_handler(
     return lambda event, context: api.handle(event)
 
 
-_handler = cache(lambda: create_handler(os.environ))
-
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # Lambda gives the processor most freely before the first event.
-    _handler()
-
-
-def handler(event: dict[str, Any], context: Any) -> Response:
+    # At once: Lambda gives the processor most freely before the first event.
+    handler = create_handler(os.environ)
     """AWS Lambda's entry."""
-    return _handler()(event, context)

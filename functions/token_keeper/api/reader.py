@@ -44,11 +44,6 @@ class Reading:
     stale: bool = False
 
     @property
-    def cache_for(self) -> int:
-        """Seconds a client may keep the value before it asks again."""
-        return min(renewal.CACHE_FOR, self.expires_in)
-
-    @property
     def log_fields(self) -> dict[str, Any]:
         """What the log says of it: never the value."""
         return {

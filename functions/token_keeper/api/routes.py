@@ -13,6 +13,7 @@ from token_keeper.api.jsapi import requested_page, sign
 from token_keeper.api.reader import Reader, Reading
 from token_keeper.api.wechat_compatible import CompatibleApi
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
+from token_keeper.renewal import CACHE_FOR
 from token_keeper.summary import failure_shown
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
@@ -112,7 +113,7 @@ class Api:
             value_field: reading.value,
             "expires_in": reading.expires_in,
             "expires_at": rfc3339(reading.expires_at),
-            "cache_for": reading.cache_for,
+            "cache_for": min(CACHE_FOR, reading.expires_in),
             "fingerprint": reading.credential.fingerprint,
             "stale": reading.stale,
         }
