@@ -148,8 +148,7 @@ def _log(message: str, event: Mapping[str, Any], reading: Reading) -> None:
 
 
 def _problem(error: errors.KeeperError) -> Response:
-    title = error.code.replace("_", " ")
-    problem = {"title": title, "status": error.status, "code": error.code, "detail": str(error)}
+    problem = {"title": error.code.replace("_", " "), "status": error.status, "code": error.code, "detail": str(error)}
     headers = {"Content-Type": "application/problem+json"}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
