@@ -3,10 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-from token_keeper.api.aws import clients
+from token_keeper.api.aws.clients import Client
 from token_keeper.api.reader import Reader
 from token_keeper.api.refresh_client import Refresher
 from token_keeper.api.routes import Api, Response
@@ -23,22 +23,20 @@ def create_handler(
 ) -> Handler:
     """Make the handler for a stack's environment: `TABLE_NAME`, `REFRESH_FUNCTION_NAME`, and AWS's own variables.
 
-    `client` makes the client of a service, as `boto3.client` does; with none they are those of `clients`.
+    `client` makes the client of a service, as `boto3.client` does; with none it is a `Client`.
     """
-    client = client or partial(clients.client, environment=environment)
-    table = Table(client("dynamodb"), environment["TABLE_NAME"])
-    refresher = Refresher(client("lambda"), environment["REFRESH_FUNCTION_NAME"])
-    api = Api(table, Reader(table, refresher, clock, sleep), clock)
+    make_client: Callable[[str], Any] = client or partial(Client, environment=environment)
+    table = Table(make_client("dynamodb"), environment["TABLE_NAME"])
+    refresher = Refresher(make_client("lambda"), environment["REFRESH_FUNCTION_NAME"])
+
+    def now() -> int:
+        return int(clock())
+
+    api = Api(table, Reader(table, refresher, now, sleep), now)
     return lambda event, context: api.handle(event)
 
 
-_handler = cache(lambda: create_handler(os.environ))
-
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # Lambda gives the processor most freely before the first event.
-    _handler()
-
-
-def handler(event: dict[str, Any], context: Any) -> Response:
+    # At once: Lambda gives the processor most freely before the first event.
+    handler = create_handler(os.environ)
     """AWS Lambda's entry."""
-    return _handler()(event, context)

@@ -9,22 +9,32 @@ KeeperError
 ├── LeaseOverError                the lease ended before WeChat could be asked
 ├── StoreUnavailableError         DynamoDB
 ├── ParametersUnavailableError    Parameter Store
-└── RefresherUnavailableError     RefreshFunction
-(WeChat's own, and those that the API responds with, are defined beside the code that raises them.)
+├── RefresherUnavailableError     RefreshFunction
+├── InvalidRequestError           the API: the request cannot be understood
+├── UnknownAccountError           the API: there is no such account
+├── UnknownCredentialError        the API: the account has no such credential
+├── TooManyReportsError           the API: what reports may spend is used up
+├── NoValidValueError             the API: there is no usable value right now
+└── WeChatApiError                the API in WeChat's format: one of WeChat's errcodes
+(WeChat's own are defined beside the code that raises them.)
 """
 
 from token_keeper.model import Failure, FailureClass
+
+MAX_RETRY_AFTER = 60
+"""Seconds: an operator may solve the problem at any time, so no client is sent away for longer."""
 
 
 class KeeperError(Exception):
     """Base of every error this project raises.
 
-    `code` and `status`: what a problem document of the API calls it, and its HTTP status. `failure_class`, `errcode` and
-    `remedy`: as health shows it.
+    `code` and `status`: what a problem document of the API calls it, and its HTTP status; `retry_after`: the seconds of its
+    `Retry-After`, where it has one. `failure_class`, `errcode` and `remedy`: as health shows it.
     """
 
     code = "unavailable"
     status = 503
+    retry_after: int | None = None
     failure_class = FailureClass.TRANSIENT
     errcode: int | None = None
     remedy = "No action needed: it is retried automatically."
@@ -86,3 +96,57 @@ class ParametersUnavailableError(KeeperError):
 
 class RefresherUnavailableError(KeeperError):
     """RefreshFunction could not be asked, or did not respond in time."""
+
+
+class InvalidRequestError(KeeperError):
+    """The request cannot be understood; the text says what is wrong and repeats nothing of it."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class UnknownAccountError(KeeperError):
+    """No account of that name is kept, or none with that access token."""
+
+    code = "unknown_account"
+    status = 404
+
+
+class UnknownCredentialError(KeeperError):
+    """The account is kept, but has no such credential."""
+
+    code = "unknown_credential"
+    status = 404
+
+
+class TooManyReportsError(KeeperError):
+    """Checks or calls that reports may spend are used up. `retry_after`: seconds."""
+
+    code = "too_many_reports"
+    status = 429
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the checks and calls that reports may spend are used up")
+        self.retry_after = retry_after
+
+
+class NoValidValueError(KeeperError):
+    """There is no usable value right now. `cause`: why, where known; `retry_after`: seconds, at most `MAX_RETRY_AFTER`."""
+
+    code = "no_valid_value"
+
+    def __init__(self, cause: Failure | None, retry_after: int = 1) -> None:
+        super().__init__("there is no usable value right now")
+        self.cause = cause
+        self.retry_after = min(max(retry_after, 1), MAX_RETRY_AFTER)
+
+
+class WeChatApiError(KeeperError):
+    """What WeChat would refuse with this errcode. `hint` is added to WeChat's words."""
+
+    errcode: int
+
+    def __init__(self, errcode: int, hint: str = "") -> None:
+        super().__init__(f"errcode {errcode}")
+        self.errcode = errcode
+        self.hint = hint

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from infra.local.access_keys import OPERATOR
 from infra.local.embedded_aws import EmbeddedAws
-from token_keeper.api.aws.clients import client as reader_client
+from token_keeper.api.aws.clients import Client
 from token_keeper.aws_errors import AwsError
 
 DEADLINE = 120
@@ -360,7 +360,7 @@ def test_the_readers_own_client_is_served_as_boto3s(aws: EmbeddedAws, refresher:
     for number in range(3):
         client(aws, "dynamodb").put_item(TableName=name, Item={**key(f"a{number}"), "due_at": {"N": "1"}})
     table, boto3_table = (
-        reader_client("dynamodb", aws.environment("ApiFunction")),
+        Client("dynamodb", aws.environment("ApiFunction")),
         client(aws, "dynamodb", "ApiFunction"),
     )
     # When both ask the same, then the responses are the same
@@ -386,12 +386,12 @@ def test_the_readers_own_client_is_served_as_boto3s(aws: EmbeddedAws, refresher:
     # And so are refusals, and the functions it invokes
     with pytest.raises(AwsError, match="AccessDeniedException"):
         table.query(TableName="another", KeyConditionExpression="pk = :pk")
-    invoked = reader_client("lambda", aws.environment("ApiFunction")).invoke(
+    invoked = Client("lambda", aws.environment("ApiFunction")).invoke(
         FunctionName="local-RefreshFunction:readers", Payload='{"wake": "guard"}'
     )
     assert json.load(invoked["Payload"]) == {"renewed": [{"wake": "guard"}]}
     refresher.failure = ValueError("no")
-    failed = reader_client("lambda", aws.environment("ApiFunction")).invoke(
+    failed = Client("lambda", aws.environment("ApiFunction")).invoke(
         FunctionName="local-RefreshFunction:readers", Payload="{}"
     )
     assert failed["FunctionError"] == "Unhandled"

@@ -119,6 +119,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "twice the same name": (b'{"access_token":1,"access_token":{}}', "application/json"),
     "XML": (f'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;{MARK}</x>'.encode(), "application/xml"),
     "multipart": (f'--{MARK}\r\nContent-Disposition: form-data; name="appid"\r\n\r\n1'.encode(), f"multipart/form-data; boundary={MARK}"),
+    "forms in forms": (b"--b\n" + b"Content-Type:message/\n\n" * 355, "multipart/form-data; boundary=b"),
     "many fields": ("&".join(f"a{i}=1" for i in range(900)).encode(), "application/x-www-form-urlencoded"),
     "gzip": (b"\x1f\x8b\x08" + MARK.encode(), "application/json"),
 }  # fmt: skip

@@ -49,9 +49,7 @@ EXAMPLE_TOKEN = (
 )
 def test_the_examples_of_awss_test_suite(token: str | None, signature: str) -> None:
     credentials = Credentials(EXAMPLE.access_key, EXAMPLE.secret_key, token)
-    signed = sign(
-        {"Host": "example.amazonaws.com"}, "/", b"", credentials, region="us-east-1", service="service", at=1440938160
-    )
+    signed = sign({"Host": "example.amazonaws.com"}, "/", b"", credentials, "us-east-1/service", at=1440938160)
     assert signed["X-Amz-Date"] == "20150830T123600Z"
     assert signed["Authorization"].endswith(f"Signature={signature}")
 
@@ -79,7 +77,7 @@ def test_a_request_is_signed_as_botocore_signs_it(
     headers = {"Host": host, "Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": target}
     credentials = Credentials(key, secret, token)
     # When both sign the same request
-    ours = sign(headers, path, body, credentials, region=region, service=service, at=at)
+    ours = sign(headers, path, body, credentials, f"{region}/{service}", at)
     request = AWSRequest("POST", f"https://{host}{path}", {**headers}, body)
     signer = SigV4Auth(BotocoreCredentials(key, secret, token), service, region)
     with patch("botocore.auth.get_current_datetime", lambda: _utc(at)):
@@ -158,7 +156,7 @@ def environment(service: Service, **more: str) -> dict[str, str]:
 
 
 def ask(service: Service, **more: str) -> Any:
-    return clients.client("dynamodb", environment(service, **more), lambda: NOW).get_item(TableName="t", Key={})
+    return clients.Client("dynamodb", environment(service, **more), lambda: NOW).get_item(TableName="t", Key={})
 
 
 def error(code: str, status: int = 400) -> tuple[int, bytes]:
@@ -168,7 +166,7 @@ def error(code: str, status: int = 400) -> tuple[int, bytes]:
 
 
 def test_requests_share_a_connection(service: Service) -> None:
-    client = clients.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.Client("dynamodb", environment(service), lambda: NOW)
     assert [client.get_item(TableName="t", Key={}) for _ in range(5)] == [ITEM] * 5
     assert len(service.connections) == 1
 
@@ -176,7 +174,7 @@ def test_requests_share_a_connection(service: Service) -> None:
 def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) -> None:
     # Given a server that hangs up after each response, as one does while a Lambda is frozen
     service.hangs_up = True
-    client = clients.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.Client("dynamodb", environment(service), lambda: NOW)
     client.get_item(TableName="t", Key={})
     # When it is asked again, then there is a response, and each request arrived once
     assert client.get_item(TableName="t", Key={}) == ITEM
@@ -185,7 +183,7 @@ def test_a_connection_closed_meanwhile_is_replaced_silently(service: Service) ->
 
 def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Service) -> None:
     now = [NOW]
-    client = clients.client("dynamodb", environment(service), lambda: now[0])
+    client = clients.Client("dynamodb", environment(service), lambda: now[0])
     client.get_item(TableName="t", Key={})
     now[0] += http.IDLE
     client.get_item(TableName="t", Key={})
@@ -220,7 +218,7 @@ def test_a_refusal_is_not_tried_again_and_carries_awss_code(service: Service) ->
 
 
 def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> None:
-    client = clients.client("lambda", environment(service), lambda: NOW)
+    client = clients.Client("lambda", environment(service), lambda: NOW)
     service.responses = [(500, b"{}")]
     with pytest.raises(AwsError):
         client.invoke(FunctionName="arn:aws:lambda:us-east-1:1:function:f", Payload="{}")
@@ -239,7 +237,7 @@ def test_a_function_is_asked_once_and_its_failure_is_told(service: Service) -> N
     "name", ["refresh", "refresh:readers", "arn:aws:lambda:us-east-1:123456789012:function:f:readers"]
 )
 def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, name: str) -> None:
-    clients.client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
+    clients.Client("lambda", environment(service), lambda: NOW).invoke(FunctionName=name, Payload="{}")
     session = boto3.Session("key-id", "secret-key", region_name="us-east-1")
     session.client("lambda", endpoint_url=service.url).invoke(FunctionName=name, Payload="{}")
     (ours, _, _), (boto3s, _, _) = service.requests
@@ -247,7 +245,7 @@ def test_a_function_or_its_alias_is_addressed_as_boto3_does(service: Service, na
 
 
 def test_many_threads_share_a_client(service: Service) -> None:
-    client = clients.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.Client("dynamodb", environment(service), lambda: NOW)
     responses: list[Any] = []
     threads = [
         threading.Thread(target=lambda: responses.extend(client.get_item(TableName="t", Key={}) for _ in range(10)))
@@ -277,7 +275,7 @@ def test_only_a_server_that_proves_its_name_is_asked(
     # And when an authority does, it responds, over one connection
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     http._tls.cache_clear()
-    client = clients.client("dynamodb", environment(service), lambda: NOW)
+    client = clients.Client("dynamodb", environment(service), lambda: NOW)
     assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
     assert len(service.connections) == 1
     http._tls.cache_clear()

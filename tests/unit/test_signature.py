@@ -5,6 +5,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from token_keeper.api.jsapi import requested_page, sign
+from token_keeper.errors import InvalidRequestError
 
 TICKET = "sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg"
 
@@ -76,6 +77,6 @@ def test_what_needs_no_encoding_may_be_sent_as_it_is() -> None:
     ],
 )
 def test_what_might_be_another_page_is_refused_with_what_to_do(query: str, says: str) -> None:
-    with pytest.raises(ValueError, match=r"url|type") as refused:
+    with pytest.raises(InvalidRequestError, match=r"url|type") as refused:
         requested_page(query)
     assert says in str(refused.value)

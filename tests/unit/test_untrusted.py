@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_keeper.api.wechat_compatible import WeChatApiError, _parameters
+from token_keeper.api.wechat_compatible import _parameters
+from token_keeper.errors import WeChatApiError
 from token_keeper.untrusted import LONGEST_BODY, body_text, json_object
 
 

@@ -25,9 +25,8 @@ def account_health(
 
     `record_version`: of the parameter that is in force; None while none is. `progress`: the probe's.
     """
-    identity: dict[str, str | None] = {"appid": entry.app_id or None, "endpoint": str(entry.kind)}
-    if entry.kind is Kind.CORP_TOKEN:
-        identity = {"corpid": entry.app_id}
+    official_account = {"appid": entry.app_id or None, "endpoint": str(entry.kind)}
+    identity = {"corpid": entry.app_id} if entry.kind is Kind.CORP_TOKEN else official_account
     health = [_credential_health(name, credentials.get((entry.account, name)), now) for name in entry.credentials]
     unclear_since = progress.unclear_since.get(entry.account, now)
     if now - unclear_since >= UNCLEAR_WORTH_SHOWING:

@@ -1,16 +1,15 @@
 """The reader: hands out what the table holds, with an honest promise; asks for a renewal where there is nothing usable."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any
 
-from token_keeper import budget, renewal
+from token_keeper import budget, errors, renewal
 from token_keeper.api.refresh_client import Refresher
-from token_keeper.errors import KeeperError, RefresherUnavailableError, StoreUnavailableError
-from token_keeper.model import ACCESS_TOKEN, Credential, Failure, ReportOutcome, digest, fingerprint
+from token_keeper.model import ACCESS_TOKEN, Credential, ReportOutcome, digest, fingerprint
 from token_keeper.table import Table
+from token_keeper.table.items import Entry
 
 REMEMBERED_FOR = 15
 """Seconds a warm reader hands out a value without asking the table again."""
@@ -23,45 +22,6 @@ PATIENCE = 5
 
 POLL_INTERVAL = 0.25
 """Seconds."""
-
-LONGEST_RETRY_AFTER = 60
-"""Seconds: an operator may solve the problem at any time, so no client is sent away for longer."""
-
-
-class UnknownAccountError(KeeperError):
-    """No account of that name is kept, or none with that access token."""
-
-    code = "unknown_account"
-    status = 404
-
-
-class UnknownCredentialError(KeeperError):
-    """The account is kept, but has no such credential."""
-
-    code = "unknown_credential"
-    status = 404
-
-
-class NoValidValueError(KeeperError):
-    """There is no usable value right now. `cause`: why, where known; `retry_after`: seconds."""
-
-    code = "no_valid_value"
-
-    def __init__(self, cause: Failure | None, retry_after: int) -> None:
-        super().__init__("there is no usable value right now")
-        self.cause = cause
-        self.retry_after = min(max(retry_after, 1), LONGEST_RETRY_AFTER)
-
-
-class TooManyReportsError(KeeperError):
-    """Checks or calls that reports may spend are used up. `retry_after`: seconds."""
-
-    code = "too_many_reports"
-    status = 429
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the checks and calls that reports may spend are used up")
-        self.retry_after = retry_after
 
 
 class Memory[Key, Value](dict[Key, tuple[Value, int]]):
@@ -84,11 +44,6 @@ class Reading:
     stale: bool = False
 
     @property
-    def cache_for(self) -> int:
-        """Seconds a client may keep the value before it asks again."""
-        return min(renewal.CACHE_FOR, self.expires_in)
-
-    @property
     def log_fields(self) -> dict[str, Any]:
         """What the log says of it: never the value."""
         return {
@@ -102,19 +57,15 @@ class Reading:
 class Reader:
     """Reads credentials. Each instance remembers what it read for `REMEMBERED_FOR` seconds.
 
-    `clock` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
+    `now` gives whole epoch seconds (UTC), `sleep` waits seconds of that clock.
     """
 
     def __init__(
-        self,
-        table: Table,
-        refresher: Refresher,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        self, table: Table, refresher: Refresher, now: Callable[[], int], sleep: Callable[[float], None]
     ) -> None:
         self._table = table
         self._refresher = refresher
-        self._clock = clock
+        self._now = now
         self._sleep = sleep
         self._remembered: Memory[tuple[str, str], Credential] = Memory()
 
@@ -127,10 +78,10 @@ class Reader:
             return reading
         try:
             return self._read_through(account, name)
-        except StoreUnavailableError as error:
+        except errors.StoreUnavailableError as error:
             if reading := self._from_memory(account, name, stale=True):
                 return reading
-            raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
+            raise errors.NoValidValueError(error.failure(self._now())) from error
 
     def report(self, account: str, reported: str) -> tuple[ReportOutcome, Reading]:
         """A client saw an access token refused, named by its fingerprint: the current one, and whether theirs was behind,
@@ -154,11 +105,18 @@ class Reader:
                 elif is_under_way or verified is not None:
                     return ReportOutcome.UNVERIFIED, reading
                 elif wait := budget.report_wait(token.checks_booked_until, now):
-                    raise TooManyReportsError(wait)
+                    raise errors.TooManyReportsError(wait)
                 else:
                     verified = self._verify(account, reported)
-        except StoreUnavailableError as error:
-            raise NoValidValueError(error.failure(self._now()), retry_after=1) from error
+        except errors.StoreUnavailableError as error:
+            raise errors.NoValidValueError(error.failure(self._now())) from error
+
+    def entry(self, account: str) -> Entry:
+        """The account in the directory. Raises `UnknownAccountError`, `StoreUnavailableError`."""
+        entry = self._table.accounts.entry(account)
+        if entry is None:
+            raise errors.UnknownAccountError(f"no account named {account} is kept")
+        return entry
 
     def owner_of(self, access_token: str, ticket: str) -> Credential:
         """The credential of an account's access token: the current one, or the one before for as long as WeChat accepts it.
@@ -182,16 +140,16 @@ class Reader:
             current = found.get(ACCESS_TOKEN)
             if current is not None and _is_accepted(current, access_token, read_at):
                 return current
-        raise UnknownAccountError("no account that is kept has this access token")
+        raise errors.UnknownAccountError("no account that is kept has this access token")
 
     def _verify(self, account: str, reported: str) -> ReportOutcome:
         try:
             summary = self._refresher.verify(account, reported)
-        except RefresherUnavailableError:
+        except errors.RefresherUnavailableError:
             return ReportOutcome.UNVERIFIED
         verified: dict[str, Any] = next(iter(summary.get("verified", ())), {"outcome": ReportOutcome.UNVERIFIED})
         if verified["outcome"] == ReportOutcome.LIMITED:
-            raise TooManyReportsError(verified["retry_after"])
+            raise errors.TooManyReportsError(verified["retry_after"])
         return ReportOutcome(verified["outcome"])
 
     def _from_memory(self, account: str, name: str, *, stale: bool = False) -> Reading | None:
@@ -208,19 +166,20 @@ class Reader:
         asked_at, unavailable = self._now(), None
         credential, reading = self._read_table(account, name)
         if reading is None and (credential is None or credential.due_at <= asked_at):
-            if credential is None:
-                self._check_kept(account, name)
+            # The directory decides: TTL expiry may have deleted the credential itself.
+            if credential is None and name not in self.entry(account).credentials:
+                raise errors.UnknownCredentialError(f"the account {account} has no {name}")
             try:
                 self._refresher.renew(account, name)
-            except RefresherUnavailableError as error:
+            except errors.RefresherUnavailableError as error:
                 unavailable = error.failure(asked_at)  # but it may have published, and responded too late
             credential, reading = self._read_table(account, name)
         while reading is None:
             now = self._now()
             if unavailable or credential is None:
-                raise NoValidValueError(unavailable, retry_after=1)
+                raise errors.NoValidValueError(unavailable)
             if now >= credential.lease_until or now - asked_at >= PATIENCE:
-                raise NoValidValueError(credential.last_error, credential.due_at - now)
+                raise errors.NoValidValueError(credential.last_error, credential.due_at - now)
             self._sleep(POLL_INTERVAL)
             credential, reading = self._read_table(account, name)
         return reading
@@ -233,17 +192,6 @@ class Reader:
             return None, None
         self._remembered[account, name] = credential, read_at
         return credential, _reading(credential, read_at, self._now())
-
-    def _check_kept(self, account: str, name: str) -> None:
-        # The directory decides: TTL expiry may have deleted the credential itself.
-        entry = self._table.accounts.entry(account)
-        if entry is None:
-            raise UnknownAccountError(f"no account named {account} is kept")
-        if name not in entry.credentials:
-            raise UnknownCredentialError(f"the account {account} has no {name}")
-
-    def _now(self) -> int:
-        return int(self._clock())
 
 
 def _reading(credential: Credential, read_at: int, now: int, *, stale: bool = False) -> Reading | None:

@@ -7,19 +7,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from token_keeper import errors
 from token_keeper.api.health import account_health
 from token_keeper.api.jsapi import requested_page, sign
-from token_keeper.api.reader import (
-    NoValidValueError,
-    Reader,
-    Reading,
-    TooManyReportsError,
-    UnknownAccountError,
-    UnknownCredentialError,
-)
+from token_keeper.api.reader import Reader, Reading
 from token_keeper.api.wechat_compatible import CompatibleApi
-from token_keeper.errors import KeeperError
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
+from token_keeper.renewal import CACHE_FOR
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
 from token_keeper.untrusted import body_text, json_object
@@ -40,21 +34,14 @@ WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
 type Response = dict[str, Any]
 
 
-class InvalidRequestError(KeeperError):
-    """The request cannot be understood; the text says what is wrong and repeats nothing of it."""
-
-    code = "invalid_request"
-    status = 400
-
-
 class Api:
     """The HTTP API (infra/openapi.yaml)."""
 
-    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+    def __init__(self, table: Table, reader: Reader, now: Callable[[], int]) -> None:
         self._table = table
         self._reader = reader
-        self._clock = clock
-        self._compatible = CompatibleApi(table, reader, clock)
+        self._now = now
+        self._compatible = CompatibleApi(table, reader, now)
         self._routes: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "GET /v1/accounts": self._accounts,
             "GET /v1/accounts/{account}": self._account,
@@ -70,29 +57,25 @@ class Api:
             return _response(200, self._compatible.handle(event), {"Content-Type": WECHATS_CONTENT_TYPE})
         try:
             return _response(200, self._routes[event["routeKey"]](event))
-        except KeeperError as error:
+        except errors.KeeperError as error:
             return _problem(error)
 
     def _accounts(self, event: Mapping[str, Any]) -> dict[str, Any]:
         query = event.get("queryStringParameters") or {}
         limit, after = query.get("limit", str(MAX_PAGE_SIZE)), query.get("next")
         if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE_SIZE):
-            raise InvalidRequestError(f"limit must be a number from 1 to {MAX_PAGE_SIZE}")
+            raise errors.InvalidRequestError(f"limit must be a number from 1 to {MAX_PAGE_SIZE}")
         if after is not None and not ACCOUNT_NAME.fullmatch(after):
-            raise InvalidRequestError("next must be what the page before gave as next")
+            raise errors.InvalidRequestError("next must be what the page before gave as next")
         entries, following = self._table.accounts.page(int(limit), after)
         page = {"accounts": self._health(entries)}
         return page | ({"next": following} if following else {})
 
     def _account(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        account = _account_name(event)
-        entry = self._table.accounts.entry(account)
-        if entry is None:
-            raise UnknownAccountError(f"no account named {account} is kept")
-        return self._health([entry])[0]
+        return self._health([self._reader.entry(_account_name(event))])[0]
 
     def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        credentials, progress, now = self._table.credentials.of_all(entries), self._table.progress(), int(self._clock())
+        credentials, progress, now = self._table.credentials.of_all(entries), self._table.progress(), self._now()
         return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,16 +89,13 @@ class Api:
     def _ticket(self, event: Mapping[str, Any]) -> dict[str, Any]:
         ticket_type = event["pathParameters"]["type"]
         if ticket_type not in TICKET_TYPES:
-            raise UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
+            raise errors.UnknownCredentialError(f"there are tickets of the types {', '.join(TICKET_TYPES)}")
         return self._hand_out(event, self._reader.read(_account_name(event), ticket_type), "ticket")
 
     def _signature(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            page, ticket_type = requested_page(event.get("rawQueryString", ""))
-        except ValueError as error:
-            raise InvalidRequestError(str(error)) from None
+        page, ticket_type = requested_page(event.get("rawQueryString", ""))
         reading = self._reader.read(_account_name(event), ticket_type)
-        nonce, timestamp = secrets.token_hex(8), int(self._clock())
+        nonce, timestamp = secrets.token_hex(8), self._now()
         _log("signed", event, reading)
         return {
             "appId": reading.credential.app_id,
@@ -132,7 +112,7 @@ class Api:
             value_field: reading.value,
             "expires_in": reading.expires_in,
             "expires_at": rfc3339(reading.expires_at),
-            "cache_for": reading.cache_for,
+            "cache_for": min(CACHE_FOR, reading.expires_in),
             "fingerprint": reading.credential.fingerprint,
             "stale": reading.stale,
         }
@@ -141,7 +121,7 @@ class Api:
 def _account_name(event: Mapping[str, Any]) -> str:
     account: str = event["pathParameters"]["account"]
     if not ACCOUNT_NAME.fullmatch(account):
-        raise UnknownAccountError("an account's name is 1 to 64 lower-case letters, digits and -")
+        raise errors.UnknownAccountError("an account's name is 1 to 64 lower-case letters, digits and -")
     return account
 
 
@@ -150,13 +130,15 @@ def _reported(event: Mapping[str, Any]) -> str:
     try:
         report = json_object(body_text(event))
     except ValueError as error:
-        raise InvalidRequestError(f"the body is unreadable: {error}") from None
+        raise errors.InvalidRequestError(f"the body is unreadable: {error}") from None
     match report:
         case {"access_token": str(token)} if token and token.isascii():
             return fingerprint(token)
         case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
             return reported
-    raise InvalidRequestError("a report is a JSON object with the access_token, or its fingerprint (16 hex digits)")
+    raise errors.InvalidRequestError(
+        "a report is a JSON object with the access_token, or its fingerprint (16 hex digits)"
+    )
 
 
 def _log(message: str, event: Mapping[str, Any], reading: Reading) -> None:
@@ -164,13 +146,12 @@ def _log(message: str, event: Mapping[str, Any], reading: Reading) -> None:
     logger.info(message, extra={"caller": caller, **reading.log_fields})
 
 
-def _problem(error: KeeperError) -> Response:
-    title = error.code.replace("_", " ")
-    problem = {"title": title, "status": error.status, "code": error.code, "detail": str(error)}
+def _problem(error: errors.KeeperError) -> Response:
+    problem = {"title": error.code.replace("_", " "), "status": error.status, "code": error.code, "detail": str(error)}
     headers = {"Content-Type": "application/problem+json"}
-    if isinstance(error, NoValidValueError | TooManyReportsError):
+    if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, NoValidValueError):
+    if isinstance(error, errors.NoValidValueError):
         problem["cause"] = error.cause and error.cause.shown
     return _response(error.status, problem, headers)
 

@@ -14,26 +14,10 @@ from hmac import compare_digest
 from typing import Any
 from urllib.parse import parse_qsl
 
-from token_keeper.api.reader import (
-    REMEMBERED_FOR,
-    Memory,
-    NoValidValueError,
-    Reader,
-    TooManyReportsError,
-    UnknownAccountError,
-    UnknownCredentialError,
-)
-from token_keeper.errors import KeeperError, StoreUnavailableError
-from token_keeper.model import (
-    ACCESS_TOKEN,
-    CONSUMER_KEY,
-    CORP_TICKETS,
-    PUBLIC_TICKETS,
-    Consumer,
-    Kind,
-    digest,
-    fingerprint,
-)
+from token_keeper import errors
+from token_keeper.api.reader import REMEMBERED_FOR, Memory, Reader
+from token_keeper.errors import WeChatApiError
+from token_keeper.model import ACCESS_TOKEN, CONSUMER_KEY, PUBLIC_TICKETS, Consumer, Kind, digest, fingerprint
 from token_keeper.table import Table
 from token_keeper.untrusted import body_text, json_object
 
@@ -69,24 +53,13 @@ type Parameters = Mapping[str, str]
 type Body = dict[str, Any]
 
 
-class WeChatApiError(KeeperError):
-    """What WeChat would refuse with this errcode. `hint` is added to WeChat's words."""
-
-    errcode: int
-
-    def __init__(self, errcode: int, hint: str = "") -> None:
-        super().__init__(f"errcode {errcode}")
-        self.errcode = errcode
-        self.hint = hint
-
-
 class CompatibleApi:
     """Handles WeChat's calls."""
 
-    def __init__(self, table: Table, reader: Reader, clock: Callable[[], float]) -> None:
+    def __init__(self, table: Table, reader: Reader, now: Callable[[], int]) -> None:
         self._table = table
         self._reader = reader
-        self._clock = clock
+        self._now = now
         self._permits: Memory[tuple[str, str, bool], tuple[Consumer, dict[str, str]]] = Memory()
         self._routes: dict[str, Callable[[Parameters], Body]] = {
             "GET /cgi-bin/token": self._token,
@@ -95,8 +68,8 @@ class CompatibleApi:
             "GET /cgi-bin/gettoken": self._corp_token,
             "GET /cgi-bin/ticket/getticket": partial(self._ticket, PUBLIC_TICKETS),
             "POST /cgi-bin/ticket/getticket": partial(self._ticket, PUBLIC_TICKETS),
-            "GET /cgi-bin/get_jsapi_ticket": lambda sent: self._ticket(CORP_TICKETS, {**sent, "type": CORP_TICKETS[0]}),
-            "GET /cgi-bin/ticket/get": partial(self._ticket, CORP_TICKETS[1:]),
+            "GET /cgi-bin/get_jsapi_ticket": lambda sent: self._ticket(["jsapi"], {**sent, "type": "jsapi"}),
+            "GET /cgi-bin/ticket/get": partial(self._ticket, ["agent_config"]),
         }
 
     def handle(self, event: Mapping[str, Any]) -> Body:
@@ -107,17 +80,16 @@ class CompatibleApi:
         try:
             return self._routes[route](_parameters(event))
         except WeChatApiError as error:
-            errcode, hint = error.errcode, error.hint
             # So that a caller who tries out keys is seen. What was tried may be a real AppSecret, sent here by mistake.
             source_ip = event.get("requestContext", {}).get("http", {}).get("sourceIp")
-            logger.warning("refused", extra={"route": route, "errcode": errcode, "source_ip": source_ip})
-        except (NoValidValueError, StoreUnavailableError) as error:
+            logger.warning("refused", extra={"route": route, "errcode": error.errcode, "source_ip": source_ip})
+            return _error(event, error.errcode, error.hint)
+        except (errors.NoValidValueError, errors.StoreUnavailableError) as error:
             logger.warning("no value", extra={"route": route, "error": str(error)})
-            errcode, hint = -1, "no usable value right now"
+            return _error(event, -1, "no usable value right now")
         except Exception as error:  # noqa: BLE001 - a client of WeChat knows no other response than WeChat's
             logger.error("failed", extra={"route": route, "error": type(error).__name__})
-            errcode, hint = -1, ""
-        return _error(event, errcode, hint)
+            return _error(event, -1, "")
 
     # --- the calls
 
@@ -149,9 +121,9 @@ class CompatibleApi:
         try:
             owner = self._reader.owner_of(token, ticket_type)
             reading = self._reader.read(owner.account, ticket_type)
-        except UnknownAccountError:
+        except errors.UnknownAccountError:
             raise WeChatApiError(40001) from None
-        except UnknownCredentialError:
+        except errors.UnknownCredentialError:
             raise WeChatApiError(48001, f"no {ticket_type} ticket is kept for this account") from None
         if reading.credential.app_id != owner.app_id:  # the account has got another appid since one was looked up
             raise WeChatApiError(40001)
@@ -164,20 +136,20 @@ class CompatibleApi:
             reading = self._reader.read(account, ACCESS_TOKEN)
             if force and consumer.may_report:
                 # Where it could not be checked it is read again; and where it is dead there is none to read either.
-                with suppress(TooManyReportsError, NoValidValueError):
+                with suppress(errors.TooManyReportsError, errors.NoValidValueError):
                     self._reader.report(account, reading.credential.fingerprint or "")
                 reading = self._reader.read(account, ACCESS_TOKEN)
-        except (UnknownAccountError, UnknownCredentialError):
+        except (errors.UnknownAccountError, errors.UnknownCredentialError):
             raise WeChatApiError(40013) from None
         if reading.credential.app_id != app_id:  # one of the two was looked up before the account got another appid
-            raise NoValidValueError(None, retry_after=1)
+            raise errors.NoValidValueError(None)
         logger.info("handed out", extra={"consumer": consumer.name, **reading.log_fields})
         expires_in = min(reading.expires_in, consumer.cache_for or reading.expires_in)
         return {"access_token": reading.value, "expires_in": expires_in}
 
     def _permit(self, key_digest: str, app_id: str, *, corp: bool) -> tuple[Consumer, dict[str, str]]:
         """The consumer, and the accounts of this appid or corpid that it may read, by what they claim of it."""
-        asked_for, now = (key_digest, app_id, corp), int(self._clock())
+        asked_for, now = (key_digest, app_id, corp), self._now()
         permit, asked_at = self._permits.get(asked_for, (None, 0))
         if permit is not None and 0 <= now - asked_at < REMEMBERED_FOR:
             return permit
@@ -230,8 +202,6 @@ def _parameters(event: Mapping[str, Any]) -> Parameters:
             sent = _multipart_form(boundary[1], text)
         else:
             sent = dict(parse_qsl(text, max_num_fields=100))
-    except RecursionError:
-        sent = None
     except ValueError as error:
         raise WeChatApiError(47001, str(error)) from None
     if sent is None:

@@ -2,9 +2,9 @@
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
+from contextlib import suppress
+from functools import cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
 from token_keeper.aws_errors import AwsUnavailableError
@@ -16,18 +16,8 @@ IDLE = 60
 """Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
 out by waiting for a response. A new one costs a few milliseconds."""
 
-
-@dataclass(frozen=True)
-class Response:
-    status: int
-    headers: HTTPMessage
-    body: bytes
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """One for all: to load the authorities takes as long as half of a reader's other init."""
-    return ssl.create_default_context()
+_tls = cache(ssl.create_default_context)
+"""One for all: to load the authorities takes as long as half of a reader's other init."""
 
 
 class Endpoint:
@@ -38,48 +28,39 @@ class Endpoint:
         self.host = parts.netloc
         self._read_timeout = read_timeout
         self._clock = clock
-        self._tls = _tls() if parts.scheme == "https" else None
+        self._new_connection: Callable[[], HTTPConnection] = partial(HTTPConnection, self.host, timeout=CONNECT_TIMEOUT)
+        if parts.scheme == "https":
+            self._new_connection = partial(HTTPSConnection, self.host, timeout=CONNECT_TIMEOUT, context=_tls())
         self._unused: list[tuple[HTTPConnection, float]] = []
 
-    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Send a request. One that a kept connection breaks under is sent again over a new one: it was closed before.
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[HTTPResponse, bytes]:
+        """Send a request; returns the response and its body. Raises `AwsUnavailableError`.
 
-        Raises `AwsUnavailableError`.
+        A request that a kept connection breaks under is sent again over a new one: the server had closed it before.
         """
         while True:
             kept = self._kept()
-            connection = kept or self._new()
+            connection = kept or self._new_connection()
             try:
                 if kept is None:
                     connection.connect()
                     connection.sock.settimeout(self._read_timeout)
-                return self._exchange(connection, path, headers, body)
+                connection.request("POST", path, body, headers)
+                response = connection.getresponse()
+                reply = response.read()
+                if not response.will_close:  # else http.client has closed it
+                    self._unused.append((connection, self._clock()))
+                return response, reply
             except (OSError, HTTPException) as error:
                 connection.close()
                 if kept is None or not isinstance(error, ConnectionError | ssl.SSLError):
                     raise AwsUnavailableError(type(error).__name__) from None
 
-    def _new(self) -> HTTPConnection:
-        if self._tls is None:
-            return HTTPConnection(self.host, timeout=CONNECT_TIMEOUT)
-        return HTTPSConnection(self.host, timeout=CONNECT_TIMEOUT, context=self._tls)
-
     def _kept(self) -> HTTPConnection | None:
-        while True:
-            try:
+        with suppress(IndexError):
+            while True:
                 connection, since = self._unused.pop()
-            except IndexError:
-                return None
-            if 0 <= self._clock() - since < IDLE:
-                return connection
-            connection.close()
-
-    def _exchange(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        connection.request("POST", path, body, headers)
-        response = connection.getresponse()
-        reply = Response(response.status, response.headers, response.read())
-        if response.will_close:
-            connection.close()
-        else:
-            self._unused.append((connection, self._clock()))
-        return reply
+                if 0 <= self._clock() - since < IDLE:
+                    return connection
+                connection.close()
+        return None
