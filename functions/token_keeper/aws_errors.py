@@ -18,16 +18,12 @@ class AwsUnavailableError(Exception):
     retryable = True
 
 
-def client_errors() -> tuple[type[Exception], ...]:
-    """For `except`: "AWS responded with an error": ours, and boto3's where that is loaded."""
-    return (AwsError, *_of_boto3("ClientError"))
+def raised() -> tuple[type[Exception], ...]:
+    """For `except`, what AWS clients raise: the readers' own, and boto3's where that is loaded."""
+    boto3s = sys.modules.get("botocore.exceptions")
+    return AwsError, AwsUnavailableError, *((boto3s.ClientError, boto3s.BotoCoreError) if boto3s else ())
 
 
-def connection_errors() -> tuple[type[Exception], ...]:
-    """For `except`: "there was no response": ours, and boto3's where that is loaded."""
-    return (AwsUnavailableError, *_of_boto3("BotoCoreError"))
-
-
-def _of_boto3(name: str) -> list[type[Exception]]:
-    loaded = sys.modules.get("botocore.exceptions")
-    return [getattr(loaded, name)] if loaded else []
+def code_of(error: Exception) -> str:
+    """AWS's error code, or the name of the exception where AWS did not respond."""
+    return str(error.response["Error"]["Code"]) if hasattr(error, "response") else type(error).__name__

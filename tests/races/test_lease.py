@@ -242,7 +242,7 @@ def test_a_claim_that_is_released_goes_to_one_other(table: Table) -> None:
         owner, *others = (Account(f"a{nth}", f"wx{number}", "secret", Kind.TOKEN) for nth in range(RUNNERS // 2 + 1))
         table.accounts.acquire_claim(owner, now=START)
         # When it is released several times, at the moment in which many others claim the same
-        release = partial(table.accounts.release_claims, owner.name, owner.app_id, now=START)
+        release = partial(table.accounts.release_claims, owner.name, owner.app_id, free_at=START)
         owners = at_once(
             *[release] * (RUNNERS // 2),
             *[partial(table.accounts.acquire_claim, account, now=START) for account in others],

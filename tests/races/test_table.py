@@ -174,17 +174,18 @@ def page(table: Table) -> None:
     assert (following, end) == ("b", None)
 
 
-def of_all(table: Table) -> None:
+def get_all(table: Table) -> None:
     # Given more credentials than one call may ask for
-    names = [f"a{number}" for number in range(101)]
-    for name in names:
+    names = [(f"a{number}", ACCESS_TOKEN) for number in range(101)]
+    for name, _ in names:
         enrolled(table, name)
-    # When all are asked for, and one that is not kept
-    asked = [replace(ENTRY, account=name, credentials=(ACCESS_TOKEN,)) for name in (*names, "other")]
-    found = table.credentials.of_all(asked)
-    # Then those that are kept come; nothing comes of nothing
-    assert found == {(name, ACCESS_TOKEN): read(table, name) for name in names}
-    assert table.credentials.of_all([]) == {}
+    # When all are asked for, and some that are not kept, as they are or as they were a moment ago
+    asked = [*names, ("other", ACCESS_TOKEN), ("a0", "jsapi")]
+    for consistent in (True, False):
+        found = table.credentials.get_all(asked, consistent=consistent)
+        # Then those that are kept come; nothing comes of nothing
+        assert found == {(name, ACCESS_TOKEN): read(table, name) for name, _ in names}
+    assert table.credentials.get_all([]) == {}
 
 
 def list_due(table: Table) -> None:
@@ -404,17 +405,8 @@ def put_progress(table: Table) -> None:
         assert table.progress() == reached
 
 
-def tokens(table: Table) -> None:
-    # Given two accounts with tokens, one with a ticket
-    token = published(table)
-    other = enrolled(table, "other")
-    table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    # Then their tokens come, and nothing of an account that is not kept
-    assert sorted(table.credentials.tokens(["main", "other", "third"]), key=lambda each: each.account) == [token, other]
-
-
 def in_force(table: Table) -> None:
-    def found() -> dict[str, Credential]:
+    def found() -> dict[tuple[str, str], Credential]:
         return table.accounts.in_force(account(), ENTRY.version)
 
     # Given a credential and its record, but no claim; then another account's claim
@@ -423,11 +415,11 @@ def in_force(table: Table) -> None:
     assert found() == {}
     table.accounts.acquire_claim(account("other"), now=START)
     assert found() == {}
-    table.accounts.release_claims("other", APP_ID, now=START)
+    table.accounts.release_claims("other", APP_ID, free_at=START)
     # When the account owns its appid
     table.accounts.acquire_claim(account(), now=START)
     # Then its credential comes, unless another version of the record is in force
-    assert found() == {ACCESS_TOKEN: token}
+    assert found() == {("main", ACCESS_TOKEN): token}
     table.accounts.put_entry(replace(ENTRY, version="2"))
     assert found() == {}
 
@@ -451,16 +443,16 @@ def release_claims(table: Table) -> None:
     table.accounts.acquire_claim(first, now=START)
     table.accounts.acquire_claim(second, now=START)
     # When it releases all except one, and another account releases what it never had
-    table.accounts.release_claims("main", "ww0", now=START, but=second.claim)
-    table.accounts.release_claims("other", "ww0", now=START)
+    table.accounts.release_claims("main", "ww0", free_at=START, but=second.claim)
+    table.accounts.release_claims("other", "ww0", free_at=START)
     # Then it owns that one
     assert table.accounts.acquire_claim(replace(first, name="other"), now=START) == "other"
     assert table.accounts.acquire_claim(replace(second, name="other"), now=START) == "main"
     # And in the end none is
-    table.accounts.release_claims("main", APP_ID, now=START)
+    table.accounts.release_claims("main", APP_ID, free_at=START)
     assert table.accounts.acquire_claim(account("other", Kind.STABLE_TOKEN), now=START) == "other"
     # And one that is released for later can be claimed from then on
-    table.accounts.release_claims("other", APP_ID, now=START, free_at=LEASE_END)
+    table.accounts.release_claims("other", APP_ID, free_at=LEASE_END)
     assert table.accounts.acquire_claim(account(), now=LEASE_END - 1) == "other"
     assert table.accounts.acquire_claim(account(), now=LEASE_END) == "main"
 
@@ -649,15 +641,6 @@ def consumer(table: Table) -> None:
     assert table.consumer("0" * 64) is None
 
 
-def of(table: Table) -> None:
-    token = published(table)
-    assert table.credentials.of("main", [ACCESS_TOKEN, "jsapi"]) == {ACCESS_TOKEN: token}
-    table.credentials.enrol("main", "jsapi", Kind.TICKET, APP_ID, due_at=START)
-    both = {ACCESS_TOKEN: token, "jsapi": table.credentials.get("main", "jsapi")}
-    assert table.credentials.of("main", [ACCESS_TOKEN, "jsapi"]) == both
-    assert table.credentials.of("other", [ACCESS_TOKEN, "jsapi"]) == {}
-
-
 def account_of_token(table: Table) -> None:
     # Given a token that has been renewed once, and a ticket
     published(table, "first")
@@ -683,8 +666,8 @@ def account_of_token(table: Table) -> None:
 METHODS: dict[str, Callable[[Table], None]] = {
     exercise.__name__: exercise
     for exercise in (
-        *(get, of, of_all, entry, entries, page, list_due),
-        *(progress, put_progress, sync_pending_from, end_sync, tokens, in_force),
+        *(get, get_all, entry, entries, page, list_due),
+        *(progress, put_progress, sync_pending_from, end_sync, in_force),
         *(consumer, account_of_token, claims_on),
         *(acquire_claim, release_claims, put_entry, finish_entry, drop_entry),
         *(enrol, change, drop),

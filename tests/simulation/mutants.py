@@ -103,7 +103,7 @@ def _claims_first(self: Enrolment, name: str) -> Any:
     entry = self._table.accounts.entry(name)
     if entry is None:
         return []
-    self._table.accounts.release_claims(name, entry.app_id, now=self._now())
+    self._table.accounts.release_claims(name, entry.app_id, free_at=self._now())
     for credential in entry.credentials:
         self._table.credentials.drop(name, credential)
     self._table.accounts.drop_entry(name)
@@ -111,8 +111,8 @@ def _claims_first(self: Enrolment, name: str) -> Any:
 
 
 def _owner_unasked(self: Enrolment, due: Any, record: Any) -> Any:
-    kept = self._table.credentials.of(due[0].account, [each.name for each in due])
-    return [self._if_due(each, kept[each.name]) for each in due if each.name in kept]
+    kept = self._table.credentials.get_all((each.account, each.name) for each in due)
+    return [self._if_due(each, kept[each.account, each.name]) for each in due if (each.account, each.name) in kept]
 
 
 def _nothing_probed(self: Checker, has_time: Any) -> Iterator[Any]:

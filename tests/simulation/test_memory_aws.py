@@ -94,7 +94,7 @@ def _result(table: Table, what: str, account: str, now: int) -> Any:
             )
         case "release_claims":
             return table.accounts.release_claims(
-                account, "app0", now=now, free_at=now + now % 3, but=None if now < 5 else "other"
+                account, "app0", free_at=now + now % 3, but=None if now < 5 else "other"
             )
         case "progress":
             table.put_progress(Progress(account, {account: now}))
@@ -111,7 +111,13 @@ def _held(table: Table) -> Any:
         1, None
     )  # where that was all, DynamoDB may still name a place to go on, and moto does not
     listed = [sorted(table.list_due(until)[0], key=repr) for until in (None, 3)]
-    return entries, first_page, table.accounts.page(5, "one"), table.credentials.of_all(entries), listed
+    return (
+        entries,
+        first_page,
+        table.accounts.page(5, "one"),
+        table.credentials.get_all(key for entry in entries for key in entry.keys),
+        listed,
+    )
 
 
 KEY: dict[str, Any] = {"pk": {"S": "p"}, "sk": {"S": "s"}}

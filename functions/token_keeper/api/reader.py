@@ -1,12 +1,12 @@
 """The reader: hands out what the table holds, with an honest promise; asks for a renewal where there is nothing usable."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any
 
 from token_keeper import budget, errors, renewal
 from token_keeper.api.refresh_client import Refresher
+from token_keeper.clock import Now, Sleep
 from token_keeper.model import ACCESS_TOKEN, Credential, ReportOutcome, digest, fingerprint
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
@@ -32,6 +32,11 @@ class Memory[Key, Value](dict[Key, tuple[Value, int]]):
             self.pop(next(iter(self)), None)
         super().__setitem__(key, read)
 
+    def recent(self, key: Key, now: int) -> Value | None:
+        """What was read in the last `REMEMBERED_FOR` seconds."""
+        value, read_at = self.get(key, (None, now))
+        return value if 0 <= now - read_at <= REMEMBERED_FOR else None
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -55,14 +60,9 @@ class Reading:
 
 
 class Reader:
-    """Reads credentials. Each instance remembers what it read for `REMEMBERED_FOR` seconds.
+    """Reads credentials. Each instance remembers what it read for `REMEMBERED_FOR` seconds."""
 
-    `now` gives whole epoch seconds (UTC), `sleep` waits seconds of that clock.
-    """
-
-    def __init__(
-        self, table: Table, refresher: Refresher, now: Callable[[], int], sleep: Callable[[float], None]
-    ) -> None:
+    def __init__(self, table: Table, refresher: Refresher, now: Now, sleep: Sleep) -> None:
         self._table = table
         self._refresher = refresher
         self._now = now
@@ -124,9 +124,9 @@ class Reader:
         The account's ticket of that type is read along. Raises `UnknownAccountError`, `StoreUnavailableError`.
         """
         now, name = self._now(), fingerprint(access_token)
-        for credential, read_at in list(self._remembered.values()):
-            is_named = name in (credential.fingerprint, credential.previous_fingerprint)
-            if is_named and 0 <= now - read_at <= REMEMBERED_FOR and _is_accepted(credential, access_token, now):
+        for key in list(self._remembered):
+            credential = self._remembered.recent(key, now)
+            if credential and _is_accepted(credential, access_token, now):
                 return credential
         for index in ("fingerprint", "previous_fingerprint"):
             account = self._table.credentials.account_of_token(index, name)
@@ -134,10 +134,10 @@ class Reader:
                 continue
             # The table itself does not lag, as the index may.
             read_at = self._now()
-            found = self._table.credentials.of(account, (ACCESS_TOKEN, ticket))
-            for credential in found.values():
-                self._remembered[account, credential.name] = credential, read_at
-            current = found.get(ACCESS_TOKEN)
+            found = self._table.credentials.get_all([(account, ACCESS_TOKEN), (account, ticket)])
+            for key, credential in found.items():
+                self._remembered[key] = credential, read_at
+            current = found.get((account, ACCESS_TOKEN))
             if current is not None and _is_accepted(current, access_token, read_at):
                 return current
         raise errors.UnknownAccountError("no account that is kept has this access token")

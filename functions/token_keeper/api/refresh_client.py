@@ -32,11 +32,8 @@ class Refresher:
         try:
             reply = self._client.invoke(FunctionName=self._function_name, Payload=json.dumps(event))
             summary: dict[str, Any] = json.load(reply["Payload"])
-        except aws_errors.client_errors() as error:
-            response: Any = error.response  # type: ignore[attr-defined]
-            raise RefresherUnavailableError(f"RefreshFunction: {response['Error']['Code']}") from None
-        except aws_errors.connection_errors() as error:
-            raise RefresherUnavailableError(f"RefreshFunction: {type(error).__name__}") from None
+        except aws_errors.raised() as error:
+            raise RefresherUnavailableError(f"RefreshFunction: {aws_errors.code_of(error)}") from None
         if "FunctionError" in reply:
             raise RefresherUnavailableError("RefreshFunction failed")
         return summary

@@ -12,6 +12,7 @@ from token_keeper.api.health import account_health
 from token_keeper.api.jsapi import requested_page, sign
 from token_keeper.api.reader import Reader, Reading
 from token_keeper.api.wechat_compatible import CompatibleApi
+from token_keeper.clock import Now
 from token_keeper.model import ACCESS_TOKEN, ACCOUNT_NAME, fingerprint, rfc3339
 from token_keeper.renewal import CACHE_FOR
 from token_keeper.table import Table
@@ -37,7 +38,7 @@ type Response = dict[str, Any]
 class Api:
     """The HTTP API (infra/openapi.yaml)."""
 
-    def __init__(self, table: Table, reader: Reader, now: Callable[[], int]) -> None:
+    def __init__(self, table: Table, reader: Reader, now: Now) -> None:
         self._table = table
         self._reader = reader
         self._now = now
@@ -75,7 +76,8 @@ class Api:
         return self._health([self._reader.entry(_account_name(event))])[0]
 
     def _health(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        credentials, progress, now = self._table.credentials.of_all(entries), self._table.progress(), self._now()
+        credentials = self._table.credentials.get_all(key for entry in entries for key in entry.keys)
+        progress, now = self._table.progress(), self._now()
         return [account_health(entry, credentials, progress, now) for entry in entries]
 
     def _access_token(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,14 +109,11 @@ class Api:
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         _log("handed out", event, reading)
         return {
-            "account": reading.credential.account,
-            "credential": reading.credential.name,
+            **reading.log_fields,
             value_field: reading.value,
             "expires_in": reading.expires_in,
             "expires_at": rfc3339(reading.expires_at),
             "cache_for": min(CACHE_FOR, reading.expires_in),
-            "fingerprint": reading.credential.fingerprint,
-            "stale": reading.stale,
         }
 
 

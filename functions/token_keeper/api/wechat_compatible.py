@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from token_keeper import errors
-from token_keeper.api.reader import REMEMBERED_FOR, Memory, Reader
+from token_keeper.api.reader import Memory, Reader
+from token_keeper.clock import Now
 from token_keeper.errors import WeChatApiError
 from token_keeper.model import ACCESS_TOKEN, CONSUMER_KEY, PUBLIC_TICKETS, Consumer, Kind, digest, fingerprint
 from token_keeper.table import Table
@@ -56,7 +57,7 @@ type Body = dict[str, Any]
 class CompatibleApi:
     """Handles WeChat's calls."""
 
-    def __init__(self, table: Table, reader: Reader, now: Callable[[], int]) -> None:
+    def __init__(self, table: Table, reader: Reader, now: Now) -> None:
         self._table = table
         self._reader = reader
         self._now = now
@@ -150,8 +151,7 @@ class CompatibleApi:
     def _permit(self, key_digest: str, app_id: str, *, corp: bool) -> tuple[Consumer, dict[str, str]]:
         """The consumer, and the accounts of this appid or corpid that it may read, by what they claim of it."""
         asked_for, now = (key_digest, app_id, corp), self._now()
-        permit, asked_at = self._permits.get(asked_for, (None, 0))
-        if permit is not None and 0 <= now - asked_at < REMEMBERED_FOR:
+        if permit := self._permits.recent(asked_for, now):
             return permit
         consumer = self._table.consumer(key_digest)
         if consumer is None or not compare_digest(consumer.key_digest, key_digest):
@@ -212,10 +212,8 @@ def _parameters(event: Mapping[str, Any]) -> Parameters:
 
 
 def _multipart_form(boundary: str, text: str) -> dict[str, Any]:
-    from email import message_from_string  # loaded with http.client already
-
-    form = message_from_string(f'Content-Type: multipart/form-data; boundary="{boundary}"\n\n{text}')
-    return {str(part.get_param("name", header="content-disposition")): part.get_payload() for part in form.walk()}
+    parts = (part.partition("\n\n") for part in text.replace("\r\n", "\n").split(f"--{boundary}"))
+    return {name[1]: value.strip() for head, _, value in parts if (name := re.search(r'\bname="?(\w+)', head))}
 
 
 def _error(event: Mapping[str, Any], errcode: int, hint: str) -> Body:

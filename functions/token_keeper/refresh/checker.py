@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 
 from token_keeper import budget, renewal
+from token_keeper.clock import Now
 from token_keeper.model import ACCESS_TOKEN, Credential, Progress, ReportOutcome
 from token_keeper.refresh import lifecycle
 from token_keeper.refresh.events import Events
@@ -24,9 +25,9 @@ UNCLEAR_AT_MOST = 1000
 
 
 class Checker:
-    """Checks access tokens, one that was reported or all of them. `now` gives epoch seconds (UTC)."""
+    """Checks access tokens, one that was reported or all of them."""
 
-    def __init__(self, table: Table, wechat: WeChat, events: Events, now: Callable[[], int]) -> None:
+    def __init__(self, table: Table, wechat: WeChat, events: Events, now: Now) -> None:
         self._table = table
         self._events = events
         self._wechat = wechat
@@ -73,10 +74,11 @@ class Checker:
                 if not has_time():
                     break
                 now = self._now()
-                tokens = self._table.credentials.tokens(batch)
-                for token in tokens:
+                names = [(account, ACCESS_TOKEN) for account in batch]
+                kept = self._table.credentials.get_all(names, consistent=False).values()
+                for token in kept:
                     self._events.add_left(token, now)
-                tokens = [token for token in tokens if renewal.is_to_be_probed(token, now)]
+                tokens = [token for token in kept if renewal.is_to_be_probed(token, now)]
                 found = list(zip(tokens, workers.map(lambda token: self.accepts(token, session), tokens), strict=True))
                 for token, accepts in found:
                     counts[accepts] += 1

@@ -1,9 +1,10 @@
 """The enrolment: which accounts are kept, and what a created, changed or deleted record makes due. It never renews."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from token_keeper import errors, renewal
+from token_keeper.clock import Now, Sleep
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, DueCredential, Failure, FailureClass, Kind
 from token_keeper.refresh import alerts, lifecycle, outcome
 from token_keeper.refresh.checker import Checker
@@ -22,20 +23,9 @@ CLAIM_RETRY = 60
 
 
 class Enrolment:
-    """Brings the table in line with accounts' records.
+    """Brings the table in line with accounts' records."""
 
-    `now` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
-    """
-
-    def __init__(
-        self,
-        table: Table,
-        wechat: WeChat,
-        checker: Checker,
-        events: Events,
-        now: Callable[[], int],
-        sleep: Callable[[float], None],
-    ) -> None:
+    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Now, sleep: Sleep) -> None:
         self._table = table
         self._wechat = wechat
         self._checker = checker
@@ -50,14 +40,14 @@ class Enrolment:
 
         Where the record cannot be read, the renewer is to report that. Raises `StoreUnavailableError`.
         """
-        kept: Mapping[str, Credential] = {}
+        kept: dict[tuple[str, str], Credential] = {}
         if isinstance(record.content, errors.ParametersUnavailableError):
-            kept = self._table.credentials.of(due[0].account, (each.name for each in due))
+            kept = self._table.credentials.get_all((each.account, each.name) for each in due)
         elif isinstance(record.content, Account):
             kept = self._table.accounts.in_force(record.content, record.version)
-        if any(each.name not in kept for each in due):
+        if any((each.account, each.name) not in kept for each in due):
             return None
-        return [self._if_due(each, kept[each.name]) for each in due]
+        return [self._if_due(each, kept[each.account, each.name]) for each in due]
 
     def apply(self, name: str, record: AccountRecord) -> list[Credential | Outcome]:
         """Bring the table in line with the account's record: what that makes due, and what is wrong with it.
@@ -84,7 +74,7 @@ class Enrolment:
         self._table.accounts.put_entry(replace(entry, version=None, applying=None))
         self._table.credentials.enrol(account, ACCESS_TOKEN, entry.kind, entry.app_id, due_at=retry_at)
         self._show_record_error(account, failure, retry_at, alert_after=CLAIM_RETRY if is_taken else 0)
-        for credential in self._table.credentials.of(account, entry.credentials).values():
+        for credential in self._table.credentials.get_all(entry.keys).values():
             if credential.due_at <= failure.at:
                 self._table.credentials.change(credential, lifecycle.reschedule(credential, retry_at))
         return outcome.failed(account, ACCESS_TOKEN, failure, retry_at)
@@ -206,8 +196,8 @@ class Enrolment:
         dropped = {name: self._table.credentials.drop(entry.account, name) for name in credentials}
         # A renewal under its lease may still mint a token, and end another owner's. What was deleted before may have had one.
         ends = [now + renewal.LEASE if each is None else each.lease_until for each in dropped.values()]
-        free_at = max(ends, default=now)
-        self._table.accounts.release_claims(entry.account, entry.app_id, now=now, free_at=free_at, but=but)
+        free_at = max([now, *ends])
+        self._table.accounts.release_claims(entry.account, entry.app_id, free_at=free_at, but=but)
         return {name: credential for name, credential in dropped.items() if credential is not None}
 
     def _report_removed(self, dropped: Iterable[Credential]) -> None:

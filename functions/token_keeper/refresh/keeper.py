@@ -1,12 +1,13 @@
 """The keeper: what each event makes RefreshFunction do. Which accounts are kept is the enrolment's, whether a token still
 works the checker's, and one renewal the renewer's matter."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
 
 from token_keeper import budget, renewal
+from token_keeper.clock import Now, Sleep
 from token_keeper.errors import ParametersUnavailableError, RecordSupersededError
 from token_keeper.model import ACCESS_TOKEN, Credential, DueCredential, ReportOutcome
 from token_keeper.refresh import outcome
@@ -35,19 +36,10 @@ type Due = DueCredential | Credential
 
 
 class Keeper:
-    """Keeps every credential of every account.
-
-    `now` gives epoch seconds (UTC), `sleep` waits seconds of that clock.
-    """
+    """Keeps every credential of every account."""
 
     def __init__(
-        self,
-        table: Table,
-        accounts: ParameterStore,
-        wechat: WeChat,
-        events: Events,
-        now: Callable[[], int],
-        sleep: Callable[[float], None],
+        self, table: Table, accounts: ParameterStore, wechat: WeChat, events: Events, now: Now, sleep: Sleep
     ) -> None:
         self._table = table
         self._accounts = accounts
@@ -162,9 +154,7 @@ class Keeper:
         versions = self._accounts.versions()
         listed, _ = self._table.list_due(None)
         kept = {(each.account, each.name) for each in listed}
-        lost = {
-            entry.account for entry in entries if any((entry.account, name) not in kept for name in entry.credentials)
-        }
+        lost = {entry.account for entry in entries if not kept.issuperset(entry.keys)}
         known = {entry.account: entry.version for entry in entries}
         return lost | {name for name in known | versions if known.get(name) != versions.get(name)}
 

@@ -8,6 +8,7 @@ take the lease ──► fetch from WeChat ──► publish                    
 from collections.abc import Callable
 
 from token_keeper import budget, renewal
+from token_keeper.clock import Now
 from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, fingerprint
 from token_keeper.refresh import lifecycle, outcome
@@ -28,9 +29,9 @@ class _NoTokenError(WeChatError):
 
 
 class Renewer:
-    """Renews one credential at a time. `now` gives epoch seconds (UTC)."""
+    """Renews one credential at a time."""
 
-    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Callable[[], int]) -> None:
+    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Now) -> None:
         self._table = table
         self._wechat = wechat
         self._checker = checker

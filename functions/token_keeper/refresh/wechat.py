@@ -16,6 +16,7 @@ from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from token_keeper import tls
+from token_keeper.clock import Now
 from token_keeper.errors import KeeperError
 from token_keeper.model import Account, FailureClass, Grant, Kind
 from token_keeper.refresh import errcodes
@@ -67,9 +68,9 @@ class _Call:
 
 
 class WeChat:
-    """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`); `now` gives whole epoch seconds (UTC)."""
+    """Fetches values from WeChat (`wechat_url`) and WeCom (`wecom_url`)."""
 
-    def __init__(self, wechat_url: str, wecom_url: str, now: Callable[[], int]) -> None:
+    def __init__(self, wechat_url: str, wecom_url: str, now: Now) -> None:
         self._hosts = dict.fromkeys(Kind, wechat_url.rstrip("/")) | {Kind.CORP_TOKEN: wecom_url.rstrip("/")}
         self._now = now
 

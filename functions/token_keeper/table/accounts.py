@@ -39,8 +39,8 @@ class Accounts:
         items, last = next(self._items.pages(condition, {":pk": ACCOUNTS, ":after": after}, Limit=limit))
         return [to_entry(item) for item in items], last["sk"] if last else None
 
-    def in_force(self, account: Account, version: str | None) -> dict[str, Credential]:
-        """The account's credentials by name, if that version of its record is in force, and it owns its appid.
+    def in_force(self, account: Account, version: str | None) -> dict[tuple[str, str], Credential]:
+        """The account's credentials by account and name, if that version of its record is in force, and it owns its appid.
 
         In one round trip: as long as a credential has this epoch, it has not been dropped, and so the claim not released.
         """
@@ -52,7 +52,7 @@ class Accounts:
         entry, owner = found.pop((ACCOUNTS, account.name), {}), found.pop((claim["pk"], claim["sk"]), {})
         if entry.get("version") != version or owner.get("account") != account.name:
             return {}
-        return {name: to_credential(item) for (_, name), item in found.items()}
+        return {(account.name, name): to_credential(item) for (_, name), item in found.items()}
 
     def put_entry(self, entry: Entry) -> None:
         """Write the account's directory entry."""
@@ -75,31 +75,25 @@ class Accounts:
     def claims_on(self, app_id: str) -> dict[str, str]:
         """The accounts that keep this appid or corpid, by what they claim of it."""
         items = self._items.query("pk = :pk", {":pk": claim_key(app_id, "")["pk"]})
-        return {item["sk"]: item["account"] for item in items}
+        return {item["sk"]: item["account"] for item in items if "free_at" not in item}
 
     def acquire_claim(self, account: Account, *, now: int) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
         key = claim_key(account.app_id, account.claim)
         held = self._items.get(key) or {}
-        is_taken = "account" in held and held["account"] != account.name
-        if is_taken and ("free_at" not in held or now < held["free_at"]):
-            return str(held["account"])
-        as_seen = {"account": held.get("account"), "free_at": held.get("free_at")}
+        owner, free_at = held.get("account"), held.get("free_at")
+        if owner not in (None, account.name) and (free_at is None or now < free_at):
+            return str(owner)
         try:
-            self._items.put(key | {"account": account.name}, only_if=as_seen)
+            self._items.put(key | {"account": account.name}, only_if={"account": owner, "free_at": free_at})
         except ConditionFailedError:
             return self.acquire_claim(account, now=now)
         return account.name
 
-    def release_claims(self, account: str, app_id: str, *, now: int, free_at: int = 0, but: str | None = None) -> None:
+    def release_claims(self, account: str, app_id: str, *, free_at: int, but: str | None = None) -> None:
         """Release what the account has claimed of this appid, except the claim `but`. Others may claim it from `free_at` on."""
-        owned = {"account": account}
+        changes = {"free_at": free_at, "ttl": free_at + HOUSEKEEPING}
         for claim, owner in self.claims_on(app_id).items():
-            if owner != account or claim == but:
-                continue
-            with suppress(ConditionFailedError):
-                if free_at <= now:
-                    self._items.delete(claim_key(app_id, claim), only_if=owned)
-                else:
-                    changes = {"free_at": free_at, "ttl": free_at + HOUSEKEEPING}
-                    self._items.update(claim_key(app_id, claim), changes, only_if=owned)
+            if owner == account and claim != but:
+                with suppress(ConditionFailedError):
+                    self._items.update(claim_key(app_id, claim), changes, only_if={"account": account})

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from token_keeper.model import ACCESS_TOKEN, Credential, Kind
 from token_keeper.table.dynamodb import ConditionFailedError, Item, Items
-from token_keeper.table.items import Entry, account_of, credential_key, to_attributes, to_credential
+from token_keeper.table.items import account_of, credential_key, to_attributes, to_credential
 
 type Change = Callable[[Credential], Credential | None]
 """What a write makes of a credential as it is at that moment; None: the write is not to be made."""
@@ -25,21 +25,13 @@ class Credentials:
         item = self._items.get(credential_key(account, name))
         return to_credential(item) if item else None
 
-    def of(self, account: str, names: Iterable[str]) -> dict[str, Credential]:
-        """These credentials of the account, by name; in one round trip."""
-        items = self._items.get_all(credential_key(account, name) for name in names)
-        return {item["sk"]: to_credential(item) for item in items}
-
-    def of_all(self, entries: Iterable[Entry]) -> dict[tuple[str, str], Credential]:
-        """The credentials of the given accounts, by (account, name)."""
-        keys = [credential_key(entry.account, name) for entry in entries for name in entry.credentials]
-        credentials = map(to_credential, self._items.get_all(keys))
-        return {(credential.account, credential.name): credential for credential in credentials}
-
-    def tokens(self, accounts: Iterable[str]) -> list[Credential]:
-        """The accounts' access tokens, as they are now or were a moment ago."""
-        keys = [credential_key(account, ACCESS_TOKEN) for account in accounts]
-        return [to_credential(item) for item in self._items.get_all(keys, consistent=False)]
+    def get_all(
+        self, names: Iterable[tuple[str, str]], *, consistent: bool = True
+    ) -> dict[tuple[str, str], Credential]:
+        """Those that there are of these credentials, each by its account and name; or as they were a moment ago."""
+        keys = [credential_key(account, name) for account, name in names]
+        found = map(to_credential, self._items.get_all(keys, consistent=consistent))
+        return {(credential.account, credential.name): credential for credential in found}
 
     def account_of_token(self, index: str, token_fingerprint: str) -> str | None:
         """The account whose access token has, or had, that fingerprint by the index, which may lag."""

@@ -131,15 +131,13 @@ def _expressions(only_if: Mapping[str, Any], changes: Mapping[str, Any] | None =
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except aws_errors.client_errors() as error:
-        response: Any = error.response  # type: ignore[attr-defined]
-        code = response["Error"]["Code"]
+    except aws_errors.raised() as error:
+        code = aws_errors.code_of(error)
         if code == "ConditionalCheckFailedException":
+            response: Any = error.response  # type: ignore[attr-defined]
             raise ConditionFailedError(_plain(response.get("Item", {}))) from None
         # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
         raise StoreUnavailableError(f"DynamoDB: {code}") from None
-    except aws_errors.connection_errors() as error:
-        raise StoreUnavailableError(f"DynamoDB: {type(error).__name__}") from None
 
 
 # boto3's own serializer costs the readers an import, and makes Decimals.

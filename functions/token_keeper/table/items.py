@@ -33,6 +33,11 @@ class Entry:
     version: str | None
     applying: str | None = None
 
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """The account and name of each of its credentials."""
+        return [(self.account, name) for name in self.credentials]
+
 
 def credential_key(account: str, name: str) -> Key:
     """The key of a credential's item."""

@@ -1,0 +1,9 @@
+"""Time as it is injected: UTC wall clock. A monotonic clock stands still while Lambda freezes a process."""
+
+from collections.abc import Callable
+
+type Now = Callable[[], int]
+"""Gives the time in whole epoch seconds."""
+
+type Sleep = Callable[[float], None]
+"""Waits for so many seconds of that clock."""
