@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import boto3
@@ -67,18 +67,16 @@ def create_handler(
     # The events are sent when all else is done, so they may not take long; what is not sent is sent the next time.
     quickly = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
     events = Events(client("events", config=quickly), table, environment["STACK_NAME"])
-    return partial(_handle, Keeper(table, accounts, wechat, events, now, sleep), accounts, events)
+    return partial(_handle, Keeper(table, accounts, wechat, events, now, sleep), events)
 
 
-def _handle(
-    keeper: Keeper, accounts: ParameterStore, events: Events, event: Mapping[str, Any], context: Any
-) -> dict[str, Any]:
+def _handle(keeper: Keeper, events: Events, event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     def has_time() -> bool:
         return context is None or context.get_remaining_time_in_millis() >= MIN_TIME * 1000
 
     _check_caller(event, context)
     try:
-        woken_by, found = _wake(keeper, accounts, event, has_time)
+        woken_by, found = _wake(keeper, event, has_time)
         return _summarize(woken_by, found)
     finally:
         events.send()
@@ -113,9 +111,7 @@ def _check_caller(event: Mapping[str, Any], context: Any) -> None:
         raise UnknownEventError("this is no event that ApiFunction may send")
 
 
-def _wake(
-    keeper: Keeper, accounts: ParameterStore, event: Mapping[str, Any], has_time: HasTime
-) -> tuple[str, Iterable[Outcome | Probed]]:
+def _wake(keeper: Keeper, event: Mapping[str, Any], has_time: HasTime) -> tuple[str, Iterable[Outcome | Probed]]:
     match event:
         case {"wake": "tick"} | {"detail-type": "Scheduled Event"}:
             return "tick", keeper.tick(has_time)
@@ -124,8 +120,7 @@ def _wake(
         case {"wake": "probe"}:
             return "probe", keeper.probe(has_time)
         case {"source": "aws.ssm", "detail": {"name": str(parameter), "operation": operation}}:
-            account, exists = accounts.name_of(parameter), operation != "Delete"
-            return "parameter", keeper.account_changed(account, has_time, exists=exists) if account else []
+            return "parameter", keeper.parameter_changed(parameter, has_time, exists=operation != "Delete")
         case {"renew": {"account": str(account), "credential": str(credential), **options}}:
             return "renew", keeper.renew(account, credential, has_time, rotate=options.get("rotate") is True)
         case {"verify": {"account": str(account), "fingerprint": str(fingerprint)}}:
@@ -134,9 +129,7 @@ def _wake(
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 
 
-_handler = cache(lambda: create_handler(os.environ))
-
-
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    # At once: Lambda gives the processor most freely before the first event.
+    handler = create_handler(os.environ)
     """AWS Lambda's entry. Takes the events that `_wake` names; raises `UnknownEventError` for any other."""
-    return _handler()(event, context)

@@ -102,7 +102,7 @@ def test_a_guard_with_nothing_due_is_one_query(kept: Kept) -> None:
 def test_a_reader_reads_once_and_then_from_memory(kept: Kept) -> None:
     refresher = Refresher(None, "refresh")  # type: ignore[arg-type]
     reader = Reader(kept.table, refresher, lambda: int(kept.clock()), kept.clock.sleep)
-    for _ in range(REMEMBERED_FOR + 1):
+    for _ in range(REMEMBERED_FOR):
         reader.read("a0", ACCESS_TOKEN)
         kept.clock.sleep(1)
     assert kept.counted() == {"dynamodb.GetItem": 1}

@@ -33,9 +33,9 @@ class Memory[Key, Value](dict[Key, tuple[Value, int]]):
         super().__setitem__(key, read)
 
     def recent(self, key: Key, now: int) -> Value | None:
-        """What was read in the last `REMEMBERED_FOR` seconds."""
+        """What was read less than `REMEMBERED_FOR` seconds ago."""
         value, read_at = self.get(key, (None, now))
-        return value if 0 <= now - read_at <= REMEMBERED_FOR else None
+        return value if 0 <= now - read_at < REMEMBERED_FOR else None
 
 
 @dataclass(frozen=True)
@@ -156,42 +156,37 @@ class Reader:
         """What was read a moment ago; `stale`: or at any time, as long as the promise made then holds."""
         now = self._now()
         credential, read_at = self._remembered.get((account, name), (None, 0))
-        is_recent = 0 <= now - read_at <= REMEMBERED_FOR
+        is_recent = 0 <= now - read_at < REMEMBERED_FOR
         if credential is None or not (is_recent or stale) or now >= renewal.promised_until(credential, read_at):
             return None
         return _reading(credential, read_at, now, stale=stale)
 
     def _read_through(self, account: str, name: str) -> Reading:
         """What the table holds; where that is not usable any more, after a renewal."""
-        asked_at, unavailable = self._now(), None
-        credential, reading = self._read_table(account, name)
-        if reading is None and (credential is None or credential.due_at <= asked_at):
-            # The directory decides: TTL expiry may have deleted the credential itself.
-            if credential is None and name not in self.entry(account).credentials:
-                raise errors.UnknownCredentialError(f"the account {account} has no {name}")
-            try:
-                self._refresher.renew(account, name)
-            except errors.RefresherUnavailableError as error:
-                unavailable = error.failure(asked_at)  # but it may have published, and responded too late
-            credential, reading = self._read_table(account, name)
-        while reading is None:
-            now = self._now()
-            if unavailable or credential is None:
+        asked_at, has_asked, unavailable = self._now(), False, None
+        while True:
+            read_at, credential = self._now(), self._table.credentials.get(account, name)
+            if credential is None:
+                self._remembered.pop((account, name), None)
+            else:
+                self._remembered[account, name] = credential, read_at
+                if reading := _reading(credential, read_at, self._now()):
+                    return reading
+            if not has_asked and (credential is None or credential.due_at <= asked_at):
+                # The directory decides: TTL expiry may have deleted the credential itself.
+                if credential is None and name not in self.entry(account).credentials:
+                    raise errors.UnknownCredentialError(f"the account {account} has no {name}")
+                has_asked = True
+                try:
+                    self._refresher.renew(account, name)
+                except errors.RefresherUnavailableError as error:
+                    unavailable = error.failure(asked_at)  # but it may have published, and responded too late
+            elif unavailable or credential is None:
                 raise errors.NoValidValueError(unavailable)
-            if now >= credential.lease_until or now - asked_at >= PATIENCE:
+            elif (now := self._now()) >= credential.lease_until or now - asked_at >= PATIENCE:
                 raise errors.NoValidValueError(credential.last_error, credential.due_at - now)
-            self._sleep(POLL_INTERVAL)
-            credential, reading = self._read_table(account, name)
-        return reading
-
-    def _read_table(self, account: str, name: str) -> tuple[Credential | None, Reading | None]:
-        read_at = self._now()
-        credential = self._table.credentials.get(account, name)
-        if credential is None:
-            self._remembered.pop((account, name), None)
-            return None, None
-        self._remembered[account, name] = credential, read_at
-        return credential, _reading(credential, read_at, self._now())
+            else:
+                self._sleep(POLL_INTERVAL)
 
 
 def _reading(credential: Credential, read_at: int, now: int, *, stale: bool = False) -> Reading | None:

@@ -82,22 +82,32 @@ class Keeper:
             else:
                 yield from self._renew(found, has_time)
 
-    def account_changed(self, account: str, has_time: HasTime, *, exists: bool = False) -> list[Outcome]:
-        """An account's parameter was created, changed or deleted, some time ago: act on what it holds now.
+    def parameter_changed(self, parameter: str, has_time: HasTime, *, exists: bool) -> list[Outcome]:
+        """A parameter was created, changed or deleted, some time ago: where it is an account's, act on what it holds now.
 
         `exists`: it was not deleted, so Parameter Store has something new to show. Raises `ParametersUnavailableError` or
         `StoreUnavailableError`: the event is then to be delivered again.
         """
-        if exists and not self._is_readable(account):
+        account = self._accounts.name_of(parameter)
+        return [] if account is None else self._account_changed(account, has_time, exists=exists)
+
+    def _account_changed(self, account: str, has_time: HasTime, *, exists: bool) -> list[Outcome]:
+        entry, record = self._table.accounts.entry(account), self._accounts.read_one(account)
+        for _ in range(READ_AGAIN if exists else 0):
+            if record.version not in (None, entry and entry.version):
+                break
+            self._sleep(READ_AGAIN_AFTER)
+            record = self._accounts.read_one(account)
+        if exists and entry is None and record.version is None:
             unreadable = ParametersUnavailableError("the account's parameter cannot be read yet")
             return [self._enrolment.mark_invalid(account, unreadable)]
-        return self._keep({account: ()}, has_time, raising=True)
+        return self._keep_account(account, record, (), has_time, rotate=False)
 
     def renew(self, account: str, credential: str, has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Renew one credential if it is due; with `rotate`, replace even a live value (an operator's explicit order)."""
         found = self._table.credentials.get(account, credential)
         if found is None:
-            outcomes = self.account_changed(account, has_time)
+            outcomes = self._account_changed(account, has_time, exists=False)
             return outcomes or [outcome.skipped(account, credential, "there is no such account or credential")]
         if reason := self._reason_to_skip(found, rotate):
             return [outcome.skipped(account, credential, reason)]
@@ -113,12 +123,11 @@ class Keeper:
         if isinstance(found, Outcome):
             return [found]
         outcomes = self._renew([found], has_time)
-        if (ACCESS_TOKEN, "renewed") in [(each.credential, each.what) for each in outcomes]:
-            token = self._table.credentials.get(account, ACCESS_TOKEN) or found
-            is_repeated = token.fingerprint == reported
-            verdict = ReportOutcome.STILL_VALID if is_repeated else ReportOutcome.REPLACED
-            outcomes.append(outcome.verified(token, verdict))
-        return outcomes
+        token = self._table.credentials.get(account, ACCESS_TOKEN)
+        if token is None or token.refused_at is not None:
+            return outcomes
+        verdict = ReportOutcome.STILL_VALID if token.fingerprint == reported else ReportOutcome.REPLACED
+        return [*outcomes, outcome.verified(token, verdict)]
 
     def _reason_to_skip(self, found: Credential, rotate: bool) -> str | None:
         now = self._now()
@@ -158,16 +167,6 @@ class Keeper:
         known = {entry.account: entry.version for entry in entries}
         return lost | {name for name in known | versions if known.get(name) != versions.get(name)}
 
-    def _is_readable(self, account: str) -> bool:
-        """Wait a few seconds for Parameter Store to show a changed record; whether there is any record."""
-        entry = self._table.accounts.entry(account)
-        for _ in range(READ_AGAIN):
-            version = self._accounts.read_one(account).version
-            if version is not None and (entry is None or version != entry.version):
-                break
-            self._sleep(READ_AGAIN_AFTER)
-        return entry is not None or version is not None
-
     def _renew(self, due: Iterable[Due], has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Renew what is due: of the accounts that work before those that fail, and in each the token before tickets."""
         by_account: dict[str, list[Due]] = {}
@@ -175,13 +174,8 @@ class Keeper:
             by_account.setdefault(each.account, []).append(each)
         return self._keep(by_account, has_time, rotate=rotate)
 
-    def _keep(
-        self, due: Mapping[str, Sequence[Due]], has_time: HasTime, *, rotate: bool = False, raising: bool = False
-    ) -> list[Outcome]:
-        """Bring accounts in line with their records, side by side, and renew what is due of each, or what that makes due.
-
-        `raising`: raise the error that prevents that, instead of returning it as a failure.
-        """
+    def _keep(self, due: Mapping[str, Sequence[Due]], has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
+        """Bring accounts in line with their records, side by side, and renew what is due of each, or what that makes due."""
         with ThreadPoolExecutor(WORKERS) as workers:
             in_time = takewhile(lambda _: has_time(), self._accounts.read(due))
             keeping = {
@@ -192,9 +186,7 @@ class Keeper:
         for account in due:
             try:
                 outcomes += keeping[account].result() if account in keeping else [_left(account)]
-            except Exception as error:
-                if raising:
-                    raise
+            except Exception as error:  # noqa: BLE001 - of ours, or a defect, which must not keep other accounts waiting
                 is_left = isinstance(error, ParametersUnavailableError) and not error.refused
                 outcomes.append(_left(account) if is_left else not_stored(account, ACCESS_TOKEN, error, self._now()))
         return outcomes

@@ -51,11 +51,6 @@ class Attempt:
         # Another instance may have written since it was read; not what tells of a renewal, or there would be no lease.
         self.before = replace(self.leased, at_risk_since=self.before.at_risk_since, lease_until=self.before.lease_until)
 
-    @property
-    def at_risk(self) -> bool:
-        """Whether a renewal whose outcome is unknown, this or an earlier one, may have minted a successor."""
-        return self.outcome_unknown or self.before.at_risk_since is not None
-
 
 def lease(seen: Credential, now: int) -> Change:
     """Take the right to renew. The credential is at risk from now on, unless it already was, and due again when the lease ends.
@@ -115,6 +110,8 @@ def publish(attempt: Attempt, grant: Grant, now: int) -> Change:
 def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
     """Record a failure, and give the lease back; the value stays."""
     failures = attempt.before.failures + 1
+    # This renewal, or an earlier one whose outcome is unknown, may have minted a successor.
+    is_at_risk = attempt.outcome_unknown or attempt.before.at_risk_since is not None
     # Counted from the beginning, so that the next guard retries also after an attempt that timed out.
     due_at = attempt.began_at + renewal.retry_after(failure, failures)
     # It was recorded as refused because of a forced refresh that was not made.
@@ -129,7 +126,7 @@ def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
             lease_until=0,
             check_until=0,
             usage=attempt.usage,
-            at_risk_since=current.at_risk_since if attempt.at_risk else None,
+            at_risk_since=current.at_risk_since if is_at_risk else None,
             refused_at=None if is_served_again else current.refused_at,
         )
         return alerts.failing(failed, failure, failures=failures, next_attempt_at=due_at) if makes_event else failed

@@ -50,11 +50,13 @@ class Renewer:
 
     def _renew(self, seen: Credential, record: Account | KeeperError | None, rotate: bool) -> list[Outcome]:
         if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
-            return [_skipped(seen, "its access token is being renewed; the ticket comes next")]
+            return [
+                outcome.skipped(seen.account, seen.name, "its access token is being renewed; the ticket comes next")
+            ]
         now = self._now()
         leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:
-            return [_skipped(seen, "not due any more, or another renewal is in progress")]
+            return [outcome.skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")]
         attempt = Attempt(seen, leased, now)
         try:
             grant = self._fetch(attempt, record, rotate)
@@ -115,12 +117,7 @@ class Renewer:
 
     def _ask_stable_token(self, attempt: Attempt, account: Account) -> Grant:
         attempt.isolated = account.kind is Kind.TOKEN
-        return self._ask(
-            attempt,
-            lambda: self._wechat.fetch_token(account, isolated=True),
-            mints=False,
-            is_counted=not attempt.isolated,  # the quota of /cgi-bin/token is another
-        )
+        return self._ask(attempt, lambda: self._wechat.fetch_token(account, isolated=True), mints=False)
 
     def _mint(self, attempt: Attempt, account: Account) -> Grant:
         leased, now = attempt.leased, self._now()
@@ -163,15 +160,14 @@ class Renewer:
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         return token is not None and renewal.usable_until(token) <= self._now() < token.lease_until
 
-    def _ask(
-        self, attempt: Attempt, fetch: Callable[[], Grant], *, mints: bool = True, is_counted: bool = True
-    ) -> Grant:
-        """Call WeChat under the lease. `mints`: the call may mint a value. `is_counted`: it uses the endpoint's quota."""
+    def _ask(self, attempt: Attempt, fetch: Callable[[], Grant], *, mints: bool = True) -> Grant:
+        """Call WeChat under the lease. `mints`: the call may mint a value."""
         now = self._now()
         if now >= attempt.leased.lease_until:
             # Its result would be discarded, but WeChat would have minted it, and ended what another instance publishes.
             raise LeaseOverError("the lease ended before WeChat could be asked")
-        attempt.usage = budget.record(attempt.usage, now, calls=int(is_counted))
+        if not attempt.isolated:  # which has another quota
+            attempt.usage = budget.record(attempt.usage, now, calls=1)
         try:
             return fetch()
         except WeChatError as error:
@@ -184,7 +180,7 @@ class Renewer:
         leased = attempt.leased
         published = self._table.credentials.change(leased, lifecycle.publish(attempt, grant, self._now()))
         if published is None:
-            return _skipped(leased, _SUPERSEDED)
+            return outcome.skipped(leased.account, leased.name, _SUPERSEDED)
         self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
         return outcome.renewed(published, self._now())
 
@@ -193,7 +189,7 @@ class Renewer:
         step = lifecycle.fail(attempt, failure, makes_event=not isinstance(error, _NoTokenError))
         failed = self._table.credentials.change(leased, step)
         if failed is None:
-            return _skipped(leased, _SUPERSEDED)
+            return outcome.skipped(leased.account, leased.name, _SUPERSEDED)
         self._events.add(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
         return outcome.failed(leased.account, leased.name, failure, failed.due_at, budget_used=used)
@@ -205,10 +201,6 @@ def not_stored(account: str, credential: str, error: Exception, now: int) -> Out
     if isinstance(error, KeeperError):
         failure = error.failure(now)
     return outcome.failed(account, credential, failure, now + renewal.LEASE)
-
-
-def _skipped(credential: Credential, reason: str) -> Outcome:
-    return outcome.skipped(credential.account, credential.name, reason)
 
 
 def _repeated_token() -> WeChatError:

@@ -5,81 +5,74 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from token_keeper.model import Account, Credential
+from token_keeper.table import items
 from token_keeper.table.dynamodb import ConditionFailedError, Items
-from token_keeper.table.items import (
-    ACCOUNTS,
-    HOUSEKEEPING,
-    Entry,
-    claim_key,
-    credential_key,
-    entry_key,
-    to_credential,
-    to_entry,
-)
+from token_keeper.table.items import HOUSEKEEPING, Entry
 
 
 class Accounts:
     """The directory of accounts, and what they claim. Every method raises `StoreUnavailableError` where DynamoDB fails."""
 
-    def __init__(self, items: Items) -> None:
-        self._items = items
+    def __init__(self, table: Items) -> None:
+        self._items = table
 
     def entry(self, account: str) -> Entry | None:
         """The account's directory entry."""
-        item = self._items.get(entry_key(account))
-        return to_entry(item) if item else None
+        item = self._items.get(items.entry_key(account))
+        return items.to_entry(item) if item else None
 
     def entries(self) -> Iterator[Entry]:
         """The whole directory, by name."""
-        return map(to_entry, self._items.query("pk = :pk", {":pk": ACCOUNTS}))
+        return map(items.to_entry, self._items.query("pk = :pk", {":pk": items.ACCOUNTS}))
 
     def page(self, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
         """Up to `limit` directory entries after the named account, and the name to go on after (None: that was all)."""
         condition = "pk = :pk" if after is None else "pk = :pk AND sk > :after"
-        items, last = next(self._items.pages(condition, {":pk": ACCOUNTS, ":after": after}, Limit=limit))
-        return [to_entry(item) for item in items], last["sk"] if last else None
+        page, last = next(self._items.pages(condition, {":pk": items.ACCOUNTS, ":after": after}, Limit=limit))
+        return [items.to_entry(item) for item in page], last["sk"] if last else None
 
     def in_force(self, account: Account, version: str | None) -> dict[tuple[str, str], Credential]:
         """The account's credentials by account and name, if that version of its record is in force, and it owns its appid.
 
         In one round trip: as long as a credential has this epoch, it has not been dropped, and so the claim not released.
         """
-        claim = claim_key(account.app_id, account.claim)
-        keys = [credential_key(account.name, name) for name in account.credentials]
+        claim = items.claim_key(account.app_id, account.claim)
+        keys = [items.credential_key(account.name, name) for name in account.credentials]
         found = {
-            (item["pk"], item["sk"]): item for item in self._items.get_all([entry_key(account.name), claim, *keys])
+            (item["pk"], item["sk"]): item
+            for item in self._items.get_all([items.entry_key(account.name), claim, *keys])
         }
-        entry, owner = found.pop((ACCOUNTS, account.name), {}), found.pop((claim["pk"], claim["sk"]), {})
+        entry, owner = found.pop((items.ACCOUNTS, account.name), {}), found.pop((claim["pk"], claim["sk"]), {})
         if entry.get("version") != version or owner.get("account") != account.name:
             return {}
-        return {(account.name, name): to_credential(item) for (_, name), item in found.items()}
+        return {(account.name, name): items.to_credential(item) for (_, name), item in found.items()}
 
     def put_entry(self, entry: Entry) -> None:
         """Write the account's directory entry."""
         item = asdict(entry) | {"credentials": " ".join(entry.credentials)}
         del item["account"]
-        self._items.put(entry_key(entry.account) | item)
+        self._items.put(items.entry_key(entry.account) | item)
 
     def finish_entry(self, entry: Entry) -> bool:
         """Write that the record which the entry is `applying` is in force; False where another change has been begun meanwhile."""
         with suppress(ConditionFailedError):
             changes = {"version": entry.applying}
-            self._items.update(entry_key(entry.account), changes, only_if={"applying": entry.applying})
+            self._items.update(items.entry_key(entry.account), changes, only_if={"applying": entry.applying})
             return True
         return False
 
     def drop_entry(self, account: str) -> None:
         """Delete the account's directory entry."""
-        self._items.delete(entry_key(account))
+        self._items.delete(items.entry_key(account))
 
     def claims_on(self, app_id: str) -> dict[str, str]:
         """The accounts that keep this appid or corpid, by what they claim of it."""
-        items = self._items.query("pk = :pk", {":pk": claim_key(app_id, "")["pk"]})
-        return {item["sk"]: item["account"] for item in items if "free_at" not in item}
+        found = self._items.query("pk = :pk", {":pk": items.claim_key(app_id, "")["pk"]})
+        return {item["sk"]: item["account"] for item in found if "free_at" not in item}
 
     def acquire_claim(self, account: Account, *, now: int) -> str:
         """Claim the account's appid (or WeCom app); returns its owner, which may be another account, or one that was."""
-        key = claim_key(account.app_id, account.claim)
+        key = items.claim_key(account.app_id, account.claim)
         held = self._items.get(key) or {}
         owner, free_at = held.get("account"), held.get("free_at")
         if owner not in (None, account.name) and (free_at is None or now < free_at):
@@ -96,4 +89,4 @@ class Accounts:
         for claim, owner in self.claims_on(app_id).items():
             if owner == account and claim != but:
                 with suppress(ConditionFailedError):
-                    self._items.update(claim_key(app_id, claim), changes, only_if={"account": account})
+                    self._items.update(items.claim_key(app_id, claim), changes, only_if={"account": account})

@@ -1,7 +1,6 @@
 """Adapter: items of one DynamoDB table, as plain values: text, whole numbers, and maps of both."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,7 @@ class Items:
 
     def get(self, key: Key) -> Item | None:
         """One item, read consistently."""
-        with _translated_errors():
-            reply = self._dynamodb.get_item(TableName=self._name, Key=_wire(key), ConsistentRead=True)
+        reply = self._call("get_item", TableName=self._name, Key=_wire(key), ConsistentRead=True)
         return _plain(reply["Item"]) if "Item" in reply else None
 
     def get_all(self, keys: Iterable[Key], *, consistent: bool = True) -> list[Item]:
@@ -54,10 +52,8 @@ class Items:
             if not rounds:
                 raise StoreUnavailableError("DynamoDB: it does not get to all that was asked for")
             rounds -= 1
-            with _translated_errors():
-                reply: Any = self._dynamodb.batch_get_item(
-                    RequestItems={self._name: {"Keys": left[:BATCH_GET_LIMIT], "ConsistentRead": consistent}}
-                )
+            asked = {self._name: {"Keys": left[:BATCH_GET_LIMIT], "ConsistentRead": consistent}}
+            reply = self._call("batch_get_item", RequestItems=asked)
             left = reply["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + left[BATCH_GET_LIMIT:]
             items += [_plain(item) for item in reply["Responses"].get(self._name, [])]
         return items
@@ -76,8 +72,7 @@ class Items:
         query: Any = {"TableName": self._name, "KeyConditionExpression": condition, **options}
         query |= {"ExpressionAttributeValues": _wire(values), "ConsistentRead": "IndexName" not in options}
         while True:
-            with _translated_errors():
-                reply = self._dynamodb.query(**query)
+            reply = self._call("query", **query)
             last = reply.get("LastEvaluatedKey")
             yield [_plain(item) for item in reply["Items"]], _plain(last) if last else None
             if not last:
@@ -86,24 +81,29 @@ class Items:
 
     def put(self, item: Mapping[str, Any], *, only_if: Mapping[str, Any] | None = None) -> None:
         """Write a whole item."""
-        with _translated_errors():
-            self._dynamodb.put_item(TableName=self._name, Item=_wire(item), **_expressions(only_if or {}))
+        self._call("put_item", TableName=self._name, Item=_wire(item), **_expressions(only_if or {}))
 
     def update(self, key: Key, changes: Mapping[str, Any], *, only_if: Mapping[str, Any]) -> Item:
         """Assign attributes of an item, and remove those that are to be None; returns it as it is then."""
-        with _translated_errors():
-            reply = self._dynamodb.update_item(
-                TableName=self._name, Key=_wire(key), ReturnValues="ALL_NEW", **_expressions(only_if, changes)
-            )
-        return _plain(reply["Attributes"])
+        asked = {"TableName": self._name, "Key": _wire(key), "ReturnValues": "ALL_NEW"}
+        return _plain(self._call("update_item", **asked, **_expressions(only_if, changes))["Attributes"])
 
     def delete(self, key: Key, *, only_if: Mapping[str, Any] | None = None) -> Item | None:
         """Delete an item; returns it as it was, or None where there was none."""
-        with _translated_errors():
-            reply = self._dynamodb.delete_item(
-                TableName=self._name, Key=_wire(key), ReturnValues="ALL_OLD", **_expressions(only_if or {})
-            )
+        asked = {"TableName": self._name, "Key": _wire(key), "ReturnValues": "ALL_OLD"}
+        reply = self._call("delete_item", **asked, **_expressions(only_if or {}))
         return _plain(reply["Attributes"]) if "Attributes" in reply else None
+
+    def _call(self, operation: str, **asked: Any) -> Any:
+        try:
+            return getattr(self._dynamodb, operation)(**asked)
+        except aws_errors.raised() as error:
+            code = aws_errors.code_of(error)
+            if code == "ConditionalCheckFailedException":
+                response: Any = error.response  # type: ignore[attr-defined]
+                raise ConditionFailedError(_plain(response.get("Item", {}))) from None
+            # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
+            raise StoreUnavailableError(f"DynamoDB: {code}") from None
 
 
 def _expressions(only_if: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
@@ -125,19 +125,6 @@ def _expressions(only_if: Mapping[str, Any], changes: Mapping[str, Any] | None =
         "ReturnValuesOnConditionCheckFailure": condition and "ALL_OLD",
     }
     return {name: given for name, given in expressions.items() if given}
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except aws_errors.raised() as error:
-        code = aws_errors.code_of(error)
-        if code == "ConditionalCheckFailedException":
-            response: Any = error.response  # type: ignore[attr-defined]
-            raise ConditionFailedError(_plain(response.get("Item", {}))) from None
-        # AWS may quote what was sent, a value among it; a traceback that shows causes would show that.
-        raise StoreUnavailableError(f"DynamoDB: {code}") from None
 
 
 # boto3's own serializer costs the readers an import, and makes Decimals.
