@@ -105,9 +105,8 @@ READERS_EVENTS = [{"renew": {"account", "credential"}}, {"verify": {"account", "
 def _check_caller(event: Mapping[str, Any], context: Any) -> None:
     if context is None or not context.invoked_function_arn.endswith(f":{READERS_ALIAS}"):
         return
-    if {
-        name: set(fields) if isinstance(fields, dict) else None for name, fields in event.items()
-    } not in READERS_EVENTS:
+    fields = {name: set(given) if isinstance(given, dict) else None for name, given in event.items()}
+    if fields not in READERS_EVENTS:
         raise UnknownEventError("this is no event that ApiFunction may send")
 
 

@@ -217,6 +217,10 @@ class DueCredential:
     failures: int
 
 
+type Due = DueCredential | Credential
+"""A credential to be renewed: as the index lists it, or as it was read."""
+
+
 class ReportOutcome(StrEnum):
     """What became of a report that a token does not work."""
 

@@ -57,13 +57,11 @@ class Rule:
     """Whether `expires_in` counts down when a value is repeated; otherwise its life counts from when it was first seen."""
 
 
-RULES = {
+RULES = dict.fromkeys(Kind, Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None)) | {
     Kind.TOKEN: Rule(540, look_ahead=120, overlap=300, each_call_mints=True, recheck_after=60, counts_down=True),
     Kind.STABLE_TOKEN: Rule(270, look_ahead=0, overlap=300, each_call_mints=False, recheck_after=60, counts_down=True),
-    Kind.CORP_TOKEN: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
-    Kind.TICKET: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
-    Kind.CORP_TICKET: Rule(300, look_ahead=0, overlap=0, each_call_mints=True, recheck_after=None),
 }
+"""WeCom's tokens and all tickets have one rule."""
 
 TICKETS = (Kind.TICKET, Kind.CORP_TICKET)
 

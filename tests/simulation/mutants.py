@@ -81,7 +81,7 @@ def _failure_ends_the_item(credential: Credential) -> Any:
 
 def _read_inconsistently(self: Credentials, account: str, name: str) -> Any:
     items = self._items.get_all([credential_key(account, name)], consistent=False)
-    return to_credential(items[0]) if items else None
+    return next(map(to_credential, items.values()), None)
 
 
 def _error_stored(self: Renewer, *asked: Any, **options: Any) -> Any:

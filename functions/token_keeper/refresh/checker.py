@@ -74,8 +74,9 @@ class Checker:
                 if not has_time():
                     break
                 now = self._now()
-                names = [(account, ACCESS_TOKEN) for account in batch]
-                kept = self._table.credentials.get_all(names, consistent=False).values()
+                kept = self._table.credentials.get_all(
+                    [(name, ACCESS_TOKEN) for name in batch], consistent=False
+                ).values()
                 for token in kept:
                     self._events.add_left(token, now)
                 tokens = [token for token in kept if renewal.is_to_be_probed(token, now)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from token_keeper import errors, renewal
 from token_keeper.clock import Now, Sleep
-from token_keeper.model import ACCESS_TOKEN, Account, Credential, DueCredential, Failure, FailureClass, Kind
+from token_keeper.model import ACCESS_TOKEN, Account, Credential, Due, Failure, FailureClass, Kind
 from token_keeper.refresh import alerts, lifecycle, outcome
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.events import Events
@@ -33,9 +33,7 @@ class Enrolment:
         self._now = now
         self._sleep = sleep
 
-    def permit(
-        self, due: Sequence[DueCredential | Credential], record: AccountRecord
-    ) -> list[Credential | Outcome] | None:
+    def permit(self, due: Sequence[Due], record: AccountRecord) -> list[Credential | Outcome] | None:
         """What is due of an account, as read, if it may fetch: its record is in force, and it owns its appid. None otherwise.
 
         Where the record cannot be read, the renewer is to report that. Raises `StoreUnavailableError`.
@@ -79,7 +77,7 @@ class Enrolment:
                 self._table.credentials.change(credential, lifecycle.reschedule(credential, retry_at))
         return outcome.failed(account, ACCESS_TOKEN, failure, retry_at)
 
-    def _if_due(self, listed: DueCredential | Credential, credential: Credential) -> Credential | Outcome:
+    def _if_due(self, listed: Due, credential: Credential) -> Credential | Outcome:
         if isinstance(listed, Credential):
             return listed
         if renewal.is_still_due(listed, credential, self._now()):
@@ -102,15 +100,14 @@ class Enrolment:
             gone = set(old.credentials) - (account.credentials.keys() if stays else set())
             dropped = self._give_up(old, gone, but=account.claim if stays else None)
         self._table.accounts.put_entry(entry)
-        owner = self._table.accounts.acquire_claim(account, now=self._now())
+        now = self._now()
+        owner = self._table.accounts.acquire_claim(account, now=now)
         is_owner = owner == account.name
         for name, kind in account.credentials.items():
             if is_owner or name == ACCESS_TOKEN:  # which shows what is wrong
                 # An alert about it stays open where another appid takes its place, until its first renewal.
                 before = dropped.pop(name, None)
-                self._table.credentials.enrol(
-                    account.name, name, kind, account.app_id, due_at=self._now(), before=before
-                )
+                self._table.credentials.enrol(account.name, name, kind, account.app_id, due_at=now, before=before)
         self._report_removed(dropped.values())
         if not is_owner:
             raise errors.AppIdTakenError(f"{account.app_id} is already kept, as account {owner}")
@@ -119,9 +116,7 @@ class Enrolment:
             if self._table.accounts.entry(account.name) is None:
                 # The account was deleted meanwhile. What has been written since is found by its entry, and deleted, too.
                 self._table.accounts.put_entry(replace(entry, version=None))
-            raise errors.RecordSupersededError(
-                "the account's record has changed once more; that change is being applied"
-            )
+            raise errors.RecordSupersededError("the account's record has changed once more; it is applied again")
         return [each for each in found if each]
 
     def _schedule(self, account: Account, name: str, kind: Kind) -> Credential | Outcome | None:
@@ -167,16 +162,14 @@ class Enrolment:
         self._show_record_error(account.name, failure, token.due_at)
         return None if failure is None else outcome.failed(account.name, token.name, failure, token.due_at)
 
-    def _show_record_error(
-        self, account: str, failure: Failure | None, next_attempt_at: int, *, alert_after: int = 0
-    ) -> None:
+    def _show_record_error(self, account: str, failure: Failure | None, retry_at: int, *, alert_after: int = 0) -> None:
         """Say in the token's health what is wrong with its account's record (None: nothing any more), and alert others.
 
         `alert_after`: seconds for which health must have shown an error already. A renamed account is two for a moment.
         """
         step = lifecycle.clear_record_error(self._now())
         if failure is not None:
-            step = lifecycle.note_record_error(failure, next_attempt_at=next_attempt_at, alert_after=alert_after)
+            step = lifecycle.note_record_error(failure, next_attempt_at=retry_at, alert_after=alert_after)
         token = self._table.credentials.get(account, ACCESS_TOKEN)
         if shown := token and self._table.credentials.change(token, step):
             self._events.add(shown)

@@ -54,11 +54,8 @@ _REMEDIES = {
     89506: "An administrator refused this IP address twice: WeChat blocks it for 24 hours. It is tried again after that.",
     89507: "An administrator refused this IP address: WeChat blocks it for an hour. It is tried again after that.",
 }
-_REMEDIES[40125] = _REMEDIES[40001]
-_REMEDIES[61004] = _REMEDIES[45035] = _REMEDIES[40164]
-_REMEDIES[48002] = _REMEDIES[48004] = _REMEDIES[48001]
-_REMEDIES[50004] = _REMEDIES[50007] = _REMEDIES[50002]
-_REMEDIES[89503] = _REMEDIES[89501]
+_LIKE = {40125: 40001, 61004: 40164, 45035: 40164, 48002: 48001, 48004: 48001, 50004: 50002, 50007: 50002, 89503: 89501}
+"""Codes with the remedy of another."""
 
 _CORP_REMEDIES = _REMEDIES | {
     40001: "The secret is not that of an app of this corp. Copy it again (企业微信管理后台 > 应用管理 > the app > Secret) and run "
@@ -76,6 +73,6 @@ def meaning(errcode: int, errmsg: str, sent: str) -> tuple[FailureClass, str]:
         return FailureClass.CREDENTIAL, _CLASS_REMEDIES[FailureClass.CREDENTIAL]
     failure_class = _CLASS_OF.get(errcode, FailureClass.UNKNOWN)
     remedies = _CORP_REMEDIES if sent == "corpsecret" else _REMEDIES
-    remedy = remedies.get(errcode, _CLASS_REMEDIES[failure_class])
+    remedy = remedies.get(_LIKE.get(errcode, errcode), _CLASS_REMEDIES[failure_class])
     found = re.search(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", errmsg)
     return failure_class, remedy.replace(_ADDRESS, found[0]) if found else remedy

@@ -9,7 +9,7 @@ from itertools import takewhile
 from token_keeper import budget, renewal
 from token_keeper.clock import Now, Sleep
 from token_keeper.errors import ParametersUnavailableError, RecordSupersededError
-from token_keeper.model import ACCESS_TOKEN, Credential, DueCredential, ReportOutcome
+from token_keeper.model import ACCESS_TOKEN, Credential, Due, ReportOutcome
 from token_keeper.refresh import outcome
 from token_keeper.refresh.checker import Checker, HasTime
 from token_keeper.refresh.enrolment import Enrolment
@@ -31,8 +31,6 @@ LEFT = "it was not reached in time; the next run continues"
 READ_AGAIN_AFTER = 2
 READ_AGAIN = 3
 """Seconds, and times: an event may arrive before Parameter Store shows the change."""
-
-type Due = DueCredential | Credential
 
 
 class Keeper:

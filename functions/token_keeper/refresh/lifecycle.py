@@ -137,12 +137,12 @@ def fail(attempt: Attempt, failure: Failure, *, makes_event: bool) -> Change:
 def begin_check(token: Credential, now: int) -> Change:
     """Take the right to ask WeChat about a reported token, and book the call. It blocks no renewal."""
     booked_until = budget.book_check(token.checks_booked_until, now)
+
+    def change(current: Credential) -> Credential:
+        return replace(current, check_until=now + CHECK_TIME, checks_booked_until=booked_until)
+
     # Each check books more, so of all that saw the same only one begins.
-    return _while(
-        "epoch checks_booked_until",
-        token,
-        lambda current: replace(current, check_until=now + CHECK_TIME, checks_booked_until=booked_until),
-    )
+    return _while("epoch checks_booked_until", token, change)
 
 
 def end_check(token: Credential, *, accepted_at: int | None) -> Change:
@@ -182,11 +182,11 @@ def change_kind(seen: Credential, kind: Kind, now: int) -> Change:
     minted_at = seen.minted_at
     if seen.kind is Kind.TOKEN and seen.value is not None:
         minted_at = max(minted_at, expires_at - renewal.RULES[Kind.TOKEN].overlap)
-    return _while(
-        "epoch due_at",
-        seen,
-        lambda current: replace(current, kind=kind, due_at=now, expires_at=expires_at, minted_at=minted_at),
-    )
+
+    def change(current: Credential) -> Credential:
+        return replace(current, kind=kind, due_at=now, expires_at=expires_at, minted_at=minted_at)
+
+    return _while("epoch due_at", seen, change)
 
 
 def note_record_error(failure: Failure, *, next_attempt_at: int, alert_after: int) -> Change:

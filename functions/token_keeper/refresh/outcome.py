@@ -53,7 +53,5 @@ def failed(account: str, credential: str, failure: Failure, next_attempt_at: int
 
 def verified(token: Credential, outcome: ReportOutcome, retry_after: int = 0) -> Outcome:
     """The response to a report. `retry_after`: seconds, where it was limited."""
-    details = {"outcome": str(outcome), "fingerprint": token.fingerprint}
-    return Outcome(
-        "verified", token.account, token.name, details | ({"retry_after": retry_after} if retry_after else {})
-    )
+    details = {"outcome": str(outcome), "fingerprint": token.fingerprint, "retry_after": retry_after}
+    return Outcome("verified", token.account, token.name, details)

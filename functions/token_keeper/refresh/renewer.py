@@ -50,9 +50,7 @@ class Renewer:
 
     def _renew(self, seen: Credential, record: Account | KeeperError | None, rotate: bool) -> list[Outcome]:
         if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
-            return [
-                outcome.skipped(seen.account, seen.name, "its access token is being renewed; the ticket comes next")
-            ]
+            return [outcome.skipped(seen.account, seen.name, "its access token is being renewed; it comes next")]
         now = self._now()
         leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:

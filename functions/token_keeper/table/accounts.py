@@ -38,10 +38,7 @@ class Accounts:
         """
         claim = items.claim_key(account.app_id, account.claim)
         keys = [items.credential_key(account.name, name) for name in account.credentials]
-        found = {
-            (item["pk"], item["sk"]): item
-            for item in self._items.get_all([items.entry_key(account.name), claim, *keys])
-        }
+        found = self._items.get_all([items.entry_key(account.name), claim, *keys])
         entry, owner = found.pop((items.ACCOUNTS, account.name), {}), found.pop((claim["pk"], claim["sk"]), {})
         if entry.get("version") != version or owner.get("account") != account.name:
             return {}

@@ -30,7 +30,7 @@ class Credentials:
     ) -> dict[tuple[str, str], Credential]:
         """Those that there are of these credentials, each by its account and name; or as they were a moment ago."""
         keys = [credential_key(account, name) for account, name in names]
-        found = map(to_credential, self._items.get_all(keys, consistent=consistent))
+        found = map(to_credential, self._items.get_all(keys, consistent=consistent).values())
         return {(credential.account, credential.name): credential for credential in found}
 
     def account_of_token(self, index: str, token_fingerprint: str) -> str | None:

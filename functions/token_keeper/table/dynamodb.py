@@ -44,10 +44,10 @@ class Items:
         reply = self._call("get_item", TableName=self._name, Key=_wire(key), ConsistentRead=True)
         return _plain(reply["Item"]) if "Item" in reply else None
 
-    def get_all(self, keys: Iterable[Key], *, consistent: bool = True) -> list[Item]:
-        """All of these items that there are, in any order."""
+    def get_all(self, keys: Iterable[Key], *, consistent: bool = True) -> dict[tuple[str, str], Item]:
+        """All of these items that there are, by `pk` and `sk`; not `consistent`: as they are, or were a moment ago."""
         left: list[Any] = [_wire(key) for key in keys]
-        items, rounds = [], len(left) // BATCH_GET_LIMIT + BATCH_GET_ROUNDS
+        items, rounds = dict[tuple[str, str], Item](), len(left) // BATCH_GET_LIMIT + BATCH_GET_ROUNDS
         while left:
             if not rounds:
                 raise StoreUnavailableError("DynamoDB: it does not get to all that was asked for")
@@ -55,7 +55,8 @@ class Items:
             asked = {self._name: {"Keys": left[:BATCH_GET_LIMIT], "ConsistentRead": consistent}}
             reply = self._call("batch_get_item", RequestItems=asked)
             left = reply["UnprocessedKeys"].get(self._name, {"Keys": []})["Keys"] + left[BATCH_GET_LIMIT:]
-            items += [_plain(item) for item in reply["Responses"].get(self._name, [])]
+            found = map(_plain, reply["Responses"].get(self._name, []))
+            items |= {(item["pk"], item["sk"]): item for item in found}
         return items
 
     def query(self, condition: str, values: Mapping[str, Any], **options: Any) -> Iterator[Item]:
