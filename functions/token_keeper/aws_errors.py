@@ -26,4 +26,5 @@ def raised() -> tuple[type[Exception], ...]:
 
 def code_of(error: Exception) -> str:
     """AWS's error code, or the name of the exception where AWS did not respond."""
-    return str(error.response["Error"]["Code"]) if hasattr(error, "response") else type(error).__name__
+    response = getattr(error, "response", None)
+    return str(response["Error"]["Code"]) if response else type(error).__name__

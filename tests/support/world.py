@@ -20,7 +20,7 @@ from unittest.mock import patch
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import boto3
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ReadTimeoutError as BotocoreTimeoutError
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
@@ -139,7 +139,7 @@ class World:
 
         def refuse(operation: str, _: bytes) -> None:
             if operation.startswith(services):
-                raise EndpointConnectionError(endpoint_url=f"https://{operation}.invalid/")
+                raise BotocoreTimeoutError(endpoint_url=f"https://{operation}.invalid/")
 
         self.before_aws = refuse
         try:

@@ -18,13 +18,14 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.certificates import self_signed
 from token_keeper.api.aws import clients, http
 from token_keeper.api.aws.sigv4 import Credentials, sign
-from token_keeper.aws_errors import AwsError, AwsUnavailableError
+from token_keeper.aws_errors import AwsError, AwsUnavailableError, code_of, raised
 
 NOW = 1_790_000_000
 ITEM = {"Item": {"pk": {"S": "a"}}}
@@ -330,3 +331,22 @@ def test_no_error_tells_a_credential(
 def test_credentials_do_not_show_themselves() -> None:
     assert "secret" not in repr(Credentials("key-id", "secret-key", "session-token"))
     assert "key-id" not in repr(Credentials("key-id", "secret-key", "session-token"))
+
+
+NO_RESPONSE = {"endpoint_url": "https://dynamodb.invalid/"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AwsError("AccessDenied"), "AccessDenied"),
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "Query"), "AccessDenied"),
+        (AwsUnavailableError("TimeoutError"), "AwsUnavailableError"),
+        (EndpointConnectionError(**NO_RESPONSE), "EndpointConnectionError"),
+        (ReadTimeoutError(**NO_RESPONSE), "ReadTimeoutError"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_an_error_is_named_by_aws_or_by_its_class(error: Exception, code: str) -> None:
+    assert isinstance(error, raised())
+    assert code_of(error) == code
