@@ -72,10 +72,12 @@ class WriteChecks(State):
             self._violate("one fetch", f"{frame.event} fetched {frame.fetched} and published {frame.published}")
 
     def _check_write(self, what: str, before: Item | None, after: Item | None) -> None:
+        if before is None and after is None:
+            return  # a deletion of what is not there
         partition, _, name = (before or after or {})["pk"]["S"].partition("#")
         if partition == "credential":
             self._credential_written(before, after)
-        elif partition == "claim" and after is None and before is not None:
+        elif partition == "claim" and before is not None and (after is None or "free_at" in after):
             self._claim_released(name, before)
         elif partition == "accounts":
             self._entry_written((before or after or {})["sk"]["S"])
