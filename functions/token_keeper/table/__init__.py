@@ -5,7 +5,7 @@ claim on an appid, one per consumer, one for the probe, and one for a sync that 
 |---|---|---|
 | `credential#<account>` | credential name | the value and all that is known of it (`model.Credential`) |
 | `accounts` | account name | app id, kind, the credentials' names, the version of the record they come from |
-| `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app |
+| `claim#<appid>` | `token`, or a WeCom app | the one account that keeps this appid or app; `free_at` once it has released that |
 | `probe` | `progress` | how far the probe has come (`model.Progress`) |
 | `sync#ALL` | `pending` | from when on the guard is to go on with a sync that was not finished |
 | `consumers` | SHA-256 of its key | its name, the accounts it may read, whether it may report (`model.Consumer`) |
