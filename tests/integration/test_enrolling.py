@@ -42,6 +42,30 @@ def test_the_tick_finds_accounts_whose_event_was_lost(world: World) -> None:
     assert len(world.wechat.calls) == calls
 
 
+def test_a_defect_while_enrolling_stops_no_other_account(world: World) -> None:
+    # Given two new accounts, and an error in this program that one of them brings to light
+    for name in ("main", "shop"):
+        world.wechat.add_app(f"wx-{name}", SECRET)
+        put_without_event(world, name, record(appid=f"wx-{name}"))
+    writes = itertools.count()
+
+    def fail(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.PutItem" and next(writes) == 0:
+            raise ZeroDivisionError
+
+    # When the main tick fires
+    world.before_aws = fail
+    summary = world.wake("tick")
+    # Then the defect is in the summary, by its class, and the other account has a token
+    (failed,) = summary["failed"]
+    (renewed,) = summary["renewed"]
+    assert (failed["class"], failed["errmsg"]) == ("defect", "ZeroDivisionError")
+    assert {failed["account"], renewed["account"]} == {"main", "shop"}
+    # And where it does not happen, the next tick enrols the first
+    world.wake("tick")
+    assert world.wechat.accepts(token(world, failed["account"]))
+
+
 @pytest.mark.parametrize("event_arrives", [True, False])
 def test_a_deleted_account_is_unknown_to_readers_at_once(world: World, event_arrives: bool) -> None:
     world.add_account("main", tickets=["jsapi"])
