@@ -960,3 +960,25 @@ def test_two_simultaneous_runs_renew_a_ticket_with_its_new_token(world: World) -
     renewed = world.wake("guard")["renewed"]
     # Then the guard renews the ticket next
     assert [item["credential"] for item in renewed] == ["access_token", "jsapi"]
+
+
+def test_a_ticket_waits_until_its_new_token_is_accepted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a WeCom app whose token and ticket have come to their end, and a WeCom that accepts a new token after 3 s
+    world.add_account(corpid="ww0123456789abcdef", tickets=["jsapi"])
+    world.clock.sleep(6900)
+    world.wake("guard")
+    world.clock.sleep(301)
+    handle, minted_at = world.wechat.handle, list[float]()
+
+    def accept_late(method: str, path: str, *sent: Any) -> Any:
+        if path == "/cgi-bin/gettoken":
+            minted_at.append(world.clock())
+        elif world.clock() - minted_at[-1] < 3:
+            world.wechat.fail(path, Fault.error(40014))
+        return handle(method, path, *sent)
+
+    monkeypatch.setattr(world.wechat, "handle", accept_late)
+    # When the guard fires
+    renewed = world.wake("guard")["renewed"]
+    # Then both are renewed
+    assert [item["credential"] for item in renewed] == ["access_token", "jsapi"]

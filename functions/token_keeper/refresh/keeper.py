@@ -45,7 +45,7 @@ class Keeper:
         self._sleep = sleep
         self._checker = Checker(table, wechat, events, now)
         self._enrolment = Enrolment(table, wechat, self._checker, events, now, sleep)
-        self._renewer = Renewer(table, wechat, self._checker, events, now)
+        self._renewer = Renewer(table, wechat, self._checker, events, now, sleep)
 
     def tick(self, has_time: HasTime) -> Iterator[Outcome]:
         """The main schedule: renew what is due or about to be, then bring the table in line with Parameter Store.

@@ -8,7 +8,7 @@ take the lease ──► fetch from WeChat ──► publish                    
 from collections.abc import Callable
 
 from token_keeper import budget, renewal
-from token_keeper.clock import Now
+from token_keeper.clock import Now, Sleep
 from token_keeper.errors import KeeperError, LeaseOverError, QuotaError, RecordChangedError
 from token_keeper.model import ACCESS_TOKEN, Account, Credential, Failure, FailureClass, Grant, Kind, fingerprint
 from token_keeper.refresh import lifecycle, outcome
@@ -21,6 +21,10 @@ from token_keeper.table import Table
 
 _SUPERSEDED = "a later renewal has superseded this one"
 
+YOUNG_TOKEN_PAUSE = 5
+"""Seconds until a ticket is asked for again with a token that lives and yet was refused: WeChat may need some until it accepts
+what it has handed out."""
+
 DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
 
 
@@ -31,12 +35,13 @@ class _NoTokenError(WeChatError):
 class Renewer:
     """Renews one credential at a time."""
 
-    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Now) -> None:
+    def __init__(self, table: Table, wechat: WeChat, checker: Checker, events: Events, now: Now, sleep: Sleep) -> None:
         self._table = table
         self._wechat = wechat
         self._checker = checker
         self._events = events
         self._now = now
+        self._sleep = sleep
 
     def renew(self, seen: Credential, record: Account | KeeperError | None, *, rotate: bool = False) -> list[Outcome]:
         """Renew a credential as it was read, with the account's record (or why there is none); `rotate`: even a live value.
@@ -141,7 +146,11 @@ class Renewer:
             if error.failure_class is not FailureClass.CREDENTIAL or token.fingerprint is None:
                 raise
         found = self._checker.check(account.name, token.fingerprint)
-        attempt.others += self.renew(found, account) if isinstance(found, Credential) else [found]
+        if isinstance(found, Credential):
+            attempt.others += self.renew(found, account)
+        else:
+            attempt.others.append(found)
+            self._sleep(YOUNG_TOKEN_PAUSE)
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:
