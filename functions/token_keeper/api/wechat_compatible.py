@@ -169,10 +169,9 @@ class CompatibleApi:
     def _not_served(self, event: Mapping[str, Any]) -> tuple[int, str]:
         """The errcode and the hint for a call that is served by another method, or not at all."""
         path = (event.get("pathParameters") or {}).get("proxy", "")
-        if f"GET /cgi-bin/{path}" in self._routes:
-            return 43001, ""
-        if f"POST /cgi-bin/{path}" in self._routes:
-            return 43002, ""
+        for method, errcode in (("GET", 43001), ("POST", 43002)):
+            if f"{method} /cgi-bin/{path}" in self._routes:
+                return errcode, ""
         return 40066, _ELSEWHERE
 
 

@@ -63,9 +63,8 @@ def lease(seen: Credential, now: int) -> Change:
     def change(current: Credential) -> Credential | None:
         if now < current.lease_until:
             return None
-        until, at_risk_since = now + renewal.LEASE, current.at_risk_since
-        if at_risk_since is None:
-            at_risk_since = now
+        until = now + renewal.LEASE
+        at_risk_since = now if current.at_risk_since is None else current.at_risk_since
         return replace(current, epoch=current.epoch + 1, lease_until=until, due_at=until, at_risk_since=at_risk_since)
 
     # Under one epoch a lease that was seen to be lost may have been given back since, with a new value.
