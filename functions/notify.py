@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import boto3
@@ -69,7 +69,9 @@ def _test(robots: Robots, delivery: Delivery, name: str) -> dict[str, Any]:
     return {"delivered": failure is None, "reason": None if failure is None else str(failure)}
 
 
-if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # At once: Lambda gives the processor most freely before the first event.
-    handler = create_handler(os.environ)
+_handler = cache(lambda: create_handler(os.environ))
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """AWS Lambda's entry: a batch of the queue, or `{"test": <robot's name>}`."""
+    return _handler()(event, context)

@@ -5,13 +5,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
+from token_keeper.clock import whole_seconds
 from token_keeper.refresh.checker import HasTime
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.keeper import WORKERS, Keeper
@@ -54,10 +55,7 @@ def create_handler(
     It returns what was renewed, skipped and failed: fingerprints and times, never a value. `client` makes AWS clients
     as `boto3.client` does.
     """
-
-    def now() -> int:
-        return int(clock())
-
+    now = whole_seconds(clock)
     config = Config(
         connect_timeout=2, read_timeout=5, max_pool_connections=WORKERS, retries={"mode": "standard", "max_attempts": 3}
     )
@@ -128,7 +126,9 @@ def _wake(keeper: Keeper, event: Mapping[str, Any], has_time: HasTime) -> tuple[
             raise UnknownEventError(f"no event of RefreshFunction has the fields {sorted(map(str, event))[:10]}")
 
 
-if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # At once: Lambda gives the processor most freely before the first event.
-    handler = create_handler(os.environ)
+_handler = cache(lambda: create_handler(os.environ))
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """AWS Lambda's entry. Takes the events that `_wake` names; raises `UnknownEventError` for any other."""
+    return _handler()(event, context)

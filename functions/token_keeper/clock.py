@@ -7,3 +7,8 @@ type Now = Callable[[], int]
 
 type Sleep = Callable[[float], None]
 """Waits for so many seconds of that clock."""
+
+
+def whole_seconds(clock: Callable[[], float]) -> Now:
+    """The same clock, without fractions."""
+    return lambda: int(clock())

@@ -63,8 +63,6 @@ RULES = dict.fromkeys(Kind, Rule(300, look_ahead=0, overlap=0, each_call_mints=T
 }
 """WeCom's tokens and all tickets have one rule."""
 
-TICKETS = (Kind.TICKET, Kind.CORP_TICKET)
-
 
 class State(StrEnum):
     """The health of a credential in a word."""
@@ -86,7 +84,7 @@ def expiry(credential: Credential, grant: Grant) -> int:
     asked_at, claimed = grant.asked_at, grant.asked_at + grant.expires_in
     if RULES[credential.kind].counts_down:
         return claimed
-    is_first = credential.kind in TICKETS and credential.previous_fingerprint is None
+    is_first = credential.kind in (Kind.TICKET, Kind.CORP_TICKET) and credential.previous_fingerprint is None
     trusted = UNKNOWN_AGE_LIFE if is_first else REPEATED_LIFE
     trusted_until = asked_at + min(trusted, grant.expires_in)
     if credential.value is None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from infra.console.web import PageServer
 from infra.local.http_server import Server
 from infra.sam_template import translate
 from tests.support.browser import chromium, violations
-from token_keeper.model import Failure, FailureClass, ReportOutcome, rfc3339
-from token_keeper.refresh.outcome import Outcome, Probed, failed
+from token_keeper.model import Credential, Failure, FailureClass, Kind, ReportOutcome, rfc3339
+from token_keeper.refresh.outcome import Outcome, Probed, failed, renewed, verified
 
 NAME = "wechat-token-keeper"
 LOG = f"/aws/lambda/{NAME}-refresh"
@@ -122,13 +123,17 @@ def report(deployed: Deployed, at: float, outcome: Outcome, woken_by: str = "gua
     deployed.log(at, outcome.what, woken_by=woken_by, **which, **outcome.details)
 
 
+def credential(fingerprint: str, at: int) -> Credential:
+    new = Credential("main", "access_token", Kind.TOKEN, "wx0", epoch=1, due_at=at + 6660, fetched_at=at, seen_at=at)
+    return replace(new, value="value", fingerprint=fingerprint, expires_at=at + 7200)
+
+
 def renewal(fingerprint: str, at: int) -> Outcome:
-    times = {"expires_at": rfc3339(at + 7200), "promised_until": rfc3339(at + 6835), "renews_at": rfc3339(at + 6660)}
-    return Outcome("renewed", "main", "access_token", {"fingerprint": fingerprint, **times})
+    return renewed(credential(fingerprint, at), at)
 
 
 def verification(outcome: ReportOutcome) -> Outcome:
-    return Outcome("verified", "main", "access_token", {"outcome": outcome, "fingerprint": NEW})
+    return verified(credential(NEW, START), outcome)
 
 
 def marks(state: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """A token is always there: renewals on time, and what becomes of them when something fails on the way."""
 
+import itertools
 import json
 from contextlib import suppress
 from typing import Any
@@ -982,3 +983,108 @@ def test_a_ticket_waits_until_its_new_token_is_accepted(world: World, monkeypatc
     renewed = world.wake("guard")["renewed"]
     # Then both are renewed
     assert [item["credential"] for item in renewed] == ["access_token", "jsapi"]
+
+
+def let_both_expire(world: World) -> None:
+    """A token that has failed once, and its ticket, have come to their end; WeChat is back."""
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(6700)
+    world.unreachable = True
+    world.invoke({"renew": {"account": "main", "credential": "access_token"}})
+    world.unreachable = False
+    world.clock.sleep(600)
+
+
+def test_a_failing_token_is_renewed_before_its_ticket(world: World) -> None:
+    let_both_expire(world)
+    assert [each["credential"] for each in world.wake("guard")["renewed"]] == ["access_token", "jsapi"]
+
+
+def test_a_reader_gets_the_ticket_of_a_failing_token(world: World) -> None:
+    let_both_expire(world)
+    assert world.get("/v1/accounts/main/tickets/jsapi")[0] == 200
+
+
+def test_tokens_that_live_and_are_refused_hold_nothing_up(world: World) -> None:
+    # Given tokens that WeChat accepts, but not for tickets
+    names = [f"main-{number}" for number in range(20)]
+    for name in names:
+        world.add_account(name, appid=f"wx-{name}", tickets=["jsapi", "wx_card"])
+    world.clock.sleep(400)
+    world.wechat.fail("/cgi-bin/ticket/getticket", *[Fault.error(40001)] * 100)
+    # When the guard fires
+    began = world.clock()
+    assert len(world.wake("guard")["failed"]) == 2 * len(names)
+    # Then it does not wait for them: they are no new tokens
+    assert world.clock() == began
+
+
+@pytest.mark.moto
+def test_what_is_renewed_for_a_ticket_is_told_in_any_case(world: World) -> None:
+    # Given a ticket whose token is dead, and a table that does not take what becomes of the ticket
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(200)
+    world.wechat.kill_tokens()
+    writes = itertools.count(1)
+
+    def fail(operation: str, body: bytes) -> None:
+        if operation == "dynamodb.UpdateItem" and json.loads(body)["Key"]["sk"]["S"] == "jsapi" and next(writes) == 2:
+            raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
+
+    world.before_aws = fail
+    # When the guard fires
+    summary = world.wake("guard")
+    # Then the summary has both
+    assert [each["credential"] for each in summary["renewed"]] == ["access_token"]
+    assert [each["credential"] for each in summary["failed"]] == ["jsapi"]
+
+
+def test_a_failure_is_that_of_the_credential_that_was_due(world: World) -> None:
+    world.add_account(tickets=["jsapi"])
+    world.clock.sleep(200)
+    with world.down("dynamodb.BatchGetItem"):
+        failed = world.wake("guard")["failed"]
+    assert [each["credential"] for each in failed] == ["jsapi"]
+
+
+@pytest.mark.parametrize("what", ["an expired token", "a new appid"])
+def test_an_order_to_rotate_forces_only_what_lives(world: World, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    # Given a stable token
+    world.add_account(endpoint="stable_token")
+    if what == "an expired token":
+        world.clock.sleep(7200)
+    else:
+        world.clock.sleep(1000)
+        world.wechat.add_app("wx-other", SECRET)
+        value = json.dumps({"appid": "wx-other", "secret": SECRET, "endpoint": "stable_token"})
+        name = f"{ACCOUNTS_PATH}/main"
+        world.ssm.put_parameter(Name=name, Value=value, Type="SecureString", Overwrite=True)
+    handle, sent = world.wechat.handle, list[bytes]()
+
+    def note(method: str, path: str, query: Any, body: bytes) -> Any:
+        sent.append(body)
+        return handle(method, path, query, body)
+
+    monkeypatch.setattr(world.wechat, "handle", note)
+    # When an operator orders to rotate it
+    world.invoke({"renew": {"account": "main", "credential": "access_token", "rotate": True}})
+    # Then a new one is there, and WeChat was not forced
+    assert [json.loads(body)["force_refresh"] for body in sent] == [False]
+    assert world.wechat.accepts(world.token())
+
+
+def test_a_replaced_token_is_told_of_though_it_is_not_read(world: World) -> None:
+    # Given a dead token, and a table that cannot be read once it is replaced
+    world.add_account()
+    world.clock.sleep(60)
+    token = world.health()["fingerprint"]
+    world.wechat.kill_tokens()
+    minted = len(world.wechat.calls) + 2
+
+    def fail(operation: str, _: bytes) -> None:
+        if operation == "dynamodb.GetItem" and len(world.wechat.calls) == minted:
+            raise EndpointConnectionError(endpoint_url="https://dynamodb.invalid/")
+
+    world.before_aws = fail
+    # When a client reports it, then the summary has the new one
+    assert world.invoke({"verify": {"account": "main", "fingerprint": token}})["renewed"]

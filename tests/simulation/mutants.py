@@ -112,7 +112,9 @@ def _claims_first(self: Enrolment, name: str) -> Any:
 
 def _owner_unasked(self: Enrolment, due: Any, record: Any) -> Any:
     kept = self._table.credentials.get_all((each.account, each.name) for each in due)
-    return [self._if_due(each, kept[each.account, each.name]) for each in due if (each.account, each.name) in kept]
+    if any((each.account, each.name) not in kept for each in due):
+        return None
+    return [self._if_due(each, kept[each.account, each.name]) for each in due]
 
 
 def _nothing_probed(self: Checker, has_time: Any) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.certificates import self_signed
-from token_keeper.api.aws import clients, http
+from token_keeper.api.aws import clients
 from token_keeper.api.aws.sigv4 import Credentials, sign
 from token_keeper.aws_errors import AwsError, AwsUnavailableError, code_of, raised
 
@@ -186,7 +186,7 @@ def test_a_connection_that_was_unused_for_long_is_not_used_again(service: Servic
     now = [NOW]
     client = clients.Client("dynamodb", environment(service), lambda: now[0])
     client.get_item(TableName="t", Key={})
-    now[0] += http.IDLE
+    now[0] += clients.IDLE
     client.get_item(TableName="t", Key={})
     assert len(service.connections) == 2
 
@@ -269,17 +269,17 @@ def test_only_a_server_that_proves_its_name_is_asked(
     service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
     service.url = service.url.replace("http:", "https:")
     # When no authority vouches for it, then nothing is sent to it
-    http._tls.cache_clear()
+    clients._tls.cache_clear()
     with pytest.raises(AwsUnavailableError):
         ask(service)
     assert service.requests == []
     # And when an authority does, it responds, over one connection
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    http._tls.cache_clear()
+    clients._tls.cache_clear()
     client = clients.Client("dynamodb", environment(service), lambda: NOW)
     assert [client.get_item(), client.get_item()] == [ITEM, ITEM]
     assert len(service.connections) == 1
-    http._tls.cache_clear()
+    clients._tls.cache_clear()
 
 
 # --- where to, and as whom

@@ -1,5 +1,6 @@
 """What template.yaml deploys, read from SAM's own translation of it, in both partitions."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -957,3 +958,9 @@ def test_the_sample_events_are_those_that_the_stack_sends(template: Template) ->
     assert request["routeKey"] in [f"{route.method} {route.path}" for route in routes(template)]
     pattern = EventPattern.load(json.dumps(properties(template, "RefreshFunctionAccountChange")["EventPattern"]))
     assert pattern.matches_event(event("parameter-created"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", ["RefreshFunction", "ApiFunction", "NotifyFunction"])
+def test_the_handler_is_there_wherever_the_module_is_loaded(template: Template, function: str) -> None:
+    module, name = properties(template, function)["Handler"].split(".")
+    assert callable(getattr(importlib.import_module(module), name))

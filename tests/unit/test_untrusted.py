@@ -73,3 +73,11 @@ def test_whatever_looks_like_a_form_is_read_or_refused(text: str) -> None:
     except WeChatApiError:
         return
     assert all(isinstance(name, str) for name in parameters)
+
+
+@pytest.mark.parametrize(
+    "field", ['form-data; name="appid"', 'form-data; NAME=appid; x="y"', 'Form-Data; filename="a"; name = "appid"']
+)
+def test_a_form_names_its_fields_in_several_ways(field: str) -> None:
+    part = f"--b\r\nContent-Type: text/plain; name=other\r\nContent-Disposition: {field}\r\n\r\nwx--b1\r\n--b--\r\n"
+    assert _parameters({"body": part}) == {"appid": "wx--b1"}

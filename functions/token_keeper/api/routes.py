@@ -25,8 +25,6 @@ logger.setLevel(logging.INFO)
 MAX_PAGE_SIZE = 50
 """Accounts on a page of health, and the most that `limit` may ask for."""
 
-FINGERPRINT = re.compile("[0-9a-f]{16}")
-
 TICKET_TYPES = ("jsapi", "wx_card", "agent_config")
 
 WECHATS_CONTENT_TYPE = "application/json; encoding=utf-8"
@@ -133,7 +131,7 @@ def _reported(event: Mapping[str, Any]) -> str:
     match report:
         case {"access_token": str(token)} if token and token.isascii():
             return fingerprint(token)
-        case {"fingerprint": str(reported)} if FINGERPRINT.fullmatch(reported):
+        case {"fingerprint": str(reported)} if re.fullmatch("[0-9a-f]{16}", reported):
             return reported
     raise errors.InvalidRequestError(
         "a report is a JSON object with the access_token, or its fingerprint (16 hex digits)"

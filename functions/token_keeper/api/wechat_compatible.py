@@ -49,6 +49,7 @@ _ELSEWHERE = "only credentials are served here; send all other calls to WeChat i
 _APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BOUNDARY = re.compile(r"--([0-9A-Za-z'()+_,./:=?-]{1,70})\r?\n")
 """With what a multipart form begins (RFC 2046)."""
+_FIELD_NAME = re.compile(r'form-data;[^\n]*?\bname\s*=\s*"?([^";\s]+)', re.IGNORECASE)
 
 type Parameters = Mapping[str, str]
 type Body = dict[str, Any]
@@ -211,8 +212,8 @@ def _parameters(event: Mapping[str, Any]) -> Parameters:
 
 
 def _multipart_form(boundary: str, text: str) -> dict[str, Any]:
-    parts = (part.partition("\n\n") for part in text.replace("\r\n", "\n").split(f"--{boundary}"))
-    return {name[1]: value.strip() for head, _, value in parts if (name := re.search(r'\bname="?(\w+)', head))}
+    parts = f"\n{text}".replace("\r\n", "\n").split(f"\n--{boundary}")
+    return {name[1]: part.partition("\n\n")[2] for part in parts if (name := _FIELD_NAME.search(part))}
 
 
 def _error(event: Mapping[str, Any], errcode: int, hint: str) -> Body:

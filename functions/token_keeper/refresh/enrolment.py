@@ -10,7 +10,7 @@ from token_keeper.refresh import alerts, lifecycle, outcome
 from token_keeper.refresh.checker import Checker
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.outcome import Outcome
-from token_keeper.refresh.parameter_store import AccountRecord
+from token_keeper.refresh.parameter_store import AccountRecord, written_at
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 from token_keeper.table.items import Entry
@@ -86,7 +86,7 @@ class Enrolment:
 
     def _enrol(self, account: Account, version: str | None) -> list[Credential | Outcome]:
         old = self._table.accounts.entry(account.name)
-        if old is not None and _written_at(version) < _written_at(old.version):
+        if old is not None and written_at(version) < written_at(old.version):
             raise errors.RecordChangedError("an older version of the record was read than the one that is in force")
         stays = old is not None and old.app_id == account.app_id
         in_force = version if old is not None and old.version == version else None
@@ -196,8 +196,3 @@ class Enrolment:
     def _report_removed(self, dropped: Iterable[Credential]) -> None:
         for credential in dropped:
             self._events.add(alerts.removed(credential, self._now()))
-
-
-def _written_at(version: str | None) -> float:
-    """When a version of a record was written (see `parameter_store.record_version`)."""
-    return float(version.partition("@")[2]) if version else 0

@@ -8,14 +8,14 @@ from itertools import takewhile
 
 from token_keeper import budget, renewal
 from token_keeper.clock import Now, Sleep
-from token_keeper.errors import ParametersUnavailableError, RecordSupersededError
+from token_keeper.errors import ParametersUnavailableError, RecordSupersededError, StoreUnavailableError
 from token_keeper.model import ACCESS_TOKEN, Credential, Due, ReportOutcome
 from token_keeper.refresh import outcome
 from token_keeper.refresh.checker import Checker, HasTime
 from token_keeper.refresh.enrolment import Enrolment
 from token_keeper.refresh.events import Events
 from token_keeper.refresh.outcome import Outcome, Probed
-from token_keeper.refresh.parameter_store import AccountRecord, ParameterStore
+from token_keeper.refresh.parameter_store import AccountRecord, ParameterStore, written_at
 from token_keeper.refresh.renewer import Renewer, not_stored
 from token_keeper.refresh.wechat import WeChat
 from token_keeper.table import Table
@@ -113,7 +113,9 @@ class Keeper:
         if credential != ACCESS_TOKEN:  # a ticket is asked for with the token
             token = self._table.credentials.get(account, ACCESS_TOKEN)
             due += [token] if token and token.due_at <= self._now() else []
-        return self._renew(due, has_time, rotate=rotate and credential == ACCESS_TOKEN)
+        # What does not live is renewed without force: a forced refresh that is held up would end what comes meanwhile.
+        is_live = self._now() < renewal.usable_until(found)
+        return self._renew(due, has_time, rotate=rotate and is_live and credential == ACCESS_TOKEN)
 
     def verify(self, account: str, reported: str, has_time: HasTime) -> list[Outcome]:
         """A client saw an access token refused, named by its fingerprint: check it, and replace it if it is dead."""
@@ -121,11 +123,12 @@ class Keeper:
         if isinstance(found, Outcome):
             return [found]
         outcomes = self._renew([found], has_time)
-        token = self._table.credentials.get(account, ACCESS_TOKEN)
-        if token is None or token.refused_at is not None:
-            return outcomes
-        verdict = ReportOutcome.STILL_VALID if token.fingerprint == reported else ReportOutcome.REPLACED
-        return [*outcomes, outcome.verified(token, verdict)]
+        with suppress(StoreUnavailableError):
+            token = self._table.credentials.get(account, ACCESS_TOKEN)
+            if token is not None and token.refused_at is None:
+                verdict = ReportOutcome.STILL_VALID if token.fingerprint == reported else ReportOutcome.REPLACED
+                outcomes.append(outcome.verified(token, verdict))
+        return outcomes
 
     def _reason_to_skip(self, found: Credential, rotate: bool) -> str | None:
         now = self._now()
@@ -168,9 +171,10 @@ class Keeper:
     def _renew(self, due: Iterable[Due], has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Renew what is due: of the accounts that work before those that fail, and in each the token before tickets."""
         by_account: dict[str, list[Due]] = {}
-        for each in sorted(due, key=lambda each: (each.failures > 0, each.name != ACCESS_TOKEN, each.due_at)):
+        for each in sorted(due, key=lambda each: (each.name != ACCESS_TOKEN, each.due_at)):
             by_account.setdefault(each.account, []).append(each)
-        return self._keep(by_account, has_time, rotate=rotate)
+        working_first = sorted(by_account, key=lambda account: any(each.failures for each in by_account[account]))
+        return self._keep({account: by_account[account] for account in working_first}, has_time, rotate=rotate)
 
     def _keep(self, due: Mapping[str, Sequence[Due]], has_time: HasTime, *, rotate: bool = False) -> list[Outcome]:
         """Bring accounts in line with their records, side by side, and renew what is due of each, or what that makes due."""
@@ -186,27 +190,26 @@ class Keeper:
                 outcomes += keeping[account].result() if account in keeping else [_left(account)]
             except Exception as error:  # noqa: BLE001 - of ours, or a defect, which must not keep other accounts waiting
                 is_left = isinstance(error, ParametersUnavailableError) and not error.refused
-                outcomes.append(_left(account) if is_left else not_stored(account, ACCESS_TOKEN, error, self._now()))
+                credential = due[account][0].name if due[account] else ACCESS_TOKEN
+                outcomes.append(_left(account) if is_left else not_stored(account, credential, error, self._now()))
         return outcomes
 
     def _keep_account(
         self, account: str, record: AccountRecord, due: Sequence[Due], has_time: HasTime, rotate: bool
     ) -> list[Outcome]:
-        if not has_time():
-            return [_left(account)]
-        found = self._enrolment.permit(due, record) if due else None
-        if due and found is None:
-            record = self._accounts.read_one(account)  # Parameter Store may have shown the record before, or none
+        """Bring an account's record in force, unless it is and only what is due is to be renewed; then renew that."""
+        found = self._enrolment.permit(due, record) if due and has_time() else None
+        rotate = rotate and found is not None  # nothing that a change of the record makes due
+        is_outdated = bool(due)  # Parameter Store may have shown the record before, or none
         while found is None:
             if not has_time():
                 return [_left(account)]
-            applied = record
+            record = self._accounts.read_one(account) if is_outdated else record
             with suppress(RecordSupersededError):
                 found = self._enrolment.apply(account, record)
             # A record that changed meanwhile is applied again: the older one may have overwritten it.
-            record = self._accounts.read_one(account)
-            if record.version != applied.version:
-                found = None
+            is_outdated = self._is_outdated(account, record)
+            found = None if is_outdated else found
         outcomes: list[Outcome] = []
         for each in found:
             if isinstance(each, Outcome):
@@ -216,6 +219,12 @@ class Keeper:
             else:
                 outcomes += self._renewer.renew(each, record.content, rotate=rotate)
         return outcomes
+
+    def _is_outdated(self, account: str, record: AccountRecord) -> bool:
+        ((_, shown),) = self._accounts.read([account])
+        is_older = 0 < written_at(shown.version) < written_at(record.version)
+        is_unread = isinstance(shown.content, ParametersUnavailableError)
+        return shown.version != record.version and not is_older and not is_unread
 
 
 def _left(account: str) -> Outcome:

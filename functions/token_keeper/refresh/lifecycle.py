@@ -32,8 +32,8 @@ class Attempt:
 
     `before`: the credential as it was before the lease. `isolated`: whether a `token` account's value comes from `stable_token`.
     `forced`: whether it had WeChat force a refresh, which ends the old value at once. `mint_asked_at`: when it called
-    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value. `others`: what became of
-    the account's token, where WeChat refused a ticket call for that.
+    `/cgi-bin/token`. `outcome_unknown`: a response was lost that may have held a new value. `others`: takes what
+    became of the account's token, where WeChat refused a ticket call for that.
     """
 
     before: Credential

@@ -137,6 +137,11 @@ def record_version(parameter: Any) -> str:
     return f"{parameter['Version']}@{parameter['LastModifiedDate'].timestamp():.3f}"
 
 
+def written_at(version: str | None) -> float:
+    """When that version of a record was written, in epoch seconds; 0 where there is none."""
+    return float(version.partition("@")[2]) if version else 0
+
+
 @contextmanager
 def _translated_errors() -> Iterator[None]:
     try:

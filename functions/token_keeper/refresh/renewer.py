@@ -22,8 +22,10 @@ from token_keeper.table import Table
 _SUPERSEDED = "a later renewal has superseded this one"
 
 YOUNG_TOKEN_PAUSE = 5
-"""Seconds until a ticket is asked for again with a token that lives and yet was refused: WeChat may need some until it accepts
-what it has handed out."""
+"""Seconds until a ticket is asked for again with a young token that was refused: WeChat may need some until it accepts what it has
+handed out."""
+
+REPEATED_ERRMSG = "WeChat repeated the token that it refuses"
 
 DEFECT_REMEDY = "Internal error in token-keeper: please report it. It will be retried automatically."
 
@@ -48,24 +50,28 @@ class Renewer:
 
         Returns what became of it, and of its account's token where a ticket call was refused for that. Raises nothing.
         """
+        others: list[Outcome] = []
         try:
-            return self._renew(seen, record, rotate)
+            renewed = self._renew(seen, record, rotate, others)
         except Exception as error:  # noqa: BLE001 - of the table, or a defect, which must not keep the account's others waiting
-            return [not_stored(seen.account, seen.name, error, self._now())]
+            renewed = not_stored(seen.account, seen.name, error, self._now())
+        return [*others, renewed]
 
-    def _renew(self, seen: Credential, record: Account | KeeperError | None, rotate: bool) -> list[Outcome]:
+    def _renew(
+        self, seen: Credential, record: Account | KeeperError | None, rotate: bool, others: list[Outcome]
+    ) -> Outcome:
         if seen.name != ACCESS_TOKEN and self._is_token_renewal_under_way(seen.account):
-            return [outcome.skipped(seen.account, seen.name, "its access token is being renewed; it comes next")]
+            return outcome.skipped(seen.account, seen.name, "its access token is being renewed; the ticket comes next")
         now = self._now()
         leased = self._table.credentials.change(seen, lifecycle.lease(seen, now))
         if leased is None:
-            return [outcome.skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")]
-        attempt = Attempt(seen, leased, now)
+            return outcome.skipped(seen.account, seen.name, "not due any more, or another renewal is in progress")
+        attempt = Attempt(seen, leased, now, others=others)
         try:
             grant = self._fetch(attempt, record, rotate)
         except KeeperError as error:
-            return [*attempt.others, self._fail(attempt, error)]
-        return [*attempt.others, self._publish(attempt, grant)]
+            return self._fail(attempt, error)
+        return self._publish(attempt, grant)
 
     # --- fetching
 
@@ -95,7 +101,7 @@ class Renewer:
                 if not _is_refused(before, grant):
                     return grant
                 if ends_promise:
-                    raise _repeated_token()
+                    raise WeChatError(REPEATED_ERRMSG)
             except WeChatError as error:
                 # Where that fails once more for a transient reason, a token that is refused cannot wait for it.
                 is_first_try = before.refused_at is None or before.failures == 0
@@ -109,13 +115,13 @@ class Renewer:
             # The response was lost. Normal mode repeats what a forced refresh has minted, and endangers nothing.
             grant = self._ask_stable_token(attempt, account)
         if _is_refused(before, grant):
-            raise _repeated_token()
+            raise WeChatError(REPEATED_ERRMSG)
         return grant
 
     def _fetch_corp_token(self, attempt: Attempt, account: Account) -> Grant:
         grant = self._ask(attempt, lambda: self._wechat.fetch_token(account))
         if _is_refused(attempt.leased, grant) and not self._wechat.accepts(account.kind, grant.value):
-            raise _repeated_token()
+            raise WeChatError(REPEATED_ERRMSG)
         return grant
 
     def _ask_stable_token(self, attempt: Attempt, account: Account) -> Grant:
@@ -150,7 +156,7 @@ class Renewer:
             attempt.others += self.renew(found, account)
         else:
             attempt.others.append(found)
-            self._sleep(YOUNG_TOKEN_PAUSE)
+            self._sleep(YOUNG_TOKEN_PAUSE if renewal.is_too_young_to_check(token, self._now()) else 0)
         return self._ask_ticket(attempt, account, self._usable_token(account.name))
 
     def _ask_ticket(self, attempt: Attempt, account: Account, token: Credential) -> Grant:
@@ -208,10 +214,6 @@ def not_stored(account: str, credential: str, error: Exception, now: int) -> Out
     if isinstance(error, KeeperError):
         failure = error.failure(now)
     return outcome.failed(account, credential, failure, now + renewal.LEASE)
-
-
-def _repeated_token() -> WeChatError:
-    return WeChatError("WeChat repeated the token that it refuses")
 
 
 def _is_refused(leased: Credential, grant: Grant) -> bool:

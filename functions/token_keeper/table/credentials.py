@@ -28,7 +28,7 @@ class Credentials:
     def get_all(
         self, names: Iterable[tuple[str, str]], *, consistent: bool = True
     ) -> dict[tuple[str, str], Credential]:
-        """Those that there are of these credentials, each by its account and name; or as they were a moment ago."""
+        """Those that there are of these credentials, by account and name; not `consistent`: as they are, or were a moment ago."""
         keys = [credential_key(account, name) for account, name in names]
         found = map(to_credential, self._items.get_all(keys, consistent=consistent).values())
         return {(credential.account, credential.name): credential for credential in found}

@@ -94,8 +94,7 @@ def to_consumer(item: Item) -> Consumer:
 
 def account_of(item: Item) -> str:
     """The account whose credential this is."""
-    account: str = item["pk"].partition("#")[2]
-    return account
+    return str(item["pk"].partition("#")[2])
 
 
 def _failure(stored: Mapping[str, Any]) -> Failure:

@@ -1,1 +1,1 @@
-"""The readers' own AWS client: signatures, HTTP, and the calls that they make."""
+"""The readers' own AWS client: signatures, and the calls that they make."""

@@ -7,20 +7,22 @@ that AWS or the network says is repeated in an error but AWS's error code: AWS q
 import io
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
-from functools import partial, partialmethod
-from http.client import HTTPResponse
+from contextlib import suppress
+from functools import cache, partial, partialmethod
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from token_keeper.api.aws.http import Endpoint
 from token_keeper.api.aws.sigv4 import Credentials, sign
 from token_keeper.aws_errors import AwsError, AwsUnavailableError
 from token_keeper.untrusted import json_object
 
+CONNECT_TIMEOUT = 1
 READ_TIMEOUT = 2
-"""Seconds. A reader would rather say "stale" or 503 than keep its caller waiting."""
+"""Seconds, both. A reader would rather say "stale" or 503 than keep its caller waiting."""
 
 PAUSE = 0.05
 """Seconds before the second and last attempt."""
@@ -28,8 +30,14 @@ PAUSE = 0.05
 INVOKE_TIMEOUT = 8
 """Seconds a reader waits for a function, cold start included; API Gateway itself gives up after 30."""
 
+IDLE = 60
+"""Seconds after which an unused connection is not trusted: a frozen Lambda does not notice that it was closed, and finds
+out by waiting for a response. A new one costs a few milliseconds."""
+
+_tls = cache(ssl.create_default_context)
+"""One for all: to load the authorities takes as long as half of a reader's other init."""
+
 _THROTTLED = {"ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"}
-_CODE = re.compile(r"\w{1,80}")
 _HEADER_VALUE = re.compile("[!-~]+")
 
 
@@ -41,8 +49,14 @@ class Client:
 
     def __init__(self, service: str, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
         region = environment.get("AWS_REGION") or environment["AWS_DEFAULT_REGION"]
-        timeout = INVOKE_TIMEOUT if service == "lambda" else READ_TIMEOUT
-        self._endpoint = Endpoint(_url(service, region, environment), timeout, clock)
+        url = urlsplit(_url(service, region, environment))
+        new_connection = partial(HTTPSConnection, context=_tls()) if url.scheme == "https" else HTTPConnection
+        self._new_connection: Callable[[], HTTPConnection] = partial(
+            new_connection, url.netloc, timeout=CONNECT_TIMEOUT
+        )
+        self._unused: list[tuple[HTTPConnection, float]] = []
+        self._read_timeout = INVOKE_TIMEOUT if service == "lambda" else READ_TIMEOUT
+        self._host = url.netloc
         self._scope = f"{region}/{service}"
         self._environment = environment
         self._clock = clock
@@ -73,13 +87,42 @@ class Client:
         return {"StatusCode": response.status, "Payload": io.BytesIO(body), **error}
 
     def _post(self, path: str, headers: Mapping[str, str], text: str) -> tuple[HTTPResponse, bytes]:
-        headers, sent = {"Host": self._endpoint.host, **headers}, text.encode()
+        headers, sent = {"Host": self._host, **headers}, text.encode()
         signed = sign(headers, path, sent, _credentials(self._environment), self._scope, self._clock())
-        response, body = self._endpoint.post(path, signed, sent)
+        response, body = self._exchange(path, signed, sent)
         if response.status >= 300:
             code = _error_code(response, body)
             raise AwsError(code, retryable=response.status >= 500 or code in _THROTTLED)
         return response, body
+
+    def _exchange(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[HTTPResponse, bytes]:
+        """Send a request. One that a kept connection breaks under is sent again over a new one: the server had closed it before."""
+        while True:
+            kept = self._kept()
+            connection = kept or self._new_connection()
+            try:
+                if kept is None:
+                    connection.connect()
+                    connection.sock.settimeout(self._read_timeout)
+                connection.request("POST", path, body, headers)
+                response = connection.getresponse()
+                reply = response.read()
+                if not response.will_close:  # else http.client has closed it
+                    self._unused.append((connection, self._clock()))
+                return response, reply
+            except (OSError, HTTPException) as error:
+                connection.close()
+                if kept is None or not isinstance(error, ConnectionError | ssl.SSLError):
+                    raise AwsUnavailableError(type(error).__name__) from None
+
+    def _kept(self) -> HTTPConnection | None:
+        with suppress(IndexError):
+            while True:
+                connection, since = self._unused.pop()
+                if 0 <= self._clock() - since < IDLE:
+                    return connection
+                connection.close()
+        return None
 
 
 def _url(service: str, region: str, environment: Mapping[str, str]) -> str:
@@ -94,7 +137,7 @@ def _error_code(response: HTTPResponse, body: bytes) -> str:
     # As AWS's protocols have it: "namespace#Code:address".
     named = str(response.headers.get("x-amzn-ErrorType") or error.get("__type") or "")
     code = named.rpartition("#")[2].partition(":")[0]
-    return code if _CODE.fullmatch(code) else f"HTTP {response.status}"
+    return code if re.fullmatch(r"\w{1,80}", code) else f"HTTP {response.status}"
 
 
 def _credentials(environment: Mapping[str, str]) -> Credentials:
