@@ -107,12 +107,13 @@ class Api:
     def _hand_out(self, event: Mapping[str, Any], reading: Reading, value_field: str) -> dict[str, Any]:
         _log("handed out", event, reading)
         return {
-            **reading.log_fields,
+            "account": reading.credential.account,
+            "credential": reading.credential.name,
             value_field: reading.value,
             "expires_in": reading.expires_in,
             "expires_at": rfc3339(reading.expires_at),
             "cache_for": min(CACHE_FOR, reading.expires_in),
-        }
+        } | reading.log_fields
 
 
 def _account_name(event: Mapping[str, Any]) -> str:

@@ -46,7 +46,6 @@ _CORP_ERRMSG = {40013: "invalid corpid", 41002: "corpid missing", 41004: "corpse
 
 _ELSEWHERE = "only credentials are served here; send all other calls to WeChat itself, with the access_token from here"
 
-_APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BOUNDARY = re.compile(r"--([0-9A-Za-z'()+_,./:=?-]{1,70})\r?\n")
 """With what a multipart form begins (RFC 2046)."""
 _FIELD_NAME = re.compile(r'form-data;[^\n]*?\bname\s*=\s*"?([^";\s]+)', re.IGNORECASE)
@@ -185,7 +184,7 @@ def _credentials(sent: Parameters, id_name: str, secret_name: str) -> tuple[str,
         raise WeChatApiError(41004)
     if not CONSUMER_KEY.fullmatch(key):
         raise WeChatApiError(40125)
-    if not _APP_ID.fullmatch(app_id):
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", app_id):
         raise WeChatApiError(40013)
     return app_id, digest(key)
 

@@ -38,7 +38,6 @@ _tls = cache(ssl.create_default_context)
 """One for all: to load the authorities takes as long as half of a reader's other init."""
 
 _THROTTLED = {"ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"}
-_HEADER_VALUE = re.compile("[!-~]+")
 
 
 class Client:
@@ -145,6 +144,6 @@ def _credentials(environment: Mapping[str, str]) -> Credentials:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     access_key, secret_key, token = (environment.get(name, "") for name in names)
     # http.client would put a value that it cannot send into its exception.
-    if not (access_key and secret_key and _HEADER_VALUE.fullmatch(access_key + secret_key + token)):
+    if not (access_key and secret_key and re.fullmatch("[!-~]+", access_key + secret_key + token)):
         raise AwsUnavailableError("a credential in the environment is missing or holds blanks")
     return Credentials(access_key, secret_key, token)
