@@ -1020,7 +1020,7 @@ def test_tokens_that_live_and_are_refused_hold_nothing_up(world: World) -> None:
 
 
 @pytest.mark.moto
-def test_what_is_renewed_for_a_ticket_is_told_in_any_case(world: World) -> None:
+def test_a_renewal_for_a_ticket_is_reported_in_any_case(world: World) -> None:
     # Given a ticket whose token is dead, and a table that does not take what becomes of the ticket
     world.add_account(tickets=["jsapi"])
     world.clock.sleep(200)
@@ -1073,7 +1073,7 @@ def test_an_order_to_rotate_forces_only_what_lives(world: World, monkeypatch: py
     assert world.wechat.accepts(world.token())
 
 
-def test_a_replaced_token_is_told_of_though_it_is_not_read(world: World) -> None:
+def test_a_replaced_token_is_reported_though_not_read(world: World) -> None:
     # Given a dead token, and a table that cannot be read once it is replaced
     world.add_account()
     world.clock.sleep(60)
