@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -16,6 +16,7 @@ from infra.local import access_keys
 from infra.local.local_stack import DEMO_RECORD, Clock, LocalStack
 from infra.local.simulated_wechat import Fault
 from tests.support.documents import NOT_RUN, OPERATIONS, blocks, first_command
+from tests.support.local_stack import wait_for_first_tick
 
 APPID, OTHER_APPID = "wx0123456789abcdef", "wx617a123bb8bc99cd"
 OLD_SECRET, NEW_SECRET = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
@@ -72,7 +73,7 @@ def test_every_command_of_the_runbook_does_what_it_says(
         monkeypatch.setattr(access_keys, "session", lambda _: session)
         monkeypatch.setenv("TOKEN_KEEPER_LOCAL_PORT", str(local.port))
         assert local.tried.wait(120)
-        wait_for_first_tick(caplog)
+        wait_for_first_tick(caplog, TRIES_FOR)
         leaked: list[str] = []  # consumers' keys
         trouble: dict[str, Callable[[], object]] = {
             "40164": lambda: refused(local, 40164),
@@ -92,16 +93,6 @@ def test_every_command_of_the_runbook_does_what_it_says(
             if heading.startswith("A consumer"):
                 jump(local, 15)
                 assert ask(local, leaked[0]).get("errcode") == 40125
-
-
-def wait_for_first_tick(caplog: pytest.LogCaptureFixture) -> None:
-    """On a busy machine the tick that fires at the start would still be applying the first record when it is changed."""
-    ends = monotonic() + TRIES_FOR
-    while not any(
-        (each.getMessage(), getattr(each, "woken_by", None)) == ("woken", "tick") for each in list(caplog.records)
-    ):
-        assert monotonic() < ends
-        sleep(0.05)
 
 
 def run(local: LocalStack, heading: str, line: str) -> None:
