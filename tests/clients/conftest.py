@@ -13,6 +13,7 @@ from infra import sam_template
 from infra.cli.consumer_keys import new_consumer
 from infra.local.local_stack import LocalStack
 from tests.clients.stub_keeper import APPID, KEY, FakeTime, StubKeeper
+from tests.support.local_stack import first_tick
 from wechat_token_keeper import Keeper
 
 CORPID = "ww0123456789abcdef"
@@ -58,9 +59,11 @@ def local() -> Iterator[LocalStack]:
         schedule for schedule in sam_template.schedules(sam_template.translate()) if schedule.event["wake"] != "probe"
     ]
     with ExitStack() as started:
+        has_ticked = started.enter_context(first_tick())
         with patch.object(sam_template, "schedules", lambda _: without_probe):
             running = started.enter_context(LocalStack(emit=SAID.append))
         assert running.tried.wait(240)
+        assert has_ticked.wait(240)
         yield running
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infra.local.local_stack import DEMO, DEMO_RECORD, LocalStack
 from tests.support.browser import chromium, pass_time, violations
-from tests.support.local_stack import wait_for_first_tick
+from tests.support.local_stack import first_tick
 
 RENEWAL = 111 * 60
 """Seconds from a token's fetch until it is due."""
@@ -86,11 +86,11 @@ def visit(browser: Any) -> Iterator[Open]:
 
 
 @pytest.fixture
-def local(caplog: pytest.LogCaptureFixture) -> Iterator[LocalStack]:
+def local() -> Iterator[LocalStack]:
     """At the speed of the wall clock, so that a slow machine misses no deadline; the tests move its time, and wake it."""
-    with LocalStack() as local:
+    with first_tick() as has_ticked, LocalStack() as local:
         assert local.tried.wait(60)
-        wait_for_first_tick(caplog, 60)
+        assert has_ticked.wait(60)
         yield local
 
 

@@ -1,15 +1,28 @@
 """What tests of the local stack wait for."""
 
-from time import monotonic, sleep
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 
-import pytest
+
+class _Ticks(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_ended = Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (record.getMessage(), getattr(record, "woken_by", None)) == ("woken", "tick"):
+            self.has_ended.set()
 
 
-def wait_for_first_tick(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
-    """The tick that fires at the start may still be applying the first record, beside its event, when a test changes something."""
-    ends = monotonic() + seconds
-    while not any(
-        (each.getMessage(), getattr(each, "woken_by", None)) == ("woken", "tick") for each in list(caplog.records)
-    ):
-        assert monotonic() < ends
-        sleep(0.05)
+@contextmanager
+def first_tick() -> Iterator[Event]:
+    """An event that is set when a tick has ended. The one that fires at the start may still be applying the first record, beside
+    the record's own event, when a test changes something."""
+    logger, ticks = logging.getLogger("refresh"), _Ticks()
+    logger.addHandler(ticks)
+    try:
+        yield ticks.has_ended
+    finally:
+        logger.removeHandler(ticks)
