@@ -19,7 +19,7 @@ from token_keeper.refresh.outcome import Outcome
 from token_keeper.refresh.wechat import WeChat, WeChatError
 from token_keeper.table import Table
 
-_SUPERSEDED = "a later renewal has superseded this one"
+SUPERSEDED_ERRMSG = "a later renewal has superseded this one"
 
 YOUNG_TOKEN_PAUSE = 5
 """Seconds until a ticket is asked for again with a young token that was refused: WeChat may need some until it accepts what it has
@@ -140,7 +140,7 @@ class Renewer:
         # Recorded before it is made: it is counted, and the old value is served no more, even if this process dies.
         attempt.usage = budget.record(attempt.usage, now, forced=True)
         if self._table.credentials.change(leased, lifecycle.force(leased, attempt.usage, now)) is None:
-            raise LeaseOverError("a later renewal has superseded this one")
+            raise LeaseOverError(SUPERSEDED_ERRMSG)
         attempt.forced = True
         return self._ask(attempt, lambda: self._wechat.fetch_token(account, force=True))
 
@@ -193,7 +193,7 @@ class Renewer:
         leased = attempt.leased
         published = self._table.credentials.change(leased, lifecycle.publish(attempt, grant, self._now()))
         if published is None:
-            return outcome.skipped(leased.account, leased.name, _SUPERSEDED)
+            return outcome.skipped(leased.account, leased.name, SUPERSEDED_ERRMSG)
         self._events.add(published, is_renewed=published.fingerprint != leased.fingerprint)
         return outcome.renewed(published, self._now())
 
@@ -202,7 +202,7 @@ class Renewer:
         step = lifecycle.fail(attempt, failure, makes_event=not isinstance(error, _NoTokenError))
         failed = self._table.credentials.change(leased, step)
         if failed is None:
-            return outcome.skipped(leased.account, leased.name, _SUPERSEDED)
+            return outcome.skipped(leased.account, leased.name, SUPERSEDED_ERRMSG)
         self._events.add(failed)
         used = budget.used(leased.kind, attempt.usage, failure.at)
         return outcome.failed(leased.account, leased.name, failure, failed.due_at, budget_used=used)

@@ -47,6 +47,7 @@ class Accounts:
     def put_entry(self, entry: Entry) -> None:
         """Write the account's directory entry."""
         item = asdict(entry) | {"credentials": " ".join(entry.credentials)}
+        del item["account"]
         self._items.put(items.entry_key(entry.account) | item)
 
     def finish_entry(self, entry: Entry) -> bool:
